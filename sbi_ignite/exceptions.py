@@ -1,0 +1,91 @@
+"""Something went wrong: a message comes in, an error goes out that callers can catch by kind.
+
+Every error is a `SbiIgniteError` and also the built-in that a caller would expect, so that neither
+``except SbiIgniteError`` nor ``except ValueError`` misses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = [
+    "ArgumentError",
+    "CheckpointError",
+    "CheckpointMismatchError",
+    "DataError",
+    "MissingPackageError",
+    "NoSimulationsError",
+    "NonFiniteLossError",
+    "NotYetError",
+    "SbiIgniteError",
+    "SettingsError",
+    "UnsupportedSbiError",
+    "WrongTypeError",
+]
+
+
+class SbiIgniteError(Exception):
+    """The root of every error that sbi_ignite raises on purpose."""
+
+
+class SettingsError(SbiIgniteError, ValueError):
+    """A setting is wrong: its value, its name, its environment variable or its file."""
+
+
+class ArgumentError(SbiIgniteError, TypeError):
+    """An argument has a type that is not accepted there, or one field was given twice."""
+
+
+class WrongTypeError(SettingsError, ArgumentError):
+    """A keyword of `train()` has a type that its setting does not take.
+
+    It is a `SettingsError` (a setting is wrong) and an `ArgumentError` (an argument has the wrong
+    type), hence both a ValueError and a TypeError.
+    """
+
+
+class UnsupportedSbiError(SbiIgniteError, ImportError):
+    """The installed version of sbi is not one whose internals sbi_ignite knows."""
+
+
+class NotYetError(SbiIgniteError, NotImplementedError):
+    """The feature is announced but not built yet."""
+
+
+class DataError(SbiIgniteError, ValueError):
+    """The simulations cannot be trained on: too few rows, an empty split, non-finite values."""
+
+
+class NoSimulationsError(SbiIgniteError, RuntimeError):
+    """`train()` was called before any simulation was appended."""
+
+
+class NonFiniteLossError(SbiIgniteError, ValueError):
+    """The loss became NaN or infinite; the best weights so far are kept.
+
+    Args:
+        message: What happened, in a sentence.
+        epoch: The epoch in which it happened, counted as in the training summary.
+        iteration: The optimizer step in which it happened, counted over the whole training.
+        rows: Indices of the offending rows in the training data; empty if they are not known.
+    """
+
+    def __init__(
+        self, message: str, *, epoch: int = 0, iteration: int = 0, rows: Iterable[int] = ()
+    ) -> None:
+        super().__init__(message)
+        self.epoch = int(epoch)
+        self.iteration = int(iteration)
+        self.rows = tuple(int(row) for row in rows)
+
+
+class MissingPackageError(SbiIgniteError, ImportError):
+    """An optional package is needed; the message holds the line that installs it."""
+
+
+class CheckpointError(SbiIgniteError, RuntimeError):
+    """A run directory cannot be used: nothing readable in it, or another process holds it."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """The run directory belongs to other data, another method or another network."""

@@ -1,0 +1,271 @@
+"""One raw value in, a checked one out: the kinds of field that the settings are made of.
+
+A value from a Python call must already have its type. A value from the environment or a file
+arrives as text and is read leniently; the validation context says which of the two it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import re
+from collections.abc import Mapping
+from datetime import time, timedelta
+from numbers import Real
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Lt
+from pydantic import BeforeValidator, PlainValidator, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from sbi_ignite.settings.plain import FrozenDict
+
+__all__ = [
+    "FROM_TEXT",
+    "Bool",
+    "Count",
+    "Device",
+    "Directory",
+    "Duration",
+    "Fraction",
+    "FrozenMapping",
+    "NonNegativeFloat",
+    "OrNone",
+    "PositiveFloat",
+    "PositiveInt",
+    "Tags",
+    "Text",
+    "choice",
+    "is_text",
+    "read_json",
+]
+
+FROM_TEXT: Mapping[str, bool] = {"text": True}
+"""The validation context of values that come from the environment or a file."""
+
+_HOURS = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu|hpu)(:\d+)?")
+_NONE = ("none", "null")
+
+
+def is_text(value: object, info: ValidationInfo) -> bool:
+    """Say whether a value is text from the environment or a file, to be read leniently."""
+    return isinstance(value, str) and is_outside(info)
+
+
+def is_outside(info: ValidationInfo) -> bool:
+    """Say whether a value comes from the environment or a file."""
+    return bool(info.context) and bool(info.context.get("text"))
+
+
+def expected(what: str, wrong_type: bool = True) -> PydanticCustomError:
+    """Make the complaint that a value is not what its field takes."""
+    # str.format-like braces in the text would be filled from a context that is not there
+    return PydanticCustomError("wrong_type" if wrong_type else "wrong_value", f"expected {what}")  # pyright: ignore[reportArgumentType]  # pydantic wants a literal; the text is ours
+
+
+def _whole(value: Any, info: ValidationInfo) -> Any:
+    if is_text(value, info):
+        return value.strip()
+    if isinstance(value, bool) or _numpy_kind(value) == "b" or not hasattr(value, "__index__"):
+        raise expected("an integer")
+    return operator.index(value)
+
+
+def _real(value: Any, info: ValidationInfo) -> Any:
+    if is_text(value, info):
+        return value.strip()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise expected("a number")
+    return float(value)
+
+
+def _truth(value: Any, info: ValidationInfo) -> Any:
+    if is_text(value, info):
+        return value.strip()
+    if not isinstance(value, bool) and _numpy_kind(value) != "b":
+        raise expected("True or False")
+    return bool(value)
+
+
+def _numpy_kind(value: object) -> str:
+    # numpy scalars are known by their dtype, so that numpy need not be imported here
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    return kind if isinstance(kind, str) else ""
+
+
+def _string(value: Any, info: ValidationInfo) -> Any:
+    if is_outside(info) and isinstance(value, Real) and not isinstance(value, bool):
+        return str(value)  # a TOML file may say `run_name = 7`
+    if not isinstance(value, str):
+        raise expected("a string")
+    if not value.strip():
+        raise expected("a string that is not empty", wrong_type=False)
+    return value
+
+
+def _none(value: Any, info: ValidationInfo) -> Any:
+    return None if is_text(value, info) and value.strip().lower() in _NONE else value
+
+
+def _device(value: Any, info: ValidationInfo) -> Any:
+    # torch.device prints as its name; torch is not imported here to recognise it
+    name = str(value) if type(value).__module__ == "torch" else value
+    if not isinstance(name, str):
+        raise expected("a device name such as 'cpu', 'cuda', 'cuda:1' or 'mps'")
+    name = name.strip() if is_outside(info) else name
+    if not _DEVICE.fullmatch(name):
+        raise expected("a device name such as 'cpu', 'cuda', 'cuda:1' or 'mps'", wrong_type=False)
+    return name
+
+
+def _duration(value: Any, info: ValidationInfo) -> timedelta:
+    wanted = "a positive timedelta, number of seconds or 'HH:MM:SS'"
+    if isinstance(value, bool) or not isinstance(value, timedelta | time | Real | str):
+        raise expected(wanted)
+    try:
+        duration = _as_timedelta(value, is_outside(info))
+    except (ValueError, OverflowError):
+        raise expected(wanted, wrong_type=False) from None
+    if duration <= timedelta(0):
+        raise expected(wanted, wrong_type=False)
+    return duration
+
+
+def _as_timedelta(value: timedelta | time | Real | str, outside: bool) -> timedelta:
+    if isinstance(value, timedelta):
+        return value
+    if isinstance(value, time):  # TOML has a type for times of day: max_time = 01:30:00
+        return timedelta(
+            hours=value.hour,
+            minutes=value.minute,
+            seconds=value.second,
+            microseconds=value.microsecond,
+        )
+    if not isinstance(value, str):
+        return timedelta(seconds=_finite(float(value)))
+    match = _HOURS.fullmatch(value.strip())
+    if match:
+        hours, minutes, seconds = match.groups()
+        return timedelta(hours=int(hours), minutes=int(minutes), seconds=float(seconds))
+    if outside:
+        return timedelta(seconds=_finite(float(value)))
+    raise ValueError(value)
+
+
+def _finite(number: float) -> float:
+    if not math.isfinite(number):
+        raise ValueError(number)
+    return number
+
+
+def _directory(value: Any) -> Path:
+    if not isinstance(value, str | PathLike) or not isinstance(fspath(value), str):
+        raise expected("a path")
+    if not fspath(value).strip():
+        raise expected("a path that is not empty", wrong_type=False)
+    return Path(value).expanduser()
+
+
+def read_json(text: str) -> Any:
+    """Read a piece of text as JSON where it is JSON, else leave it as it is."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _mapping(value: Any, info: ValidationInfo) -> FrozenDict:
+    if is_text(value, info):
+        value = read_json(value)
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise expected("a mapping with names as keys")
+    leaf = read_json if is_outside(info) else lambda item: item
+    return FrozenDict(
+        {key: leaf(item) if isinstance(item, str) else item for key, item in value.items()}
+    )
+
+
+def _tags(value: Any, info: ValidationInfo) -> tuple[str, ...] | FrozenDict:
+    if is_text(value, info):
+        decoded = read_json(value)
+        value = decoded if isinstance(decoded, list | dict) else _comma_separated(value)
+    if isinstance(value, Mapping):
+        return FrozenDict({str(key): str(item) for key, item in value.items()})
+    if not isinstance(value, list | tuple) or not all(isinstance(tag, str) for tag in value):
+        raise expected("a sequence of strings, or a mapping from names to values")
+    return tuple(value)
+
+
+def _comma_separated(text: str) -> list[str]:
+    return [tag.strip() for tag in text.split(",") if tag.strip()]
+
+
+def choice(*names: str, instance: type | None = None, call: str = "") -> PlainValidator:
+    """Make the check of a field that takes one of some names, a callable or an instance.
+
+    Args:
+        names: The names.
+        instance: A settings class whose instances, or mappings of whose fields, are taken as well.
+        call: What a callable maps to what, for the message; "" where no callable is taken.
+
+    Returns:
+        The validator, to be put into an annotation.
+    """
+    listed = ", ".join(repr(name) for name in names)
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str) and (value.strip() if is_outside(info) else value) in names:
+            return value.strip()
+        if instance is not None and isinstance(value, instance):
+            return value
+        if instance is not None:
+            built = _from_fields(instance, value, info)
+            if built is not None:
+                return built
+        if call and callable(value):
+            return value
+        raise expected(_wanted(listed, instance, call, info), wrong_type=not isinstance(value, str))
+
+    return PlainValidator(check)
+
+
+def _from_fields(owner: Any, value: Any, info: ValidationInfo) -> Any:
+    value = read_json(value) if is_text(value, info) else value
+    if not isinstance(value, Mapping):
+        return None
+    return owner.from_text(value) if is_outside(info) else owner(**value)
+
+
+def _wanted(listed: str, instance: type | None, call: str, info: ValidationInfo) -> str:
+    if not listed:
+        return f"a callable {call}"
+    text = f"one of {listed}"
+    if instance is not None:
+        text += f", {instance.__name__} fields" if is_outside(info) else f", an {instance.__name__}"
+    if not call:
+        return text
+    if is_outside(info):
+        return f"{text} (a callable {call} can be passed from Python only)"
+    return f"{text} or a callable {call}"
+
+
+OrNone = BeforeValidator(_none)
+"""Reads the text "none" as None; goes around a type that allows None."""
+
+PositiveInt = Annotated[int, BeforeValidator(_whole), Ge(1)]
+Count = Annotated[int, BeforeValidator(_whole), Ge(0)]
+_Finite = Annotated[float, BeforeValidator(_real)]
+PositiveFloat = Annotated[_Finite, Gt(0)]
+NonNegativeFloat = Annotated[_Finite, Ge(0)]
+Fraction = Annotated[_Finite, Gt(0), Lt(1)]
+Bool = Annotated[bool, BeforeValidator(_truth)]
+Text = Annotated[str, BeforeValidator(_string)]
+Device = Annotated[str, PlainValidator(_device)]
+Duration = Annotated[timedelta, PlainValidator(_duration)]
+Directory = Annotated[Path, PlainValidator(_directory)]
+FrozenMapping = Annotated[Mapping[str, Any], PlainValidator(_mapping)]
+Tags = Annotated[tuple[str, ...] | Mapping[str, str], PlainValidator(_tags)]

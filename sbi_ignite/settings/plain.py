@@ -1,0 +1,134 @@
+"""Any setting's value in, plain data or a short text out; secrets stay behind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
+from datetime import timedelta
+from os import PathLike
+from typing import TYPE_CHECKING, Any, NoReturn
+
+__all__ = ["FrozenDict", "clock", "content_hash", "plain", "qualified_name", "shorten", "without"]
+
+_LONGEST = 80
+_SECRET_NAME = re.compile(
+    r"(^|_|-)(api_?key|key|token|password|passwd|secret|credentials?)s?$", re.IGNORECASE
+)
+_USER_IN_URL = re.compile(r"(?<=://)[^/@\s'\"]+@")
+_HIDDEN = "***"
+
+
+class FrozenDict(dict[str, Any]):
+    """A dict that cannot change after birth and hashes by content."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("this mapping belongs to frozen settings; change a copy: dict(mapping)")
+
+    if not TYPE_CHECKING:  # a checker would compare each with the base's signature
+        __setitem__ = __delitem__ = __ior__ = _refuse
+        clear = pop = popitem = update = setdefault = _refuse
+
+    # hashable by content is the promise of every value that holds this mapping
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return content_hash(dict(self))
+
+    def __copy__(self) -> FrozenDict:
+        return self
+
+    # dict subclasses are otherwise pickled and deep-copied item by item through __setitem__
+    def __reduce__(self) -> tuple[type[FrozenDict], tuple[dict[str, Any]]]:
+        return FrozenDict, (dict(self),)
+
+
+def content_hash(value: object) -> int:
+    """Hash a value by what it contains, also where it contains dicts or lists.
+
+    Args:
+        value: Any value; what cannot be hashed counts by its type alone.
+
+    Returns:
+        The same number for equal values.
+    """
+    if isinstance(value, Mapping):
+        return hash(frozenset((key, content_hash(item)) for key, item in value.items()))
+    if isinstance(value, list | tuple):
+        return hash(tuple(content_hash(item) for item in value))
+    try:
+        return hash(value)
+    except TypeError:
+        return hash(type(value))
+
+
+def plain(value: object, name: str = "") -> Any:
+    """Turn a setting's value into data that JSON can hold.
+
+    Args:
+        value: The value.
+        name: The name it goes by; a name that suggests a secret hides the value.
+
+    Returns:
+        None, bool, int, float, str, or a list or dict of these: a callable becomes its qualified
+        name, a path its text, a timedelta "HH:MM:SS", any other object the name of its type.
+    """
+    if _SECRET_NAME.search(name) and value is not None:
+        return _HIDDEN
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return without(value)
+    if isinstance(value, timedelta):
+        return clock(value)
+    return _plain_container(value)
+
+
+def _plain_container(value: object) -> Any:
+    if isinstance(value, PathLike):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, str(key)) for key, item in value.items()}
+    if isinstance(value, Set):
+        return sorted((plain(item) for item in value), key=str)
+    if isinstance(value, Sequence):
+        return [plain(item) for item in value]
+    return qualified_name(value)
+
+
+def qualified_name(value: object) -> str:
+    """Name a callable, or the type of any other object, by module and qualified name."""
+    named = value if callable(value) and hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def clock(duration: timedelta) -> str:
+    """Write a duration as "HH:MM:SS", with as many hours and decimals as it needs."""
+    seconds = duration.days * 86400 + duration.seconds
+    text = f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    return f"{text}.{duration.microseconds:06d}" if duration.microseconds else text
+
+
+def without(text: str) -> str:
+    """Take user names and passwords out of the addresses in a text."""
+    return _USER_IN_URL.sub(f"{_HIDDEN}@", text)
+
+
+def shorten(value: object, name: str = "") -> str:
+    """Show a value in an error message or a repr: its repr, of bounded length, without secrets.
+
+    Args:
+        value: The value.
+        name: The name it goes by; a name that suggests a secret hides the value.
+
+    Returns:
+        One line of at most about eighty characters.
+    """
+    text = _HIDDEN if _SECRET_NAME.search(name) else _one_line(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _one_line(value: object) -> str:
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{key!r}: {shorten(item, str(key))}" for key, item in value.items())
+        return f"{{{inside}}}"
+    if isinstance(value, Callable) and hasattr(value, "__qualname__"):
+        return qualified_name(value)
+    return without(" ".join(repr(value).split()))

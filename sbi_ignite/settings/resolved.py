@@ -1,0 +1,116 @@
+"""The settings of one training with their origins in, plain data or a readable table out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sbi_ignite.settings.base import Settings
+from sbi_ignite.settings.checkpoint import CheckpointConfig
+from sbi_ignite.settings.early_stopping import EarlyStopping
+from sbi_ignite.settings.logging_config import LoggingConfig
+from sbi_ignite.settings.origin import DEFAULT, Origin
+from sbi_ignite.settings.plain import plain, qualified_name, shorten
+from sbi_ignite.settings.train import TrainConfig
+
+__all__ = ["Resolved"]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What one training runs with, and where each value came from.
+
+    Args:
+        train: The training's settings; its `model_fields_set` are those that are not defaults.
+        early_stopping: The rules, any of which ends the training; none: it trains all epochs.
+        logging: LoggingConfig values and loggers of other make; empty if nothing was asked for.
+        checkpoint: The run directory's settings; None: nothing is saved.
+        origins: Where each value came from, by "train.batch_size", "early_stopping.patience", …;
+            with several rules or loggers by "early_stopping.0.patience", "logging.1.backend", ….
+    """
+
+    train: TrainConfig
+    early_stopping: tuple[EarlyStopping, ...]
+    logging: tuple[object, ...]
+    checkpoint: CheckpointConfig | None
+    origins: Mapping[str, Origin]
+
+    def origin(self, name: str) -> Origin:
+        """Tell where a value came from.
+
+        Args:
+            name: Group and field, such as "train.batch_size".
+
+        Returns:
+            Its origin; "default" for what nobody set.
+        """
+        return self.origins.get(name, DEFAULT)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give everything as plain data that JSON can hold.
+
+        Returns:
+            "train" and "checkpoint" map each field to its "value", "origin" and "where";
+            "early_stopping" and "logging" are lists of such mappings, one per rule or logger;
+            "checkpoint" is None if nothing is saved.
+        """
+        return {
+            "train": self._entries(self.train, "train"),
+            "early_stopping": self._list("early_stopping", self.early_stopping),
+            "logging": self._list("logging", self.logging),
+            "checkpoint": self.checkpoint and self._entries(self.checkpoint, "checkpoint"),
+        }
+
+    def describe(self) -> str:
+        """Give everything as a table: name, value, origin and where that is.
+
+        Returns:
+            Aligned lines, the first of which names the columns.
+        """
+        rows = [("name", "value", "origin", "where"), *self._rows()]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return "\n".join(lines)
+
+    def _list(self, group: str, items: tuple[object, ...]) -> list[dict[str, Any]]:
+        prefixes = item_prefixes(group, len(items))
+        return [self._entries(*pair) for pair in zip(items, prefixes, strict=True)]
+
+    def _entries(self, item: object, prefix: str) -> dict[str, Any]:
+        return {
+            name: {"value": plain(value, name), "origin": origin.source, "where": origin.where}
+            for name, value, origin in self._fields(item, prefix)
+        }
+
+    def _rows(self) -> Iterator[tuple[str, str, str, str]]:
+        for item, prefix in self._items():
+            for name, value, origin in self._fields(item, prefix):
+                shown = shorten(plain(value, name), name)
+                yield f"{prefix}.{name}", shown, origin.source, origin.where
+
+    def _items(self) -> Iterator[tuple[object, str]]:
+        yield self.train, "train"
+        for group, items in (("early_stopping", self.early_stopping), ("logging", self.logging)):
+            yield from zip(items, item_prefixes(group, len(items)), strict=True)
+        if self.checkpoint is not None:
+            yield self.checkpoint, "checkpoint"
+
+    def _fields(self, item: object, prefix: str) -> Iterator[tuple[str, object, Origin]]:
+        if not isinstance(item, Settings):
+            yield "logger", qualified_name(item), self.origin(f"{prefix}.logger")
+            return
+        for name in fields_of(item):
+            yield name, getattr(item, name), self.origin(f"{prefix}.{name}")
+
+
+def fields_of(item: Settings) -> tuple[str, ...]:
+    """List the fields that say something: for a rule or backend, those that it takes."""
+    if isinstance(item, EarlyStopping | LoggingConfig):
+        return item.fields
+    return tuple(type(item).model_fields)
+
+
+def item_prefixes(group: str, count: int) -> list[str]:
+    """Name the members of a group: by the group alone if there is one, else with numbers."""
+    return [group] if count == 1 else [f"{group}.{number}" for number in range(count)]
