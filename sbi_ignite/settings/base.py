@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import Self, override
 
 from sbi_ignite.exceptions import ArgumentError, SettingsError
-from sbi_ignite.settings.fields import FROM_TEXT
+from sbi_ignite.settings.fields import from_text
 from sbi_ignite.settings.origin import Origin
 from sbi_ignite.settings.plain import content_hash, shorten
 from sbi_ignite.settings.problems import translate
@@ -43,11 +43,12 @@ class Settings(BaseModel):
         self._fill(_named(type(self), args, values), {})
 
     @classmethod
-    def from_text(cls, values: Mapping[str, object]) -> Self:
+    def from_text(cls, values: Mapping[str, object], origin: Origin) -> Self:
         """Build the value from text, as the environment and files hold it.
 
         Args:
             values: One text per field.
+            origin: Where they all came from.
 
         Returns:
             The checked value.
@@ -55,7 +56,7 @@ class Settings(BaseModel):
         Raises:
             SettingsError: If a text cannot be read as its field's type.
         """
-        return cls.from_origins(values, {}, FROM_TEXT)
+        return cls.from_origins(values, dict.fromkeys(values, origin), from_text(origin))
 
     @classmethod
     def from_origins(
@@ -69,7 +70,7 @@ class Settings(BaseModel):
         Args:
             values: One value per field.
             origins: Where each came from.
-            context: What the validators should know; `FROM_TEXT` for texts.
+            context: What the validators should know; see `fields.from_text`.
 
         Returns:
             The checked value.
@@ -87,7 +88,8 @@ class Settings(BaseModel):
         origins: Mapping[str, Origin],
         context: Mapping[str, object] | None = None,
     ) -> None:
-        data = type(self).canonical(values)
+        data = self.canonical(values)
+        origins = {**self._other_names(values), **origins}
         try:
             self.__pydantic_validator__.validate_python(
                 data, self_instance=self, context=dict(context or {})
@@ -96,6 +98,31 @@ class Settings(BaseModel):
             names = [*type(self).model_fields, *self.aliases]
             raise translate(error, type(self).__name__, names, origins) from None
         self._check(origins)
+
+    @override
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """Check an instance or a mapping of fields.
+
+        Args:
+            obj: The instance or the mapping.
+            **options: What pydantic's method of this name takes.
+
+        Returns:
+            The instance.
+
+        Raises:
+            SettingsError: If a value is wrong or a name is misspelt.
+        """
+        try:
+            return super().model_validate(obj, **options)
+        except ValidationError as error:
+            raise translate(error, cls.__name__, [*cls.model_fields], {}) from None
+
+    @classmethod
+    def _other_names(cls, values: Mapping[str, object]) -> dict[str, Origin]:
+        used = [(name, own) for name, own in cls.aliases.items() if name in values]
+        return {own: Origin("call", f"{cls.__name__}({name}=...)") for name, own in used}
 
     def _check(self, origins: Mapping[str, Origin]) -> None:
         """Look at the fields together.
@@ -160,7 +187,7 @@ class Settings(BaseModel):
             SettingsError: If the text cannot be read as the field's type.
         """
         try:
-            return _adapter(cls, field).validate_python(text, context=dict(FROM_TEXT))
+            return _adapter(cls, field).validate_python(text, context=from_text(origin))
         except ValidationError as error:
             raise translate(error, cls.__name__, [], {field: origin}, field) from None
 

@@ -111,6 +111,6 @@ class EarlyStopping(Settings):
             origin = origins.get("kind", Origin("call", "EarlyStopping(kind=...)"))
             raise SettingsError(
                 "EarlyStopping.rule: kind 'when' needs a callable, which can be passed from "
-                f"Python only, as EarlyStopping.when(rule); got kind 'when' from the {origin}"
+                f"Python only, as EarlyStopping.when(rule); got kind 'when' from {origin}"
             )
         refuse_foreign(self, f"kind {self.kind!r}", self.fields, origins)

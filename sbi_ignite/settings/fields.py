@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 import re
 from collections.abc import Mapping
 from datetime import time, timedelta
-from numbers import Real
+from numbers import Integral, Real
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, PlainValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from sbi_ignite.settings.origin import Origin
 from sbi_ignite.settings.plain import FrozenDict
 
 __all__ = [
-    "FROM_TEXT",
     "Bool",
     "Count",
     "Device",
@@ -36,19 +35,31 @@ __all__ = [
     "OrNone",
     "PositiveFloat",
     "PositiveInt",
+    "Seed",
     "Tags",
     "Text",
     "choice",
+    "from_text",
+    "is_outside",
     "is_text",
     "read_json",
 ]
 
-FROM_TEXT: Mapping[str, bool] = {"text": True}
-"""The validation context of values that come from the environment or a file."""
-
 _HOURS = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|hpu)(:\d+)?")
 _NONE = ("none", "null")
+
+
+def from_text(origin: Origin) -> dict[str, object]:
+    """Make the validation context of a value that comes from the environment or a file.
+
+    Args:
+        origin: Where it comes from.
+
+    Returns:
+        What the validators are to know.
+    """
+    return {"text": True, "origin": origin}
 
 
 def is_text(value: object, info: ValidationInfo) -> bool:
@@ -70,9 +81,9 @@ def expected(what: str, wrong_type: bool = True) -> PydanticCustomError:
 def _whole(value: Any, info: ValidationInfo) -> Any:
     if is_text(value, info):
         return value.strip()
-    if isinstance(value, bool) or _numpy_kind(value) == "b" or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise expected("an integer")
-    return operator.index(value)
+    return int(value)
 
 
 def _real(value: Any, info: ValidationInfo) -> Any:
@@ -80,7 +91,10 @@ def _real(value: Any, info: ValidationInfo) -> Any:
         return value.strip()
     if isinstance(value, bool) or not isinstance(value, Real):
         raise expected("a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise expected("a number that fits a float", wrong_type=False) from None
 
 
 def _truth(value: Any, info: ValidationInfo) -> Any:
@@ -183,10 +197,17 @@ def _mapping(value: Any, info: ValidationInfo) -> FrozenDict:
         value = read_json(value)
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise expected("a mapping with names as keys")
-    leaf = read_json if is_outside(info) else lambda item: item
-    return FrozenDict(
-        {key: leaf(item) if isinstance(item, str) else item for key, item in value.items()}
-    )
+    if _origin(info).source != "environment":
+        return FrozenDict(value)
+    # each value is a text of its own where one variable sets one of them
+    leaves = {
+        key: read_json(item) if isinstance(item, str) else item for key, item in value.items()
+    }
+    return FrozenDict(leaves)
+
+
+def _origin(info: ValidationInfo) -> Origin:
+    return (info.context or {}).get("origin", Origin("call"))
 
 
 def _tags(value: Any, info: ValidationInfo) -> tuple[str, ...] | FrozenDict:
@@ -237,7 +258,7 @@ def _from_fields(owner: Any, value: Any, info: ValidationInfo) -> Any:
     value = read_json(value) if is_text(value, info) else value
     if not isinstance(value, Mapping):
         return None
-    return owner.from_text(value) if is_outside(info) else owner(**value)
+    return owner.from_text(value, _origin(info)) if is_outside(info) else owner(**value)
 
 
 def _wanted(listed: str, instance: type | None, call: str, info: ValidationInfo) -> str:
@@ -258,6 +279,7 @@ OrNone = BeforeValidator(_none)
 
 PositiveInt = Annotated[int, BeforeValidator(_whole), Ge(1)]
 Count = Annotated[int, BeforeValidator(_whole), Ge(0)]
+Seed = Annotated[int, BeforeValidator(_whole), Ge(0), Le(2**63 - 1)]
 _Finite = Annotated[float, BeforeValidator(_real)]
 PositiveFloat = Annotated[_Finite, Gt(0)]
 NonNegativeFloat = Annotated[_Finite, Ge(0)]

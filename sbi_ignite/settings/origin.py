@@ -7,6 +7,13 @@ from typing import Literal
 
 __all__ = ["DEFAULT", "Origin"]
 
+_IN_WORDS = {
+    "call": "the call",
+    "environment": "the environment variable",
+    "file": "the file",
+    "default": "the default",
+}
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -22,7 +29,7 @@ class Origin:
     where: str = ""
 
     def __str__(self) -> str:
-        return f"{self.source} ({self.where})" if self.where else self.source
+        return f"{_IN_WORDS[self.source]} {self.where}".rstrip()
 
 
 DEFAULT = Origin("default")

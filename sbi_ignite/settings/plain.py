@@ -8,13 +8,17 @@ from datetime import timedelta
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NoReturn
 
-__all__ = ["FrozenDict", "clock", "content_hash", "plain", "qualified_name", "shorten", "without"]
+from pydantic import BaseModel
+
+__all__ = ["FrozenDict", "clock", "content_hash", "plain", "qualified_name", "redact", "shorten"]
 
 _LONGEST = 80
-_SECRET_NAME = re.compile(
-    r"(^|_|-)(api_?key|key|token|password|passwd|secret|credentials?)s?$", re.IGNORECASE
-)
+_SECRET_WORD = r"(api)?(key|token|password|passwd|secret|credential)s?"
+_SECRET_NAME = re.compile(rf"(^|[_-]){_SECRET_WORD}([_-]|$)", re.IGNORECASE)
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s'\"]+@")
+_SECRET_IN_URL = re.compile(
+    rf"(?P<name>[?&;]([\w-]*[_-])?{_SECRET_WORD}=)[^&;\s'\"]+", re.IGNORECASE
+)
 _HIDDEN = "***"
 
 
@@ -67,21 +71,24 @@ def plain(value: object, name: str = "") -> Any:
         name: The name it goes by; a name that suggests a secret hides the value.
 
     Returns:
-        None, bool, int, float, str, or a list or dict of these: a callable becomes its qualified
-        name, a path its text, a timedelta "HH:MM:SS", any other object the name of its type.
+        None, bool, int, float, str, or a list or dict of these: settings become their fields, a
+        callable its qualified name, a path its text, a timedelta "HH:MM:SS", any other object the
+        name of its type.
     """
     if _SECRET_NAME.search(name) and value is not None:
         return _HIDDEN
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
-        return without(value)
+        return redact(value)
     if isinstance(value, timedelta):
         return clock(value)
     return _plain_container(value)
 
 
 def _plain_container(value: object) -> Any:
+    if isinstance(value, BaseModel):
+        return {name: plain(item, name) for name, item in value}
     if isinstance(value, PathLike):
         return str(value)
     if isinstance(value, Mapping):
@@ -106,9 +113,9 @@ def clock(duration: timedelta) -> str:
     return f"{text}.{duration.microseconds:06d}" if duration.microseconds else text
 
 
-def without(text: str) -> str:
-    """Take user names and passwords out of the addresses in a text."""
-    return _USER_IN_URL.sub(f"{_HIDDEN}@", text)
+def redact(text: str) -> str:
+    """Take user names, passwords and tokens out of the addresses in a text."""
+    return _SECRET_IN_URL.sub(rf"\g<name>{_HIDDEN}", _USER_IN_URL.sub(f"{_HIDDEN}@", text))
 
 
 def shorten(value: object, name: str = "") -> str:
@@ -131,4 +138,8 @@ def _one_line(value: object) -> str:
         return f"{{{inside}}}"
     if isinstance(value, Callable) and hasattr(value, "__qualname__"):
         return qualified_name(value)
-    return without(" ".join(repr(value).split()))
+    try:
+        text = repr(value)
+    except Exception:  # a value that cannot even be shown must not hide what is wrong with it
+        text = f"<{qualified_name(value)}>"
+    return redact(" ".join(text.split()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -46,8 +47,9 @@ def translate(
 
 
 def _line(problem: Any, owner: str, fields: Sequence[str], origins: Mapping[str, Origin]) -> str:
+    cause = problem.get("ctx", {}).get("error")
     if not problem["loc"]:
-        return f"{owner}: {_expectation(problem)}"
+        return str(cause) if isinstance(cause, SettingsError) else f"{owner}: {_message(problem)}"
     name = ".".join(str(part) for part in problem["loc"])
     field = str(problem["loc"][0])
     origin = origins.get(field, Origin("call", f"{owner}({field}=...)"))
@@ -55,21 +57,22 @@ def _line(problem: Any, owner: str, fields: Sequence[str], origins: Mapping[str,
         return _unknown(owner, name, problem["input"], fields, origin)
     if problem["type"] == "missing":
         return f"{owner}.{name}: expected a value, this field has no default"
+    if isinstance(cause, SettingsError):
+        return f"{owner}.{name}: {cause}"
     arrived = shorten(problem["input"], field)
-    return f"{owner}.{name}: {_expectation(problem)}, got {arrived} from the {origin}"
+    return f"{owner}.{name}: {_message(problem)}, got {arrived} from {origin}"
 
 
 def _unknown(owner: str, name: str, value: object, fields: Sequence[str], origin: Origin) -> str:
     return (
-        f"{owner} has no field {name!r} (got {shorten(value, name)} from the {origin})"
+        f"{owner} has no field {name!r} (got {shorten(value, name)} from {origin})"
         f"{suggestion(name, fields)}. Valid fields: {', '.join(fields)}"
     )
 
 
-def _expectation(problem: Any) -> str:
-    cause = problem.get("ctx", {}).get("error")
-    text = str(cause) if isinstance(cause, Exception) else problem["msg"]
-    return text.replace("Input should be", "expected")
+def _message(problem: Any) -> str:
+    text = problem["msg"].replace("Input should be", "expected")
+    return re.sub("^expected (greater|less)", r"expected a number \1", text)
 
 
 def _blames_a_keyword(problems: Iterable[Any], origins: Mapping[str, Origin]) -> bool:
@@ -118,6 +121,6 @@ def refuse_foreign(
             origin = origins.get(name, Origin("call", f"{owner}({name}=...)"))
             raise SettingsError(
                 f"{owner}.{name}: {of_kind} does not take this field, "
-                f"got {shorten(getattr(value, name), name)} from the {origin}. "
+                f"got {shorten(getattr(value, name), name)} from {origin}. "
                 f"It takes: {', '.join(valid[1:]) or 'no field'}"
             )

@@ -74,9 +74,7 @@ class Layer:
         own = cls.aliases.get(name, name)
         if own in self.values[group]:
             other = self.origins[group][own]
-            raise SettingsError(
-                f"{cls.__name__}.{own} is given twice: in the {other} and in the {origin}"
-            )
+            raise SettingsError(f"{cls.__name__}.{own} is given twice: in {other} and in {origin}")
         self.values[group][own] = cls.read_text(own, text, origin)
         self.origins[group][own] = origin
 
@@ -87,11 +85,15 @@ def valid_variables() -> tuple[str, ...]:
     Returns:
         Their names, SBI_IGNITE_CONFIG first, then group by group.
     """
-    return (CONFIG, *(f"{PREFIX}{group}__{name}".upper() for group, name in _valid_fields()))
+    return (CONFIG, *(f"{PREFIX}{path}".upper() for path in _valid_paths()))
 
 
-def _valid_fields() -> Iterator[tuple[str, str]]:
-    return ((group, name) for group in GROUPS for name in _names(group))
+def _valid_paths() -> Iterator[str]:
+    for group in GROUPS:
+        for name in _names(group):
+            yield f"{group}__{name}"
+            inside = _SUBFIELDS.get((group, name)) or ()
+            yield from (f"{group}__{name}__{part}" for part in inside)
 
 
 def _names(group: str) -> list[str]:

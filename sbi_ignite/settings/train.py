@@ -22,6 +22,7 @@ from sbi_ignite.settings.fields import (
     OrNone,
     PositiveFloat,
     PositiveInt,
+    Seed,
     choice,
 )
 
@@ -145,7 +146,7 @@ class TrainConfig(Settings):
     max_time: Annotated[Duration | None, OrNone] = Field(
         default=None, description="Time after which training stops cleanly and resumably."
     )
-    seed: Annotated[Count | None, OrNone] = Field(
+    seed: Annotated[Seed | None, OrNone] = Field(
         default=None,
         description="Seed of this training; None: torch's global random state as it is.",
     )
