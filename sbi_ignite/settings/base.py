@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from inspect import Parameter, Signature
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -16,6 +17,8 @@ from sbi_ignite.settings.plain import content_hash, shorten
 from sbi_ignite.settings.problems import translate
 
 __all__ = ["Settings"]
+
+_POSITIONAL = Parameter.POSITIONAL_OR_KEYWORD
 
 
 class Settings(BaseModel):
@@ -41,6 +44,20 @@ class Settings(BaseModel):
 
     def __init__(self, /, *args: object, **values: object) -> None:
         self._fill(_named(type(self), args, values), {})
+
+    @override
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        # help() would otherwise print the validators of every field
+        cls.__signature__ = Signature(
+            Parameter(
+                name,
+                _POSITIONAL if name in cls.leading else Parameter.KEYWORD_ONLY,
+                default=Parameter.empty if info.is_required() else info.default,
+            )
+            for name, info in cls.model_fields.items()
+        )
 
     @classmethod
     def from_text(cls, values: Mapping[str, object], origin: Origin) -> Self:

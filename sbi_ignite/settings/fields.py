@@ -74,8 +74,8 @@ def is_outside(info: ValidationInfo) -> bool:
 
 def expected(what: str, wrong_type: bool = True) -> PydanticCustomError:
     """Make the complaint that a value is not what its field takes."""
-    # str.format-like braces in the text would be filled from a context that is not there
-    return PydanticCustomError("wrong_type" if wrong_type else "wrong_value", f"expected {what}")  # pyright: ignore[reportArgumentType]  # pydantic wants a literal; the text is ours
+    text: Any = f"expected {what}"  # pydantic declares that it wants a literal
+    return PydanticCustomError("wrong_type" if wrong_type else "wrong_value", text)
 
 
 def _whole(value: Any, info: ValidationInfo) -> Any:
@@ -181,7 +181,10 @@ def _directory(value: Any) -> Path:
         raise expected("a path")
     if not fspath(value).strip():
         raise expected("a path that is not empty", wrong_type=False)
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise expected("a path below a home directory that exists", wrong_type=False) from None
 
 
 def read_json(text: str) -> Any:
@@ -195,7 +198,7 @@ def read_json(text: str) -> Any:
 def _mapping(value: Any, info: ValidationInfo) -> FrozenDict:
     if is_text(value, info):
         value = read_json(value)
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+    if not _has_names(value):
         raise expected("a mapping with names as keys")
     if _origin(info).source != "environment":
         return FrozenDict(value)
@@ -204,6 +207,10 @@ def _mapping(value: Any, info: ValidationInfo) -> FrozenDict:
         key: read_json(item) if isinstance(item, str) else item for key, item in value.items()
     }
     return FrozenDict(leaves)
+
+
+def _has_names(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
 def _origin(info: ValidationInfo) -> Origin:
@@ -256,7 +263,7 @@ def choice(*names: str, instance: type | None = None, call: str = "") -> PlainVa
 
 def _from_fields(owner: Any, value: Any, info: ValidationInfo) -> Any:
     value = read_json(value) if is_text(value, info) else value
-    if not isinstance(value, Mapping):
+    if not _has_names(value):
         return None
     return owner.from_text(value, _origin(info)) if is_outside(info) else owner(**value)
 

@@ -1,0 +1,122 @@
+"""Training infrastructure for simulation-based inference: the public names, and nothing else.
+
+    from sbi_ignite import NPE, TrainConfig, LossArgsNPE, EarlyStopping
+
+Names are imported when they are first used, so that `import sbi_ignite` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sbi_ignite._version import __version__
+
+if TYPE_CHECKING:
+    from sbi_ignite.callback import Callback as Callback
+    from sbi_ignite.callback import History as History
+    from sbi_ignite.callback import TrainingState as TrainingState
+    from sbi_ignite.engine.run import run_training as run_training
+    from sbi_ignite.exceptions import ArgumentError as ArgumentError
+    from sbi_ignite.exceptions import CheckpointError as CheckpointError
+    from sbi_ignite.exceptions import CheckpointMismatchError as CheckpointMismatchError
+    from sbi_ignite.exceptions import DataError as DataError
+    from sbi_ignite.exceptions import MissingPackageError as MissingPackageError
+    from sbi_ignite.exceptions import NonFiniteLossError as NonFiniteLossError
+    from sbi_ignite.exceptions import NoSimulationsError as NoSimulationsError
+    from sbi_ignite.exceptions import NotYetError as NotYetError
+    from sbi_ignite.exceptions import SbiIgniteError as SbiIgniteError
+    from sbi_ignite.exceptions import SettingsError as SettingsError
+    from sbi_ignite.exceptions import UnsupportedSbiError as UnsupportedSbiError
+    from sbi_ignite.inference import BNRE as BNRE
+    from sbi_ignite.inference import FMPE as FMPE
+    from sbi_ignite.inference import MNLE as MNLE
+    from sbi_ignite.inference import MNPE as MNPE
+    from sbi_ignite.inference import NLE as NLE
+    from sbi_ignite.inference import NLE_A as NLE_A
+    from sbi_ignite.inference import NPE as NPE
+    from sbi_ignite.inference import NPE_A as NPE_A
+    from sbi_ignite.inference import NPE_B as NPE_B
+    from sbi_ignite.inference import NPE_C as NPE_C
+    from sbi_ignite.inference import NPE_PFN as NPE_PFN
+    from sbi_ignite.inference import NPSE as NPSE
+    from sbi_ignite.inference import NRE as NRE
+    from sbi_ignite.inference import NRE_A as NRE_A
+    from sbi_ignite.inference import NRE_B as NRE_B
+    from sbi_ignite.inference import NRE_C as NRE_C
+    from sbi_ignite.inference import MarginalTrainer as MarginalTrainer
+    from sbi_ignite.inference.patch import patch_sbi as patch_sbi
+    from sbi_ignite.inference.patch import unpatch_sbi as unpatch_sbi
+    from sbi_ignite.methods.base import LossArgs as LossArgs
+    from sbi_ignite.methods.marginal import LossArgsMarginal as LossArgsMarginal
+    from sbi_ignite.methods.nle import LossArgsNLE as LossArgsNLE
+    from sbi_ignite.methods.npe import LossArgsNPE as LossArgsNPE
+    from sbi_ignite.methods.nre import LossArgsBNRE as LossArgsBNRE
+    from sbi_ignite.methods.nre import LossArgsNRE as LossArgsNRE
+    from sbi_ignite.methods.nre import LossArgsNRE_A as LossArgsNRE_A
+    from sbi_ignite.methods.nre import LossArgsNRE_C as LossArgsNRE_C
+    from sbi_ignite.methods.vector_field import LossArgsVF as LossArgsVF
+    from sbi_ignite.settings import CheckpointConfig as CheckpointConfig
+    from sbi_ignite.settings import EarlyStopping as EarlyStopping
+    from sbi_ignite.settings import LoggingConfig as LoggingConfig
+    from sbi_ignite.settings import LRSchedule as LRSchedule
+    from sbi_ignite.settings import TrainConfig as TrainConfig
+    from sbi_ignite.summary import TrainingSummary as TrainingSummary
+
+_HOMES = {
+    "callback": "Callback History TrainingState",
+    "engine.run": "run_training",
+    "exceptions": (
+        "ArgumentError CheckpointError CheckpointMismatchError DataError MissingPackageError "
+        "NoSimulationsError NonFiniteLossError NotYetError SbiIgniteError SettingsError "
+        "UnsupportedSbiError"
+    ),
+    "inference": (
+        "BNRE FMPE MNLE MNPE MarginalTrainer NLE NLE_A NPE NPE_A NPE_B NPE_C NPE_PFN NPSE NRE NRE_A "
+        "NRE_B NRE_C"
+    ),
+    "inference.patch": "patch_sbi unpatch_sbi",
+    "methods.base": "LossArgs",
+    "methods.marginal": "LossArgsMarginal",
+    "methods.nle": "LossArgsNLE",
+    "methods.npe": "LossArgsNPE",
+    "methods.nre": "LossArgsBNRE LossArgsNRE LossArgsNRE_A LossArgsNRE_C",
+    "methods.vector_field": "LossArgsVF",
+    "settings": "CheckpointConfig EarlyStopping LRSchedule LoggingConfig TrainConfig",
+    "summary": "TrainingSummary",
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+EP01_NAMES = (
+    "Callback",
+    "EarlyStopping",
+    "LoggingConfig",
+    "LossArgs",
+    "LossArgsBNRE",
+    "LossArgsNLE",
+    "LossArgsNPE",
+    "LossArgsNRE",
+    "LossArgsNRE_A",
+    "LossArgsNRE_C",
+    "LossArgsVF",
+    "TrainConfig",
+    "TrainingSummary",
+    "run_training",
+)
+"""What `sbi.training` offers while the patch is on."""
+
+__all__ = ["__version__", *sorted(_MODULE_OF)]  # pyright: ignore[reportUnsupportedDunderAll] # lazy
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)

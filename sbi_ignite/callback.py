@@ -1,0 +1,167 @@
+"""Numbers of a running training come in; what user code may read and ask for goes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+
+    from sbi_ignite.summary import TrainingSummary
+
+STOP_REASONS = (
+    "patience",
+    "lr_threshold",
+    "max_epochs",
+    "time_limit",
+    "signal",
+    "rule",
+    "callback",
+)
+
+
+@dataclass
+class History:
+    """What was measured, one value per finished epoch in every list.
+
+    Attributes:
+        training_loss: Mean loss over the rows of the epoch, in nats for density estimators.
+        validation_loss: Mean loss over the validation rows after the epoch.
+        learning_rate: Rate of the first parameter group during the epoch's last step.
+        gradient_norm: Mean total gradient norm before clipping; NaN where it was not measured.
+        epoch_durations_sec: Wall-clock seconds of training and validation.
+    """
+
+    training_loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    gradient_norm: list[float] = field(default_factory=list)
+    epoch_durations_sec: list[float] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Return the lists as plain data."""
+        return {name: list(values) for name, values in vars(self).items()}
+
+    def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
+        """Continue from lists that `state_dict` returned."""
+        for name in vars(self):
+            setattr(self, name, list(state[name]))
+
+
+@dataclass
+class TrainingState:
+    """The training as it stands, handed to callbacks and stopping rules.
+
+    Attributes:
+        model: The network that is trained (live; its weights change with every step).
+        epoch: Finished epochs, counted over all legs of a resumed training.
+        iteration: Finished optimizer steps, counted likewise.
+        train_loss: Training loss of the last finished epoch; NaN before the first.
+        validation_loss: Validation loss after the last finished epoch; NaN without one.
+        best_validation_loss: Lowest validation loss so far; infinite before the first.
+        best_epoch: Epoch of that loss, counted from 1; 0 before the first.
+        learning_rate: Current rate of the first parameter group.
+        gradient_norm: Mean gradient norm of the last finished epoch before clipping.
+        history: All values so far.
+        stop_reason: Why training is about to stop, one of `STOP_REASONS`; None while it runs.
+        stop_message: The words given with `stop`, "" without any.
+
+    Example:
+        >>> state = TrainingState(model=None)
+        >>> state.stop("the reviewer said it is enough")
+        >>> state.stop_reason
+        'callback'
+    """
+
+    model: torch.nn.Module | Any
+    epoch: int = 0
+    iteration: int = 0
+    train_loss: float = math.nan
+    validation_loss: float = math.nan
+    best_validation_loss: float = math.inf
+    best_epoch: int = 0
+    learning_rate: float = math.nan
+    gradient_norm: float = math.nan
+    history: History = field(default_factory=History)
+    stop_reason: str | None = None
+    stop_message: str = ""
+
+    def stop(self, reason: str = "callback") -> None:
+        """Ask for an end after the current epoch; the first reason given is kept.
+
+        Args:
+            reason: One of `STOP_REASONS`, or any sentence, which is kept in `stop_message` under
+                the reason "callback".
+        """
+        if self.stop_reason is not None:
+            return
+        self.stop_reason = reason if reason in STOP_REASONS else "callback"
+        self.stop_message = "" if reason in STOP_REASONS else reason
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the numbers, without model and stop request, as plain data."""
+        names = (
+            "epoch",
+            "iteration",
+            "train_loss",
+            "validation_loss",
+            "best_validation_loss",
+            "best_epoch",
+            "learning_rate",
+            "gradient_norm",
+        )
+        return {**{n: getattr(self, n) for n in names}, "history": self.history.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        for name, value in state.items():
+            if name == "history":
+                self.history.load_state_dict(value)
+            else:
+                setattr(self, name, value)
+
+
+def watched_loss(state: TrainingState) -> float:
+    """Return the validation loss, or the training loss where nothing was validated."""
+    validated = any(not math.isnan(loss) for loss in state.history.validation_loss)
+    return state.validation_loss if validated else state.train_loss
+
+
+@runtime_checkable
+class Attachable(Protocol):
+    """Anything with ignite's `attach(engine)`: ignite's own handlers and ours."""
+
+    def attach(self, engine: Any, *args: Any, **kwargs: Any) -> Any:
+        """Register handlers on the training engine."""
+        ...
+
+
+class Callback:
+    """Base class, and by its method names the protocol, of user callbacks.
+
+    Every method is optional: an object of any class that has at least one of them will do.
+
+    Example:
+        >>> class Print(Callback):
+        ...     def on_epoch_end(self, state):
+        ...         print(state.epoch, state.validation_loss)
+        >>> # inference.train(TrainConfig(), callbacks=[Print()])
+    """
+
+    def on_train_start(self, state: TrainingState) -> None:
+        """Called once, before the first step of this call."""
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Called after each epoch, when its validation loss is known."""
+
+    def on_train_end(self, summary: TrainingSummary) -> None:
+        """Called once at a regular end, with the best weights in the model."""
+
+    def on_exception(self, error: BaseException, state: TrainingState) -> None:
+        """Called when training ends with an error, which is raised afterwards."""
+
+
+CALLBACK_METHODS = ("on_train_start", "on_epoch_end", "on_train_end", "on_exception")

@@ -1,0 +1,1 @@
+"""Rows come in; batches go out."""

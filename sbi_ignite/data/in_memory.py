@@ -1,0 +1,204 @@
+"""Tensors and row numbers come in; batches, sliced by index and never collated row by row, go out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+
+class Batches(ABC):
+    """One pass over chosen rows of some tensors, batch by batch, from where it stands.
+
+    A source knows its position inside the epoch, so that a training can be cut at any batch and
+    continued with the next one. `rows` holds the row numbers of the batch handed out last.
+
+    Attributes:
+        tensors: Tensors that share their first dimension, for example theta (num_rows, dim_theta),
+            x (num_rows, ...) and the prior mask (num_rows, 1).
+        indices: Row numbers that belong to this source, shape (num_selected,).
+        batch_size: Rows in a batch, at most.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], indices: Tensor, batch_size: int) -> None:
+        self.tensors = tuple(tensors)
+        self.indices = indices.to(self.tensors[0].device)
+        self.batch_size = batch_size
+        self.rows = indices[:0]
+        self._position = 0
+        self._skip = 0
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of batches in one pass."""
+
+    @abstractmethod
+    def _order(self) -> Tensor:
+        """Return the row numbers of this pass in order."""
+
+    @abstractmethod
+    def _bounds(self) -> list[int]:
+        """Return where batches begin and end in that order, `len(self) + 1` numbers."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        order, bounds = self._order(), self._bounds()
+        first, self._skip = self._skip, 0
+        for self._position in range(first, len(self)):
+            self.rows = order[bounds[self._position] : bounds[self._position + 1]]
+            yield tuple(tensor.index_select(0, self.rows) for tensor in self.tensors)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to continue this pass after the batch handed out last."""
+        return {"position": self._position + 1}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next pass begin after the batch at which `state_dict` was called."""
+        self._skip = state["position"] % len(self)
+
+
+class SbiOrderBatches(Batches):
+    """Batches in exactly the order, and with the random draws, of sbi's DataLoader.
+
+    torch's DataLoader draws a base seed per pass and its SubsetRandomSampler then permutes the
+    indices, both from torch's global generator; the last partial batch is dropped.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], indices: Tensor, batch_size: int) -> None:
+        super().__init__(tensors, indices, batch_size)
+        self._random_state = torch.get_rng_state()
+
+    def __len__(self) -> int:
+        return len(self.indices) // self.batch_size
+
+    def _order(self) -> Tensor:
+        if not self._skip:
+            self._random_state = torch.get_rng_state()
+            return self._draw()
+        now = torch.get_rng_state()
+        torch.set_rng_state(self._random_state)
+        order = self._draw()
+        torch.set_rng_state(now)
+        return order
+
+    def _draw(self) -> Tensor:
+        torch.empty((), dtype=torch.int64).random_()
+        return self.indices[torch.randperm(len(self.indices)).to(self.indices.device)]
+
+    def _bounds(self) -> list[int]:
+        return [i * self.batch_size for i in range(len(self) + 1)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return position and the random state from which this pass drew its order."""
+        return {**super().state_dict(), "random_state": self._random_state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the pass that `state_dict` described."""
+        super().load_state_dict(state)
+        self._random_state = state["random_state"]
+
+
+class ShuffledBatches(Batches):
+    """Every row once per pass, in batches whose sizes differ by at most one.
+
+    The order of pass number k depends on (seed, k) alone.
+
+    Attributes:
+        seed: Decides the order of every pass.
+    """
+
+    def __init__(
+        self, tensors: Sequence[Tensor], indices: Tensor, batch_size: int, seed: int
+    ) -> None:
+        super().__init__(tensors, indices, batch_size)
+        self.seed = seed
+        self._pass = -1
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def _order(self) -> Tensor:
+        if not self._skip:
+            self._pass += 1
+        order = permutation(len(self.indices), self.seed, self._pass)
+        return self.indices[order.to(self.indices.device)]
+
+    def _bounds(self) -> list[int]:
+        return even_bounds(len(self.indices), len(self))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return position, seed and number of the pass."""
+        return {**super().state_dict(), "seed": self.seed, "pass": self._pass}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the pass that `state_dict` described."""
+        super().load_state_dict(state)
+        self.seed, self._pass = state["seed"], state["pass"]
+
+
+class OrderedBatches(Batches):
+    """Every row once per pass, always in the same order and the same batches: for validation."""
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def _order(self) -> Tensor:
+        return self.indices
+
+    def _bounds(self) -> list[int]:
+        return even_bounds(len(self.indices), len(self))
+
+
+class BatchIndices(Sampler[list[int]]):
+    """Even batches of row numbers for a torch DataLoader, shuffled by (seed, pass) or in order.
+
+    Attributes:
+        indices: Row numbers, shape (num_selected,).
+        batch_size: Rows in a batch, at most.
+        seed: Decides the order of every pass; None keeps the order of `indices`.
+    """
+
+    def __init__(self, indices: Tensor, batch_size: int, seed: int | None) -> None:
+        self.indices, self.batch_size, self.seed = indices, batch_size, seed
+        self._pass = -1
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self.indices
+        if self.seed is not None:
+            self._pass += 1
+            order = order[permutation(len(order), self.seed, self._pass)]
+        bounds = even_bounds(len(order), len(self))
+        for begin, end in zip(bounds, bounds[1:], strict=False):
+            yield order[begin:end].tolist()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return seed and number of the pass."""
+        return {"seed": self.seed, "pass": self._pass}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Count passes on from `state_dict`."""
+        self.seed, self._pass = state["seed"], state["pass"]
+
+
+def even_bounds(num_rows: int, num_batches: int) -> list[int]:
+    """Return `num_batches + 1` bounds that cut rows into parts whose sizes differ by at most one.
+
+    Example:
+        >>> even_bounds(10, 3)
+        [0, 3, 6, 10]
+    """
+    return [i * num_rows // num_batches for i in range(num_batches + 1)]
+
+
+def permutation(length: int, seed: int, number: int) -> Tensor:
+    """Return permutation `number` of the stream that `seed` names, shape (length,)."""
+    generator = torch.Generator()
+    # Two 31-bit halves keep (seed, number) apart: neighbouring seeds do not share permutations.
+    generator.manual_seed(((seed & 0x7FFFFFFF) << 32) | (number & 0xFFFFFFFF))
+    return torch.randperm(length, generator=generator)

@@ -1,0 +1,57 @@
+"""The row numbers of a data set come in; those for training and for validation go out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sbi_ignite.exceptions import DataError
+
+
+def split_rows(rows: Tensor, validation_fraction: float) -> tuple[Tensor, Tensor]:
+    """Split rows at random with torch's global generator, as sbi does.
+
+    Args:
+        rows: Row numbers to choose from, shape (num_rows,).
+        validation_fraction: Share of the rows kept for validation.
+
+    Returns:
+        Row numbers for training and for validation.
+    """
+    num_train = int((1 - validation_fraction) * len(rows))
+    shuffled = rows[torch.randperm(len(rows))]
+    return shuffled[:num_train], shuffled[num_train:]
+
+
+def check_split(num_train: int, num_validation: int, at_least: int, fraction: float) -> None:
+    """Refuse a split that leaves too little on either side.
+
+    Args:
+        num_train: Rows for training.
+        num_validation: Rows for validation.
+        at_least: Rows that each side needs.
+        fraction: The validation fraction in force, for the message.
+
+    Raises:
+        DataError: If a side has fewer rows.
+    """
+    total = num_train + num_validation
+    if num_validation < at_least:
+        needed = next(
+            (f / 100 for f in range(1, 100) if total - int((1 - f / 100) * total) >= at_least), None
+        )
+        advice = (
+            f"validation_fraction={needed:g} or more would do"
+            if needed is not None and total - at_least >= at_least
+            else f"at least {2 * at_least} simulations are needed"
+        )
+        raise DataError(
+            f"The validation set would have {num_validation} of {total} simulations at "
+            f"validation_fraction={fraction:g}, expected at least {at_least}. Add simulations; {advice}."
+        )
+    if num_train < at_least:
+        raise DataError(
+            f"The training set would have {num_train} of {total} simulations at "
+            f"validation_fraction={fraction:g}, expected at least {at_least}. Add simulations or lower "
+            "validation_fraction."
+        )

@@ -1,0 +1,403 @@
+"""A model, a loss, batches and settings come in; the trained model and a summary go out.
+
+This is the whole training, top to bottom. Everything that happens besides forward, backward and step
+is a handler that is attached below, in the order in which it acts.
+"""
+
+from __future__ import annotations
+
+import logging as python_logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sbi_ignite.callback import TrainingState
+from sbi_ignite.handlers.events import TrainingEvents
+from sbi_ignite.engine.optimizers import make_optimizer, make_scheduler
+from sbi_ignite.engine.state import Stateful, restore, snapshot
+from sbi_ignite.engine.steps import (
+    Step,
+    TrainStep,
+    ValidationStep,
+    fixed_random_state,
+    summed,
+    summed_as_sbi,
+)
+from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, NotYetError
+from sbi_ignite.handlers.best_weights import BestWeights
+from sbi_ignite.handlers.callbacks import UserCallbacks
+from sbi_ignite.handlers.epoch_mean import EpochMean
+from sbi_ignite.handlers.gradient_clipping import GradientClipping
+from sbi_ignite.handlers.schedule import Schedule
+from sbi_ignite.handlers.stopping import (
+    LearningRateThreshold,
+    Patience,
+    Rule,
+    StopOnRules,
+    TwoStandardDeviations,
+    When,
+)
+from sbi_ignite.settings import CheckpointConfig, EarlyStopping, Resolved, TrainConfig, resolve
+from sbi_ignite.summary import TrainingSummary
+
+VALIDATION_SEED = 20201127
+"""Seed of the random state under which every validation runs, the same in all trainings."""
+
+_logger = python_logging.getLogger("sbi_ignite.engine")
+# Without a handler of its own, ignite's messages about errors, which are raised anyway, would reach
+# the terminal of users who never configured logging.
+_logger.addHandler(python_logging.NullHandler())
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a library that trains through `run_training` may bring along instead of the defaults.
+
+    Attributes:
+        method: Name of the method in the summary; None takes the model's class.
+        settings: Settings that are resolved already.
+        state: State to count on from, for a training that an earlier call began.
+        rules: Stopping rules instead of those that the settings name.
+        best_weights: Keeper of the best weights.
+        train_step: Process function of the training engine.
+        validation_step: Process function of the validation engine.
+        resume_from: Snapshot of an earlier call to continue exactly.
+        on_epoch_end: Called after validation, before any rule is asked, with the loss pair's epoch
+            start (seconds since 1970).
+        keep_snapshot: Receives a snapshot of the last weights when training ends.
+    """
+
+    method: str | None = None
+    settings: Resolved | None = None
+    state: TrainingState | None = None
+    rules: Sequence[Rule] | None = None
+    best_weights: BestWeights | None = None
+    train_step: Step | None = None
+    validation_step: Step | None = None
+    resume_from: Mapping[str, Any] | None = None
+    on_epoch_end: Callable[[float], None] | None = None
+    keep_snapshot: Callable[[dict[str, Any]], None] | None = None
+
+
+def run_training(
+    config: TrainConfig | None,
+    model: nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor],
+    train_loader: Any,
+    val_loader: Any | None = None,
+    optimizer: Optimizer | None = None,
+    scheduler: Any | None = None,
+    callbacks: Iterable[Any] | None = None,
+    device: str | torch.device | None = None,
+    *,
+    logging: Any | None = None,
+    early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
+    checkpoint: CheckpointConfig | str | None = None,
+    host: Host | None = None,
+) -> tuple[nn.Module, TrainingSummary]:
+    """Train a torch module and return it, with its best weights, and a summary.
+
+    The runner that sbi's enhancement proposal EP-01 asks for. It needs no sbi object, and sbi's
+    trainers go through it.
+
+    Args:
+        config: Training settings; None takes environment, file and defaults.
+        model: Any torch module.
+        loss_fn: `loss_fn(model, batch)` gives losses of shape (batch,), or their mean as a scalar. If
+            it has a method `validate` of the same form, that gives the validation losses.
+        train_loader: Batches of training data: a torch DataLoader or any iterable with a length.
+        val_loader: Batches of validation data. Without it, the training loss decides about the best
+            weights and about stopping.
+        optimizer: Steps over the model's parameters; None makes what `config` asks for.
+        scheduler: A torch scheduler, stepped after every epoch (`OneCycleLR` and `CyclicLR`: after
+            every iteration); None makes what `config` asks for.
+        callbacks: Objects with methods of `Callback`, or anything with ignite's `attach(engine)`.
+        device: Where to train; None takes `config.device`, else the model's device.
+        logging: A `LoggingConfig`, the name of a backend, or a list of these.
+        early_stopping: One rule or several, of which any one stops; None waits 20 epochs for a
+            lower validation loss.
+        checkpoint: Where to keep the run's files.
+        host: For libraries that train through this function, see `Host`.
+
+    Returns:
+        The model and a `TrainingSummary`.
+
+    Raises:
+        SettingsError: If a setting is not valid; nothing has been trained.
+        ArgumentError: If an argument has the wrong type; nothing has been trained.
+        NonFiniteLossError: If a loss is NaN or infinite; the model has the best weights so far.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> batches = [(torch.randn(8, 2), torch.randn(8, 1)) for _ in range(4)]
+        >>> def squared_error(model, batch):
+        ...     x, y = batch
+        ...     return (model(x) - y).square().mean(dim=1)
+        >>> model, summary = run_training(TrainConfig(max_epochs=2), model, squared_error, batches)
+        >>> summary.epochs_trained
+        2
+    """
+    host = host or Host()
+    settings = host.settings or resolve(
+        train=config, early_stopping=early_stopping, logging=logging, checkpoint=checkpoint
+    )
+    config = settings.train
+    _refuse_what_is_not_built(settings)
+    _check_arguments(model, loss_fn, train_loader, val_loader)
+
+    on = _device(device or config.device, model)
+    model.to(on)
+    optimizer = optimizer or make_optimizer(config, model.parameters())
+    state = host.state or TrainingState(model=model)
+    schedule = Schedule(scheduler or make_scheduler(config, optimizer), optimizer, state)
+    best = host.best_weights or BestWeights()
+    clipping = GradientClipping(model.parameters(), config.clip_max_norm)
+    rules = tuple(host.rules if host.rules is not None else map(make_rule, settings.early_stopping))
+    users = UserCallbacks(callbacks or (), state)
+    add_up = summed_as_sbi if config.sbi_compat else summed
+
+    trainer = _engine(host.train_step or TrainStep(model, loss_fn, optimizer, on, add_up))
+    train_loss = _epoch_mean(train_loader, config.sbi_compat)
+    train_loss.attach(trainer)
+    clipping.attach(trainer)
+
+    evaluator = _engine(
+        host.validation_step or ValidationStep(model, loss_fn, on, add_up, config.sbi_compat)
+    )
+    validation_loss = _epoch_mean(val_loader, config.sbi_compat)
+    validation_loss.attach(evaluator)
+
+    first_epoch = state.epoch
+
+    @trainer.on(Events.EPOCH_STARTED)
+    def train_mode() -> None:
+        model.train()
+        trainer.state.epoch_started = time.time()
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def count() -> None:
+        state.iteration = trainer.state.iteration
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def validate() -> None:
+        model.eval()
+        state.epoch = first_epoch + trainer.state.epoch
+        state.train_loss = train_loss.value
+        if val_loader is not None:
+            with _validation_randomness(config, on):
+                evaluator.run(val_loader, max_epochs=1, epoch_length=len(val_loader))
+            state.validation_loss = validation_loss.value
+        state.gradient_norm = clipping.mean_norm
+        _record(state, time.time() - trainer.state.epoch_started)
+        trainer.state.metrics.update(_metrics(state))
+        if host.on_epoch_end is not None:
+            host.on_epoch_end(trainer.state.epoch_started)
+        best.update(state)
+        trainer.fire_event(TrainingEvents.VALIDATED)
+
+    schedule.attach(trainer)
+    stopping = StopOnRules(rules, state)
+    stopping.attach(trainer)
+    users.attach(trainer)
+
+    parts: dict[str, Stateful] = {
+        "model": model,
+        "optimizer": optimizer,
+        "state": state,
+        "best_weights": best,
+        "train_loss": train_loss,
+        "clipping": clipping,
+        **{f"rule-{i}": rule for i, rule in enumerate(rules)},
+    }
+    if schedule.scheduler is not None:
+        parts["schedule"] = schedule.scheduler
+    for name, source in (("batches", train_loader), ("indices", _sampler(train_loader))):
+        if hasattr(source, "state_dict"):
+            parts[name] = source
+    if host.resume_from is not None:
+        restore(parts, host.resume_from)
+        trainer.load_state_dict(
+            {
+                "iteration": state.iteration,
+                "max_epochs": max(config.max_epochs, state.epoch, 1),
+                "epoch_length": len(train_loader),
+            }
+        )
+        first_epoch = 0
+
+    # sbi's budget is one epoch longer than its name says.
+    budget = config.max_epochs + config.sbi_compat
+    resumed_from = state.epoch
+    stopping.ask_before_training()
+    users.on_train_start()
+    with _errors_reported(model, best, users):
+        if state.stop_reason is None and state.epoch < budget:
+            trainer.run(
+                train_loader, max_epochs=budget - first_epoch, epoch_length=len(train_loader)
+            )
+    state.stop("max_epochs" if state.epoch >= budget else "callback")
+    if host.keep_snapshot is not None:
+        host.keep_snapshot(snapshot(parts))
+    best.conclude(model)
+    model.zero_grad(set_to_none=True)
+    summary = _summary(host.method or type(model).__name__, state, settings, resumed_from, on)
+    users.on_train_end(summary)
+    return model, summary
+
+
+def make_rule(early_stopping: EarlyStopping, smoothing: float = 0.1) -> Rule:
+    """Return the rule that a setting describes.
+
+    Args:
+        early_stopping: The setting.
+        smoothing: Weight of the newest loss for the rule of two standard deviations.
+    """
+    if early_stopping.kind == "validation_loss":
+        return Patience(early_stopping.patience, early_stopping.min_delta)
+    if early_stopping.kind == "two_standard_deviations":
+        return TwoStandardDeviations(early_stopping.patience, smoothing)
+    if early_stopping.kind == "lr_threshold":
+        return LearningRateThreshold(early_stopping.min_lr)
+    if early_stopping.kind == "when" and early_stopping.rule is not None:
+        return When(early_stopping.rule)
+    return When(lambda state: False)
+
+
+def _refuse_what_is_not_built(settings: Resolved) -> None:
+    """Raise before training for settings that are announced but not built."""
+    train = settings.train
+    missing = {
+        "ema_decay": train.ema_decay is not None,
+        "max_time": train.max_time is not None,
+        f"compile={train.compile!r}": train.compile not in ("auto", "off"),
+        f"precision={train.precision!r}": train.precision != "32",
+        "checkpoint": settings.checkpoint is not None,
+        "logging": bool(settings.logging),
+    }
+    for name in (name for name, asked in missing.items() if asked):
+        raise NotYetError(f"{name} is not built yet; leave it out for now.")
+
+
+def _check_arguments(model: Any, loss_fn: Any, train_loader: Any, val_loader: Any) -> None:
+    """Refuse arguments of the wrong type with a sentence that says what is expected."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model: expected a torch.nn.Module, got {type(model).__name__}.")
+    if not callable(loss_fn):
+        raise ArgumentError(
+            f"loss_fn: expected a callable (model, batch) -> losses, got {loss_fn!r}."
+        )
+    for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
+        if loader is None and name == "val_loader":
+            continue
+        if not (hasattr(loader, "__iter__") and hasattr(loader, "__len__")):
+            raise ArgumentError(
+                f"{name}: expected an iterable of batches with a length, such as a torch DataLoader, "
+                f"got {type(loader).__name__}."
+            )
+        if len(loader) == 0:
+            raise ArgumentError(f"{name}: expected at least one batch, got none.")
+
+
+def _device(device: str | torch.device | None, model: nn.Module) -> torch.device:
+    """Return where to train: as asked, else where the model is."""
+    if device is not None:
+        return torch.device(device)
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _engine(step: Step) -> Engine:
+    """Return an Engine that knows our events."""
+    engine = Engine(step)
+    engine.logger = _logger
+    engine.register_events(*TrainingEvents)
+    return engine
+
+
+def _epoch_mean(loader: Any, sbi_compat: bool) -> EpochMean:
+    """Return the mean over the rows seen, or over as many as sbi takes for granted."""
+    size = getattr(loader, "batch_size", None)
+    return EpochMean(rows=len(loader) * size if sbi_compat and size else None)
+
+
+@contextmanager
+def _validation_randomness(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Validate under one fixed random state; in sbi's form under the running one, as sbi does."""
+    if config.sbi_compat:
+        yield
+    else:
+        with fixed_random_state(VALIDATION_SEED, device):
+            yield
+
+
+def _record(state: TrainingState, seconds: float) -> None:
+    """Append the values of the epoch to the history."""
+    history = state.history
+    history.training_loss.append(state.train_loss)
+    history.validation_loss.append(state.validation_loss)
+    history.learning_rate.append(state.learning_rate)
+    history.gradient_norm.append(state.gradient_norm)
+    history.epoch_durations_sec.append(seconds)
+
+
+def _metrics(state: TrainingState) -> dict[str, float]:
+    """Return what ignite handlers of users find in `engine.state.metrics`."""
+    return {
+        "training_loss": state.train_loss,
+        "validation_loss": state.validation_loss,
+        "learning_rate": state.learning_rate,
+        "gradient_norm": state.gradient_norm,
+    }
+
+
+def _sampler(loader: Any) -> Any:
+    """Return a DataLoader's source of indices, whose passes are counted for resuming."""
+    return getattr(loader, "batch_sampler", None)
+
+
+@contextmanager
+def _errors_reported(model: nn.Module, best: BestWeights, users: UserCallbacks) -> Iterator[None]:
+    """Keep the best weights when a loss is not finite, and tell callbacks about any error."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, NonFiniteLossError):
+            best.restore(model)
+            model.zero_grad(set_to_none=True)
+        users.on_exception(error)
+        raise
+
+
+def _summary(
+    method: str, state: TrainingState, settings: Resolved, resumed_from: int, device: torch.device
+) -> TrainingSummary:
+    """Return the summary of a training that has ended."""
+    history = state.history
+    reason = state.stop_reason or "callback"
+    return TrainingSummary(
+        method=method,
+        epochs_trained=state.epoch,
+        best_epoch=state.best_epoch,
+        best_validation_loss=state.best_validation_loss,
+        training_loss=tuple(history.training_loss),
+        validation_loss=tuple(history.validation_loss),
+        learning_rate=tuple(history.learning_rate),
+        gradient_norm=tuple(history.gradient_norm),
+        epoch_durations_sec=tuple(history.epoch_durations_sec),
+        stop_reason=reason,
+        stop_message=state.stop_message,
+        complete=reason not in ("time_limit", "signal"),
+        resumed_from_epoch=resumed_from,
+        device=str(device),
+        config=settings.to_dict(),
+    )
+
+
+__all__ = ["Host", "make_rule", "run_training"]

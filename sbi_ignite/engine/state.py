@@ -1,0 +1,86 @@
+"""The parts of a training that remember something come in; one plain snapshot of them goes out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+
+class Stateful(Protocol):
+    """Anything that can be saved and continued."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Continue from a state."""
+        ...
+
+
+def random_states() -> dict[str, Any]:
+    """Return the states of python's, numpy's and torch's generators, as tensors and plain data."""
+    numpy_state: Any = np.random.get_state()
+    name, keys, position, has_gauss, cached = numpy_state
+    states = {
+        "python": random.getstate(),
+        # Plain data instead of numpy's arrays: torch.load(weights_only=True) refuses those.
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Bring all generators to states that `random_states` returned."""
+    random.setstate(_as_tuple(states["python"]))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def snapshot(parts: Mapping[str, Stateful]) -> dict[str, Any]:
+    """Return a copy of every part's state, and of the random states, as they are now.
+
+    Args:
+        parts: Names and objects; their states hold tensors and plain data only.
+    """
+    states: dict[str, Any] = {name: _frozen(part.state_dict()) for name, part in parts.items()}
+    states["random"] = random_states()
+    return states
+
+
+def restore(parts: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
+    """Bring every part, and the random states, to a snapshot.
+
+    Args:
+        parts: The objects of this training, under the same names.
+        states: What `snapshot` returned.
+    """
+    for name, part in parts.items():
+        if name in states:
+            part.load_state_dict(_frozen(states[name]))
+    set_random_states(states["random"])
+
+
+def _frozen(state: Any) -> Any:
+    """Copy containers and tensors, so that later steps change neither side."""
+    if isinstance(state, Mapping):
+        return {name: _frozen(value) for name, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_frozen(value) for value in state)
+    return state.detach().clone() if isinstance(state, torch.Tensor) else deepcopy(state)
+
+
+def _as_tuple(value: Any) -> Any:
+    """Return nested lists as the nested tuples that python's generator insists on."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value

@@ -1,0 +1,184 @@
+"""A model, its loss and an optimizer come in; the process functions of ignite's Engines go out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine
+from ignite.utils import convert_tensor
+from torch import Tensor, nn
+
+from sbi_ignite.exceptions import NonFiniteLossError
+from sbi_ignite.handlers.epoch_mean import StepOutput
+from sbi_ignite.handlers.events import TrainingEvents
+
+
+Step = Callable[[Engine, Any], StepOutput]
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """One optimizer step: forward, backward, clip (a handler), step.
+
+    Attributes:
+        model: The network.
+        loss: Losses of a batch, shape (batch,), or their mean.
+        optimizer: Steps over the network's parameters.
+        device: Where batches are moved.
+        summed: How the losses of a batch add up, `summed` or `summed_as_sbi`.
+    """
+
+    model: nn.Module
+    loss: Callable[[Any, Any], Tensor]
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    summed: Callable[[Tensor, Any], StepOutput]
+
+    def __call__(self, engine: Engine, batch: Any) -> StepOutput:
+        """Take one step and return the losses' sum."""
+        self.optimizer.zero_grad()
+        batch = convert_tensor(batch, device=self.device)
+        with _translated_errors(engine, batch):
+            losses = self.loss(self.model, batch)
+        mean = torch.mean(losses)
+        output = self.summed(losses, batch)
+        if not np.isfinite(output.loss_sum):
+            raise non_finite_loss(engine, batch, losses)
+        mean.backward()
+        engine.fire_event(TrainingEvents.BACKWARD_COMPLETED)
+        self.optimizer.step()
+        return output
+
+
+@dataclass(frozen=True)
+class ValidationStep:
+    """One batch of validation, without gradients.
+
+    Attributes:
+        model: The network.
+        loss: Losses of a batch; its method `validate`, where it has one, is used instead.
+        device: Where batches are moved.
+        summed: How the losses of a batch add up, `summed` or `summed_as_sbi`.
+        refuse_non_finite: Raise on NaN and infinity, as sbi does.
+    """
+
+    model: nn.Module
+    loss: Callable[[Any, Any], Tensor]
+    device: torch.device
+    summed: Callable[[Tensor, Any], StepOutput]
+    refuse_non_finite: bool = False
+
+    def __call__(self, engine: Engine, batch: Any) -> StepOutput:
+        """Return the losses' sum."""
+        loss = getattr(self.loss, "validate", self.loss)
+        batch = convert_tensor(batch, device=self.device)
+        with torch.no_grad():
+            losses = loss(self.model, batch)
+        output = self.summed(losses, batch)
+        if self.refuse_non_finite and not np.isfinite(output.loss_sum):
+            raise non_finite_loss(engine, batch, losses)
+        return output
+
+
+def summed(losses: Tensor, batch: Any) -> StepOutput:
+    """Sum per-row losses; a scalar counts as the mean over the rows of its batch."""
+    if losses.ndim:
+        return StepOutput(losses.sum().item(), losses.numel())
+    rows = num_rows(batch)
+    return StepOutput(losses.item() * rows, rows)
+
+
+def summed_as_sbi(losses: Tensor, batch: Any) -> StepOutput:
+    """Sum losses as sbi does, for which a scalar is one loss."""
+    return StepOutput(losses.sum().item(), num_rows(batch))
+
+
+def num_rows(batch: Any) -> int:
+    """Return the length of the first tensor in a batch of any structure; 1 without one."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else 1
+    values = batch.values() if isinstance(batch, dict) else batch
+    if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
+        return 1
+    return next((num_rows(value) for value in values if not isinstance(value, str)), 1)
+
+
+def non_finite_loss(engine: Engine, batch: Any, losses: Tensor | None) -> NonFiniteLossError:
+    """Build the error that says when and for which rows a loss was NaN or infinite."""
+    size = num_rows(batch)
+    if losses is not None and losses.ndim:
+        bad = (~torch.isfinite(losses.detach().reshape(-1))).nonzero().reshape(-1) % size
+        positions = bad.unique().cpu()
+    else:
+        positions = _non_finite_inputs(batch, size)
+    numbered = getattr(engine.state.dataloader, "rows", None)
+    known = isinstance(numbered, Tensor) and len(numbered) == size
+    rows = numbered.cpu()[positions] if known else positions  # type: ignore[index] # known says so
+    listed = rows.tolist()
+    shown = ", ".join(map(str, listed[:10])) + (", ..." if len(listed) > 10 else "")
+    return NonFiniteLossError(
+        f"The loss became NaN or infinite in epoch {engine.state.epoch}, iteration "
+        f"{engine.state.iteration}, for {len(listed)} of {size} rows of the batch "
+        f"({'row numbers' if known else 'positions in the batch'} {shown}). Look at these "
+        "simulations, lower learning_rate or clip_max_norm; the best weights so far are kept.",
+        epoch=engine.state.epoch,
+        iteration=engine.state.iteration,
+        rows=listed,
+    )
+
+
+def _non_finite_inputs(batch: Any, size: int) -> Tensor:
+    """Return positions of rows with NaN or infinity; all rows where the inputs are innocent."""
+    tensors = [t for t in batch if isinstance(t, Tensor)] if isinstance(batch, list | tuple) else []
+    bad = torch.zeros(size, dtype=torch.bool)
+    for tensor in tensors:
+        if tensor.ndim and len(tensor) == size:
+            bad |= ~torch.isfinite(tensor.reshape(size, -1)).all(dim=1).cpu()
+    return bad.nonzero().reshape(-1) if bad.any() else torch.arange(size)
+
+
+@contextmanager
+def _translated_errors(engine: Engine, batch: Any) -> Iterator[None]:
+    """Turn the error by which sbi's own losses report NaN into ours, which says where."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, NonFiniteLossError) or not str(error).startswith("NaN/Inf present"):
+            raise
+        raise non_finite_loss(engine, batch, None) from error
+
+
+@contextmanager
+def fixed_random_state(seed: int, device: torch.device) -> Iterator[None]:
+    """Run a block under one fixed random state and restore the states that were there before.
+
+    Args:
+        seed: Seed of torch's, numpy's and python's generators inside the block.
+        device: Device whose generator is fixed too, when it has one of its own.
+    """
+    python_state, numpy_state, torch_state = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.get_rng_state(),
+    )
+    cuda_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if cuda_state is not None:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        if cuda_state is not None:
+            torch.cuda.set_rng_state(cuda_state, device)

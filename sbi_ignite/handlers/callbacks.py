@@ -1,0 +1,60 @@
+"""User callbacks come in; they are called at the moments they name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ignite.engine import Engine
+
+from sbi_ignite.callback import CALLBACK_METHODS, TrainingState
+from sbi_ignite.handlers.events import TrainingEvents
+from sbi_ignite.exceptions import ArgumentError
+from sbi_ignite.summary import TrainingSummary
+
+
+class UserCallbacks:
+    """Call users' callbacks, and attach their ignite handlers, in the order in which they came.
+
+    Args:
+        callbacks: Objects with any of the methods of `Callback`, or with ignite's `attach(engine)`.
+        state: What the callbacks get to see.
+
+    Raises:
+        ArgumentError: If an object has neither.
+    """
+
+    def __init__(self, callbacks: Iterable[Any], state: TrainingState) -> None:
+        self._callbacks, self._state = tuple(callbacks), state
+        for callback in self._callbacks:
+            if not any(hasattr(callback, name) for name in (*CALLBACK_METHODS, "attach")):
+                raise ArgumentError(
+                    "callbacks: expected objects with one of the methods "
+                    f"{', '.join(CALLBACK_METHODS)} or with ignite's attach(engine), got "
+                    f"{callback!r}."
+                )
+
+    def attach(self, engine: Engine) -> None:
+        """Attach ignite handlers and call `on_epoch_end` after validation."""
+        engine.add_event_handler(TrainingEvents.VALIDATED, self._call, "on_epoch_end", self._state)
+        for callback in self._callbacks:
+            if hasattr(callback, "attach"):
+                callback.attach(engine)
+
+    def on_train_start(self) -> None:
+        """Tell all that training begins."""
+        self._call("on_train_start", self._state)
+
+    def on_train_end(self, summary: TrainingSummary) -> None:
+        """Tell all that training ended regularly."""
+        self._call("on_train_end", summary)
+
+    def on_exception(self, error: BaseException) -> None:
+        """Tell all that training ended with an error."""
+        self._call("on_exception", error, self._state)
+
+    def _call(self, name: str, *args: Any) -> None:
+        for callback in self._callbacks:
+            method = getattr(callback, name, None)
+            if method is not None:
+                method(*args)

@@ -1,0 +1,69 @@
+"""The names of `sbi.inference`, whose trainers are trained by sbi_ignite.
+
+Names that train nothing (posteriors, potentials, `simulate_for_sbi`, ABC) are sbi's own objects.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sbi_ignite.inference.version import check_sbi_version
+
+check_sbi_version()
+
+import sbi.inference as _sbi  # noqa: E402 # after the check: an unknown sbi may lack what is below
+
+from sbi_ignite.inference.infer import infer  # noqa: E402 # likewise
+from sbi_ignite.inference.trainers import (  # noqa: E402 # likewise
+    BNRE,
+    FMPE,
+    MNLE,
+    MNPE,
+    NLE,
+    NLE_A,
+    NPE,
+    NPE_A,
+    NPE_B,
+    NPE_C,
+    NPE_PFN,
+    NPSE,
+    NRE,
+    NRE_A,
+    NRE_B,
+    NRE_C,
+    MarginalTrainer,
+)
+
+__all__ = [
+    "BNRE",
+    "FMPE",
+    "MNLE",
+    "MNPE",
+    "NLE",
+    "NLE_A",
+    "NPE",
+    "NPE_A",
+    "NPE_B",
+    "NPE_C",
+    "NPE_PFN",
+    "NPSE",
+    "NRE",
+    "NRE_A",
+    "NRE_B",
+    "NRE_C",
+    "MarginalTrainer",
+    "infer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Return ours for sbi's deprecated aliases of trainers, and sbi's own object for any other name."""
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(_sbi, name)
+    return globals().get(found.__name__, found) if isinstance(found, type) else found
+
+
+def __dir__() -> list[str]:
+    """List our names and sbi's."""
+    return sorted({*__all__, *_sbi.__all__})

@@ -1,0 +1,58 @@
+"""One of sbi's trainers comes in; the loss arguments and the stop rule of its family go out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sbi.inference import BNRE, NRE_A, NRE_C, MarginalTrainer
+from sbi.inference.trainers.nle.nle_base import LikelihoodEstimatorTrainer
+from sbi.inference.trainers.npe.npe_base import PosteriorEstimatorTrainer
+from sbi.inference.trainers.nre.nre_base import RatioEstimatorTrainer
+from sbi.inference.trainers.vfpe.base_vf_inference import VectorFieldTrainer
+
+from sbi_ignite.methods.base import LossArgs
+from sbi_ignite.methods.marginal import LossArgsMarginal
+from sbi_ignite.methods.nle import LossArgsNLE
+from sbi_ignite.methods.npe import LossArgsNPE
+from sbi_ignite.methods.nre import LossArgsBNRE, LossArgsNRE, LossArgsNRE_A, LossArgsNRE_C
+from sbi_ignite.methods.vector_field import LossArgsVF
+from sbi_ignite.settings import EarlyStopping
+
+
+@dataclass(frozen=True)
+class Family:
+    """What trainers of one family have in common.
+
+    Attributes:
+        loss_args: Type of their loss arguments.
+        default_rule: Stop rule that sbi uses for them.
+        rows_needed: Rows that a batch needs at least: losses that contrast rows need two.
+    """
+
+    loss_args: type[LossArgs]
+    default_rule: EarlyStopping
+    rows_needed: int = 1
+
+
+_PATIENCE = EarlyStopping.validation_loss()
+
+# The first that fits counts: subclasses stand before their parents.
+_FAMILIES: tuple[tuple[type, Family], ...] = (
+    (BNRE, Family(LossArgsBNRE, _PATIENCE, rows_needed=2)),
+    (NRE_A, Family(LossArgsNRE_A, _PATIENCE, rows_needed=2)),
+    (NRE_C, Family(LossArgsNRE_C, _PATIENCE, rows_needed=2)),
+    (RatioEstimatorTrainer, Family(LossArgsNRE, _PATIENCE, rows_needed=2)),
+    (PosteriorEstimatorTrainer, Family(LossArgsNPE, _PATIENCE)),
+    (LikelihoodEstimatorTrainer, Family(LossArgsNLE, _PATIENCE)),
+    (VectorFieldTrainer, Family(LossArgsVF, EarlyStopping.two_standard_deviations())),
+    (MarginalTrainer, Family(LossArgsMarginal, _PATIENCE)),
+)
+
+
+def family_of(trainer: Any) -> Family:
+    """Return the family of a trainer; of an unknown kind, one that takes `LossArgs`."""
+    for kind, family in _FAMILIES:
+        if isinstance(trainer, kind):
+            return family
+    return Family(LossArgs, _PATIENCE)

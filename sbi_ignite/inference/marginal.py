@@ -1,0 +1,61 @@
+"""A `.train()` call of sbi's MarginalTrainer comes in; the marginal estimator of p(x) goes out.
+
+sbi's MarginalTrainer has a loop of its own inside `train()`, so that here the whole method is
+replaced. Private names of sbi were read in 0.27.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sbi_ignite.inference import seam
+from sbi_ignite.inference.arguments import Call, parse_call
+from sbi_ignite.inference.version import check_sbi_version
+from sbi_ignite.methods.marginal import MarginalLoss
+
+
+def train(
+    trainer: Any, sbi_train: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """Carry out one call of `MarginalTrainer.train()`.
+
+    Args:
+        trainer: The trainer that was called.
+        sbi_train: sbi's own `train`, for its signature.
+        args: Positional arguments.
+        kwargs: Keyword arguments, sbi's and ours.
+
+    Returns:
+        The unconditional density estimator, with the best weights in it.
+    """
+    check_sbi_version()
+    call = parse_call(trainer, sbi_train, args, kwargs)
+    seam.check_simulations(trainer)
+    config = call.settings.train
+    seam.prepare(trainer, config)
+    trainer._round = 0  # sbi sets it too, for what it shares with other trainers
+
+    train_loader, val_loader = _loaders(trainer, call)
+    if trainer._neural_net is None:
+        trainer._neural_net = trainer._build_neural_net(
+            trainer.get_samples()[trainer.train_indices].to("cpu")
+        )
+    seam.fit(trainer, call, MarginalLoss(), train_loader, val_loader)
+    if config.sbi_compat and trainer.epoch > config.max_epochs:
+        seam.warn_budget_spent(config.max_epochs)
+    seam.close_books(trainer, config)
+    return trainer._neural_net
+
+
+def _loaders(trainer: Any, call: Call) -> tuple[Any, Any]:
+    """Return batches of x for training and validation."""
+    config = call.settings.train
+    kwargs = config.dataloader_kwargs
+    if call.sbi_compat and kwargs is not None:
+        return trainer.get_dataloaders(
+            config.batch_size, config.validation_fraction, dataloader_kwargs=dict(kwargs)
+        )
+    x = trainer.get_samples()
+    seam.split(trainer, call, x, config.validation_fraction)
+    return seam.make_loaders(trainer, call, (x,), config.batch_size, kwargs)

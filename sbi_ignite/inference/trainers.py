@@ -1,0 +1,184 @@
+"""sbi's trainers come in; classes of the same names, trained by sbi_ignite, go out (door a)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Generic, TypeVar
+
+import sbi.inference as sbi_inference
+from sbi.neural_nets.estimators import (
+    ConditionalDensityEstimator,
+    ConditionalVectorFieldEstimator,
+    MixedDensityEstimator,
+    UnconditionalDensityEstimator,
+)
+from sbi.neural_nets.ratio_estimators import RatioEstimator
+
+from sbi_ignite.exceptions import ArgumentError
+from sbi_ignite.inference import marginal, seam
+from sbi_ignite.summary import TrainingSummary
+
+EstimatorT = TypeVar("EstimatorT")
+
+
+class IgniteTrainer(Generic[EstimatorT]):
+    """What sbi_ignite puts in front of an sbi trainer: its `train()` and the two methods below it.
+
+    Attributes:
+        training_summary: Summary of the last `train()`; None before the first.
+    """
+
+    training_summary: TrainingSummary | None = None
+
+    def train(
+        self,
+        *args: Any,
+        logging: Any | None = None,
+        early_stopping: Any | None = None,
+        checkpoint: Any | None = None,
+        callbacks: Iterable[Any] = (),
+        **kwargs: Any,
+    ) -> EstimatorT:
+        """Train and return the estimator, with the best weights in it.
+
+        The typed form is `train(TrainConfig(...), LossArgs...(...), ...)`; sbi's own keywords, alone,
+        give sbi's numbers bit for bit. The two can be mixed: a keyword fills what the config left
+        unset.
+
+        Args:
+            *args: `train_config` and `loss_args`, or sbi's own positional arguments.
+            logging: A `LoggingConfig`, the name of a backend, a logger, or a list of these.
+            early_stopping: An `EarlyStopping`, or a list of them of which any one stops.
+            checkpoint: A `CheckpointConfig`, or the directory of the run.
+            callbacks: Objects with methods of `Callback`, or with ignite's `attach(engine)`.
+            **kwargs: sbi's keywords of this method's `train()`, `exclude_invalid_x`,
+                `train_config`, `loss_args`.
+
+        Returns:
+            What sbi's `train()` returns.
+
+        Raises:
+            ArgumentError: If an argument is unknown, of the wrong type, or given twice.
+            SettingsError: If a value is not valid.
+            NoSimulationsError: If there is nothing to train on.
+            DataError: If the data cannot be split or has invalid rows that may not be dropped.
+            NonFiniteLossError: If a loss is NaN or infinite; the best weights so far are kept.
+
+        Example:
+            >>> inference = NPE()  # doctest: +SKIP
+            >>> inference.append_simulations(theta, x)  # doctest: +SKIP
+            >>> inference.train(TrainConfig(max_epochs=100), LossArgsNPE())  # doctest: +SKIP
+        """
+        new = {
+            "logging": logging,
+            "early_stopping": early_stopping,
+            "checkpoint": checkpoint,
+            "callbacks": callbacks,
+        }
+        carry_out = (
+            marginal.train if isinstance(self, sbi_inference.MarginalTrainer) else seam.train
+        )
+        return carry_out(self, _sbi_method(self, "train"), args, {**new, **kwargs})
+
+
+class IgniteLoop(IgniteTrainer[EstimatorT]):
+    """`IgniteTrainer` for the trainers that share sbi's loop: all but MarginalTrainer."""
+
+    def _run_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Train by `run_training` where sbi would run its loop."""
+        return seam.run_training_loop(self, *args, **kwargs)
+
+    def get_dataloaders(self, *args: Any, **kwargs: Any) -> Any:
+        """Return loaders; within `train()`, batches sliced by index."""
+        return seam.get_dataloaders(self, _sbi_method(self, "get_dataloaders"), *args, **kwargs)
+
+
+def _sbi_method(trainer: Any, name: str) -> Any:
+    """Return sbi's own function of that name, past those of this page."""
+    mro = type(trainer).__mro__
+    behind = mro[mro.index(IgniteTrainer) + 1 :]
+    return next(vars(cls)[name] for cls in behind if name in vars(cls))
+
+
+# The overrides take more than sbi's methods do, which a type checker cannot know is meant.
+# pyright: reportIncompatibleMethodOverride=false
+
+
+class NPE_A(IgniteLoop[ConditionalDensityEstimator], sbi_inference.NPE_A):
+    __doc__ = sbi_inference.NPE_A.__doc__
+
+
+class NPE_B(IgniteLoop[ConditionalDensityEstimator], sbi_inference.NPE_B):
+    __doc__ = sbi_inference.NPE_B.__doc__
+
+
+class NPE_C(IgniteLoop[ConditionalDensityEstimator], sbi_inference.NPE_C):
+    __doc__ = sbi_inference.NPE_C.__doc__
+
+
+class MNPE(IgniteLoop[MixedDensityEstimator], sbi_inference.MNPE):
+    __doc__ = sbi_inference.MNPE.__doc__
+
+
+class NLE_A(IgniteLoop[ConditionalDensityEstimator], sbi_inference.NLE_A):
+    __doc__ = sbi_inference.NLE_A.__doc__
+
+
+class MNLE(IgniteLoop[MixedDensityEstimator], sbi_inference.MNLE):
+    __doc__ = sbi_inference.MNLE.__doc__
+
+
+class NRE_A(IgniteLoop[RatioEstimator], sbi_inference.NRE_A):
+    __doc__ = sbi_inference.NRE_A.__doc__
+
+
+class NRE_B(IgniteLoop[RatioEstimator], sbi_inference.NRE_B):
+    __doc__ = sbi_inference.NRE_B.__doc__
+
+
+class NRE_C(IgniteLoop[RatioEstimator], sbi_inference.NRE_C):
+    __doc__ = sbi_inference.NRE_C.__doc__
+
+
+class BNRE(IgniteLoop[RatioEstimator], sbi_inference.BNRE):
+    __doc__ = sbi_inference.BNRE.__doc__
+
+
+class FMPE(IgniteLoop[ConditionalVectorFieldEstimator], sbi_inference.FMPE):
+    __doc__ = sbi_inference.FMPE.__doc__
+
+
+class NPSE(IgniteLoop[ConditionalVectorFieldEstimator], sbi_inference.NPSE):
+    __doc__ = sbi_inference.NPSE.__doc__
+
+
+class MarginalTrainer(IgniteTrainer[UnconditionalDensityEstimator], sbi_inference.MarginalTrainer):
+    __doc__ = sbi_inference.MarginalTrainer.__doc__
+
+
+class NPE_PFN(sbi_inference.NPE_PFN):
+    __doc__ = sbi_inference.NPE_PFN.__doc__
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        """Do what sbi does: nothing is trained.
+
+        Raises:
+            ArgumentError: If any argument is passed; there is nothing that it could change.
+        """
+        refuse_arguments(self, args, kwargs)
+        return super().train()
+
+
+def refuse_arguments(trainer: Any, args: Any, kwargs: Any) -> None:
+    """Refuse arguments for a trainer that trains nothing."""
+    if args or kwargs:
+        given = [*(type(arg).__name__ for arg in args), *kwargs]
+        raise ArgumentError(
+            f"{type(trainer).__name__}.train() takes no arguments, because it uses a network that "
+            f"is trained already; got {', '.join(given)}."
+        )
+
+
+NPE = NPE_C
+NLE = NLE_A
+NRE = NRE_B

@@ -1,0 +1,151 @@
+"""Batches of theta and x come in; classification losses of neural ratio estimation go out.
+
+Each loss gets `classifier_logits(theta, x, num_atoms)`, which pairs every x with its own theta and
+`num_atoms - 1` others of the batch and returns one logit per pair, shape (batch * num_atoms, 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sbi_ignite.methods.base import LossArgs
+
+ClassifierLogits: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
+
+
+class LossArgsNRE(LossArgs):
+    """Loss arguments of NRE_B.
+
+    Example:
+        >>> LossArgsNRE(num_atoms=20).num_atoms
+        20
+    """
+
+    num_atoms: int = Field(
+        default=10, ge=2, description="Pairs that compete in one classification."
+    )
+
+
+class LossArgsNRE_A(LossArgs):
+    """Loss arguments of NRE_A.
+
+    Example:
+        >>> LossArgsNRE_A().exclude_invalid_x is None
+        True
+    """
+
+
+class LossArgsNRE_C(LossArgs):
+    """Loss arguments of NRE_C (Miller et al. 2022).
+
+    Example:
+        >>> LossArgsNRE_C(num_classes=3).gamma
+        1.0
+    """
+
+    num_classes: int = Field(default=5, ge=1, description="Number K of classes drawn jointly.")
+    gamma: float = Field(
+        default=1.0, gt=0, description="Weight of the K dependent classes against the marginal one."
+    )
+
+
+class LossArgsBNRE(LossArgs):
+    """Loss arguments of BNRE (Delaunoy et al. 2022).
+
+    Example:
+        >>> LossArgsBNRE().regularization_strength
+        100.0
+    """
+
+    regularization_strength: float = Field(
+        default=100.0, gt=0, description="Factor of the balancing regulariser."
+    )
+
+
+@dataclass(frozen=True)
+class RatioLossA:
+    """Binary cross-entropy of one joint against one marginal pair (Hermans et al. 2020)."""
+
+    classifier_logits: ClassifierLogits
+
+    def __call__(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
+        """Return the mean loss, a scalar."""
+        theta, x = batch[0], batch[1]
+        return _binary_cross_entropy(self.classifier_logits(theta, x, 2))
+
+
+@dataclass(frozen=True)
+class BalancedRatioLoss:
+    """NRE_A's loss with the balancing regulariser of BNRE (Delaunoy et al. 2022)."""
+
+    classifier_logits: ClassifierLogits
+    regularization_strength: float
+
+    def __call__(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
+        """Return the mean loss, a scalar."""
+        theta, x = batch[0], batch[1]
+        logits = self.classifier_logits(theta, x, 2)
+        balance = torch.sigmoid(logits[0::2]) + torch.sigmoid(logits[1::2]) - 1
+        loss = _binary_cross_entropy(logits)
+        return loss + self.regularization_strength * balance.mean().square()
+
+
+@dataclass(frozen=True)
+class RatioLossB:
+    """Cross-entropy of one joint against `num_atoms - 1` marginal pairs (Durkan et al. 2020)."""
+
+    classifier_logits: ClassifierLogits
+    num_atoms: int
+
+    def __call__(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
+        """Return the mean loss, a scalar."""
+        theta, x = batch[0], batch[1]
+        num_atoms = min(self.num_atoms, len(theta))
+        logits = self.classifier_logits(theta, x, num_atoms).reshape(len(theta), num_atoms)
+        return -torch.mean(logits[:, 0] - torch.logsumexp(logits, dim=-1))
+
+
+@dataclass(frozen=True)
+class RatioLossC:
+    """Contrastive loss with an independently drawn class (Miller et al. 2022).
+
+    Attributes:
+        classifier_logits: See the module's first lines.
+        num_atoms: Number of classes K plus one.
+        gamma: Weight of the K dependent classes against the marginal one.
+    """
+
+    classifier_logits: ClassifierLogits
+    num_atoms: int
+    gamma: float
+
+    def __call__(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
+        """Return the mean loss, a scalar."""
+        theta, x = batch[0], batch[1]
+        size, num_classes = len(theta), min(self.num_atoms, len(theta)) - 1
+        marginal = self.classifier_logits(theta, x, num_classes + 1).reshape(size, num_classes + 1)
+        joint = self.classifier_logits(theta, x, num_classes).reshape(size, num_classes)
+        log_gamma = marginal.new_tensor(self.gamma).log()
+        log_classes = marginal.new_tensor(num_classes).log()
+        rest = log_classes.expand((size, 1))
+        # Column 0 holds the joint pair: without it, every column is drawn from the marginals.
+        marginal = torch.concat([log_gamma + marginal[:, 1:], rest], dim=-1)
+        log_prob_marginal = log_classes - torch.logsumexp(marginal, dim=-1)
+        normalizer = torch.logsumexp(torch.concat([log_gamma + joint, rest], dim=-1), dim=-1)
+        log_prob_joint = log_gamma + joint[:, 0] - normalizer
+        p_marginal, p_joint = 1 / (1 + self.gamma), self.gamma / (1 + self.gamma)
+        return -torch.mean(p_marginal * log_prob_marginal + p_joint * log_prob_joint)
+
+
+def _binary_cross_entropy(logits: Tensor) -> Tensor:
+    """Return the loss of pairs that are joint (even rows) and marginal (odd rows) in turn."""
+    likelihood = torch.sigmoid(logits).squeeze()
+    labels = torch.ones(len(logits), device=logits.device)
+    labels[1::2] = 0.0
+    return nn.functional.binary_cross_entropy(likelihood, labels)

@@ -1,0 +1,69 @@
+"""Batches of theta, x and masks come in; losses of flow matching and score matching go out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor
+
+from sbi_ignite.methods.base import LossArgs
+
+
+class LossArgsVF(LossArgs):
+    """Loss arguments of FMPE and NPSE.
+
+    Example:
+        >>> LossArgsVF(validation_times=20).ema_loss_decay
+        0.1
+    """
+
+    ema_loss_decay: float = Field(
+        default=0.1,
+        gt=0,
+        le=1,
+        description="Weight of the newest loss in the running averages that `inference.summary` and "
+        "the stop rule of two standard deviations use.",
+    )
+    validation_times: Any = Field(
+        default=10, description="Times at which every validation row is scored: number or tensor."
+    )
+    validation_times_nugget: float = Field(
+        default=0.05, ge=0, description="Distance kept from both ends of the time interval."
+    )
+    calibration_kernel: Callable[..., Any] | None = Field(
+        default=None,
+        description="Weights losses by x, shape (batch, ...) -> (batch,) (Lueckmann et al. 2017).",
+    )
+    force_first_round_loss: bool = Field(
+        default=False, description="Train without correction whatever the proposal was."
+    )
+
+
+@dataclass(frozen=True)
+class VectorFieldLoss:
+    """Matching loss at random times for training, at fixed times for validation.
+
+    Attributes:
+        calibration_kernel: x of shape (batch, ...) to weights of shape (batch,).
+        times: Times of the validation loss, shape (num_times,).
+    """
+
+    calibration_kernel: Callable[[Tensor], Tensor]
+    times: Tensor
+
+    def __call__(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
+        """Return losses at one random time per row, shape (batch,)."""
+        theta, x = batch[0], batch[1]
+        return self.calibration_kernel(x) * model.loss(theta, x, times=None)
+
+    def validate(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
+        """Return losses of every row at every time, shape (num_times * batch,)."""
+        theta, x = batch[0], batch[1]
+        size, num_times = len(theta), len(self.times)
+        theta = theta.repeat(num_times, *[1] * (theta.ndim - 1))
+        x = x.repeat(num_times, *[1] * (x.ndim - 1))
+        times = self.times.repeat_interleave(size, dim=0).to(theta.device)
+        return self.calibration_kernel(x) * model.loss(theta, x, times=times)

@@ -1,0 +1,118 @@
+"""The numbers of a finished training come in; a value to read, print and plot goes out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What one call of `train()` or `run_training()` did.
+
+    Attributes:
+        method: Name of the trainer or of the model's class.
+        epochs_trained: Finished epochs, over all legs of a resumed training.
+        best_epoch: Epoch whose weights were returned, counted from 1; 0 if there was none.
+        best_validation_loss: Validation loss of those weights.
+        training_loss: One value per epoch, likewise the four below.
+        validation_loss: NaN throughout where there was no validation data.
+        learning_rate: Rate of the first parameter group.
+        gradient_norm: Mean norm before clipping; NaN where it was not measured.
+        epoch_durations_sec: Seconds of training and validation.
+        stop_reason: "patience", "lr_threshold", "max_epochs", "time_limit", "signal", "rule" or
+            "callback".
+        stop_message: Words given with the request to stop, "" without any.
+        complete: False where a longer run was cut short by time or a signal.
+        resumed_from_epoch: Epoch from which this call continued; 0 for a fresh start.
+        run_directory: Where the run's files are; None without checkpoints.
+        device: Where the network was trained.
+        world_size: Number of processes.
+        config: All settings as plain data, each with its value and origin.
+
+    Example:
+        >>> summary = TrainingSummary(method="NPE_C", epochs_trained=1, best_epoch=1,
+        ...     best_validation_loss=0.5, training_loss=(0.7,), validation_loss=(0.5,),
+        ...     learning_rate=(5e-4,), gradient_norm=(1.0,), epoch_durations_sec=(0.1,),
+        ...     stop_reason="max_epochs")
+        >>> summary.to_dict()["best_epoch"]
+        1
+    """
+
+    method: str
+    epochs_trained: int
+    best_epoch: int
+    best_validation_loss: float
+    training_loss: tuple[float, ...]
+    validation_loss: tuple[float, ...]
+    learning_rate: tuple[float, ...]
+    gradient_norm: tuple[float, ...]
+    epoch_durations_sec: tuple[float, ...]
+    stop_reason: str
+    stop_message: str = ""
+    complete: bool = True
+    resumed_from_epoch: int = 0
+    run_directory: str | None = None
+    device: str = "cpu"
+    world_size: int = 1
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        """Return a short table."""
+        reason = self.stop_reason + (f" ({self.stop_message})" if self.stop_message else "")
+        seconds = sum(self.epoch_durations_sec)
+        rows = {
+            "method": self.method,
+            "epochs trained": str(self.epochs_trained)
+            + (f" (resumed from {self.resumed_from_epoch})" if self.resumed_from_epoch else ""),
+            "best epoch": str(self.best_epoch),
+            "best validation loss": f"{self.best_validation_loss:.4f}",
+            "final training loss": f"{self.training_loss[-1]:.4f}" if self.training_loss else "-",
+            "final learning rate": f"{self.learning_rate[-1]:.3g}" if self.learning_rate else "-",
+            "stopped by": reason,
+            "complete": "yes" if self.complete else "no, it can be continued",
+            "time in epochs": f"{seconds:.1f} s",
+            "device": self.device,
+        }
+        if self.run_directory is not None:
+            rows["run directory"] = self.run_directory
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+    def plot(self) -> Figure:
+        """Return a figure of the loss curves with the best epoch marked.
+
+        The figure belongs to no pyplot state; save it with `figure.savefig("loss.png")`.
+        """
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = figure.add_subplot()
+        epochs = range(1, len(self.training_loss) + 1)
+        axes.plot(epochs, self.training_loss, color="C0", label="training")
+        axes.plot(epochs, self.validation_loss, color="C1", label="validation")
+        if self.best_epoch:
+            axes.axvline(self.best_epoch, color="0.6", linewidth=1, linestyle="--")
+            axes.plot(
+                [self.best_epoch],
+                [self.best_validation_loss],
+                "o",
+                color="C3",
+                label=f"best: epoch {self.best_epoch}, {self.best_validation_loss:.3f}",
+            )
+        axes.set(
+            xlabel="epoch", ylabel="loss", title=f"{self.method}: stopped by {self.stop_reason}"
+        )
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+        return figure
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain data (lists instead of tuples), ready for JSON."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in plain.items()}
