@@ -72,8 +72,8 @@ _HOMES = {
         "UnsupportedSbiError"
     ),
     "inference": (
-        "BNRE FMPE MNLE MNPE MarginalTrainer NLE NLE_A NPE NPE_A NPE_B NPE_C NPE_PFN NPSE NRE NRE_A "
-        "NRE_B NRE_C"
+        "BNRE FMPE MNLE MNPE MarginalTrainer NLE NLE_A NPE NPE_A NPE_B NPE_C NPE_PFN NPSE NRE "
+        "NRE_A NRE_B NRE_C"
     ),
     "inference.patch": "patch_sbi unpatch_sbi",
     "methods.base": "LossArgs",
@@ -105,7 +105,8 @@ EP01_NAMES = (
 )
 """What `sbi.training` offers while the patch is on."""
 
-__all__ = ["__version__", *sorted(_MODULE_OF)]  # pyright: ignore[reportUnsupportedDunderAll] # lazy
+# pyright cannot see through the lazy names.
+__all__ = ["__version__", *sorted(_MODULE_OF)]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,10 @@
-"""Tensors and row numbers come in; batches, sliced by index and never collated row by row, go out."""
+"""Tensors and row numbers come in; batches go out, sliced by index, never collated by row."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -47,8 +48,9 @@ class Batches(ABC):
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         order, bounds = self._order(), self._bounds()
         first, self._skip = self._skip, 0
-        for self._position in range(first, len(self)):
-            self.rows = order[bounds[self._position] : bounds[self._position + 1]]
+        for position in range(first, len(self)):
+            self._position = position
+            self.rows = order[bounds[position] : bounds[position + 1]]
             yield tuple(tensor.index_select(0, self.rows) for tensor in self.tensors)
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,7 +176,7 @@ class BatchIndices(Sampler[list[int]]):
             self._pass += 1
             order = order[permutation(len(order), self.seed, self._pass)]
         bounds = even_bounds(len(order), len(self))
-        for begin, end in zip(bounds, bounds[1:], strict=False):
+        for begin, end in pairwise(bounds):
             yield order[begin:end].tolist()
 
     def state_dict(self) -> dict[str, Any]:

@@ -36,22 +36,17 @@ def check_split(num_train: int, num_validation: int, at_least: int, fraction: fl
         DataError: If a side has fewer rows.
     """
     total = num_train + num_validation
+    split = f"{{}} of {total} simulations at validation_fraction={fraction:g}"
     if num_validation < at_least:
-        needed = next(
-            (f / 100 for f in range(1, 100) if total - int((1 - f / 100) * total) >= at_least), None
-        )
-        advice = (
-            f"validation_fraction={needed:g} or more would do"
-            if needed is not None and total - at_least >= at_least
-            else f"at least {2 * at_least} simulations are needed"
-        )
+        enough = (f / 100 for f in range(1, 100) if total - int((1 - f / 100) * total) >= at_least)
+        needed = next(enough, None) if total >= 2 * at_least else None
+        advice = f"at least {2 * at_least} in all" if needed is None else f"or take {needed:g}"
         raise DataError(
-            f"The validation set would have {num_validation} of {total} simulations at "
-            f"validation_fraction={fraction:g}, expected at least {at_least}. Add simulations; {advice}."
+            f"The validation set would have {split.format(num_validation)}, expected at least "
+            f"{at_least}. Add simulations, {advice}."
         )
     if num_train < at_least:
         raise DataError(
-            f"The training set would have {num_train} of {total} simulations at "
-            f"validation_fraction={fraction:g}, expected at least {at_least}. Add simulations or lower "
-            "validation_fraction."
+            f"The training set would have {split.format(num_train)}, expected at least {at_least}. "
+            "Add simulations or lower validation_fraction."
         )

@@ -23,8 +23,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 def make_optimizer(config: TrainConfig, parameters: Iterable[Tensor]) -> Optimizer:
     """Return the optimizer that the settings ask for.
 
-    With `sbi_compat`, Adam takes the arithmetic of sbi's; else every optimizer that has a fused step
-    on the parameters' device uses it.
+    With `sbi_compat`, the step has the arithmetic of sbi's; else it is fused.
 
     Args:
         config: Gives optimizer, learning_rate, weight_decay and sbi_compat.
@@ -73,6 +72,6 @@ def make_scheduler(config: TrainConfig, optimizer: Optimizer) -> Any:
             optimizer, factor=schedule.factor, patience=schedule.patience, min_lr=schedule.min_lr
         )
     raise NotYetError(
-        f"lr_schedule={schedule!r} is not built yet. Use lr_schedule='plateau' without warm-up or a "
-        "callable `optimizer -> torch scheduler`."
+        f"lr_schedule={schedule!r} is not built yet. Use lr_schedule='plateau' without warm-up, or "
+        "a callable `optimizer -> torch scheduler`."
     )

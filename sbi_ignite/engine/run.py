@@ -1,7 +1,7 @@
 """A model, a loss, batches and settings come in; the trained model and a summary go out.
 
-This is the whole training, top to bottom. Everything that happens besides forward, backward and step
-is a handler that is attached below, in the order in which it acts.
+This is the whole training, top to bottom. Everything besides forward, backward and step is a
+handler that is attached below, in the order in which it acts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.engine.optimizers import make_optimizer, make_scheduler
 from sbi_ignite.engine.state import Stateful, restore, snapshot
 from sbi_ignite.engine.steps import (
@@ -34,6 +33,7 @@ from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, NotYetError
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.callbacks import UserCallbacks
 from sbi_ignite.handlers.epoch_mean import EpochMean
+from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.handlers.gradient_clipping import GradientClipping
 from sbi_ignite.handlers.schedule import Schedule
 from sbi_ignite.handlers.stopping import (
@@ -110,8 +110,8 @@ def run_training(
     Args:
         config: Training settings; None takes environment, file and defaults.
         model: Any torch module.
-        loss_fn: `loss_fn(model, batch)` gives losses of shape (batch,), or their mean as a scalar. If
-            it has a method `validate` of the same form, that gives the validation losses.
+        loss_fn: `loss_fn(model, batch)` gives losses of shape (batch,), or their mean as a scalar.
+            If it has a method `validate` of the same form, that gives the validation losses.
         train_loader: Batches of training data: a torch DataLoader or any iterable with a length.
         val_loader: Batches of validation data. Without it, the training loss decides about the best
             weights and about stopping.
@@ -171,15 +171,16 @@ def run_training(
     evaluator = _engine(
         host.validation_step or ValidationStep(model, loss_fn, on, add_up, config.sbi_compat)
     )
-    validation_loss = _epoch_mean(val_loader, config.sbi_compat)
+    validation_loss = _epoch_mean(val_loader or (), config.sbi_compat)
     validation_loss.attach(evaluator)
 
-    first_epoch = state.epoch
+    first_epoch, epoch_started = state.epoch, 0.0
 
     @trainer.on(Events.EPOCH_STARTED)
     def train_mode() -> None:
+        nonlocal epoch_started
         model.train()
-        trainer.state.epoch_started = time.time()
+        epoch_started = time.time()
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def count() -> None:
@@ -195,10 +196,10 @@ def run_training(
                 evaluator.run(val_loader, max_epochs=1, epoch_length=len(val_loader))
             state.validation_loss = validation_loss.value
         state.gradient_norm = clipping.mean_norm
-        _record(state, time.time() - trainer.state.epoch_started)
+        _record(state, time.time() - epoch_started)
         trainer.state.metrics.update(_metrics(state))
         if host.on_epoch_end is not None:
-            host.on_epoch_end(trainer.state.epoch_started)
+            host.on_epoch_end(epoch_started)
         best.update(state)
         trainer.fire_event(TrainingEvents.VALIDATED)
 
@@ -298,8 +299,8 @@ def _check_arguments(model: Any, loss_fn: Any, train_loader: Any, val_loader: An
             continue
         if not (hasattr(loader, "__iter__") and hasattr(loader, "__len__")):
             raise ArgumentError(
-                f"{name}: expected an iterable of batches with a length, such as a torch DataLoader, "
-                f"got {type(loader).__name__}."
+                f"{name}: expected an iterable of batches with a length, such as a torch "
+                f"DataLoader, got {type(loader).__name__}."
             )
         if len(loader) == 0:
             raise ArgumentError(f"{name}: expected at least one batch, got none.")

@@ -18,7 +18,6 @@ from sbi_ignite.exceptions import NonFiniteLossError
 from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.handlers.events import TrainingEvents
 
-
 Step = Callable[[Engine, Any], StepOutput]
 
 

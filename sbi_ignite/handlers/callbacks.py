@@ -8,8 +8,8 @@ from typing import Any
 from ignite.engine import Engine
 
 from sbi_ignite.callback import CALLBACK_METHODS, TrainingState
-from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.exceptions import ArgumentError
+from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.summary import TrainingSummary
 
 

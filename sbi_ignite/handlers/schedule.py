@@ -13,11 +13,11 @@ from sbi_ignite.handlers.events import TrainingEvents
 
 
 class Schedule:
-    """Step a torch scheduler: after every epoch, or after every iteration where it is made for that.
+    """Step a torch scheduler after every epoch, or after every iteration if it is made for that.
 
-    `ReduceLROnPlateau` gets the validation loss; `OneCycleLR` and `CyclicLR` are stepped after every
-    iteration, and so is any scheduler with a true attribute `per_iteration`. ignite's own wrapper
-    steps some of torch's schedulers at the wrong rate, hence this page.
+    `ReduceLROnPlateau` gets the validation loss; `OneCycleLR` and `CyclicLR` are stepped after
+    every iteration, and so is any scheduler with a true attribute `per_iteration`. ignite's own
+    wrapper steps some of torch's schedulers at the wrong rate, hence this page.
 
     Args:
         scheduler: The torch scheduler, None for a constant rate.

@@ -64,7 +64,7 @@ class Patience(_PlainState):
 
     Args:
         patience: Fruitless epochs to let pass.
-        min_delta: How much lower a loss must be, in its own units; negative losses are no exception.
+        min_delta: How much lower a loss must be, in its own units, whatever its sign.
 
     Example:
         >>> rule = Patience(patience=2)

@@ -57,7 +57,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Return ours for sbi's deprecated aliases of trainers, and sbi's own object for any other name."""
+    """Return ours for sbi's deprecated aliases, and sbi's own object for any other name."""
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(_sbi, name)

@@ -34,6 +34,20 @@ SBI_NAMES = {
 }
 """Fields of TrainConfig and the keywords that sbi's `train()` has for them."""
 
+LOSS_KEYWORDS = (
+    "calibration_kernel",
+    "force_first_round_loss",
+    "num_atoms",
+    "use_combined_loss",
+    "num_classes",
+    "gamma",
+    "regularization_strength",
+    "ema_loss_decay",
+    "validation_times",
+    "validation_times_nugget",
+)
+"""sbi's keywords that loss arguments stand for."""
+
 NEW_ARGUMENTS = ("logging", "early_stopping", "checkpoint", "callbacks")
 
 
@@ -208,9 +222,10 @@ def _merge_loss_args(
                 f"{type(loss_args).__name__}({name}=...)."
             )
         if name not in parameters and name != "exclude_invalid_x":
+            known = ", ".join(n for n in LOSS_KEYWORDS if n in parameters) or "no loss arguments"
             raise ArgumentError(
                 f"{type(loss_args).__name__}: {type(trainer).__name__} has no {name}; it takes "
-                f"{', '.join(n for n in type(loss_args).model_fields if n in parameters) or 'none'}."
+                f"{known}."
             )
         sbi[name] = getattr(loss_args, name)
     exclude = sbi.pop("exclude_invalid_x", None)

@@ -36,7 +36,7 @@ def loss_of(trainer: Any, args: Any) -> Loss:
 
 
 def is_sbis_own(trainer: Any, name: str) -> bool:
-    """Return whether a method is the one that sbi ships, overridden by neither class nor instance."""
+    """Return whether a method is sbi's, overridden by neither class nor instance."""
     method = getattr(type(trainer), name, None)
     module = getattr(method, "__module__", "")
     return name not in vars(trainer) and (module == "sbi" or module.startswith("sbi."))

@@ -1,8 +1,8 @@
-"""A `.train()` call of an sbi trainer comes in; training by `run_training` and sbi's return value go out.
+"""A `.train()` call of an sbi trainer comes in; what sbi's `.train()` returns goes out.
 
 sbi's own `train()` still prepares everything (start index, network, loss arguments) and calls two
-methods that are replaced: `get_dataloaders` and `_run_training_loop`. What the call asked for beyond
-sbi's keywords waits for them in a context variable. Private names of sbi were read in 0.27.0.
+methods that are replaced here: `get_dataloaders` and `_run_training_loop`. What the call asked for
+beyond sbi's keywords waits for them in a context variable. Private names were read in sbi 0.27.0.
 """
 
 from __future__ import annotations
@@ -169,8 +169,8 @@ def split(
     sizes = len(trainer.train_indices), len(trainer.val_indices)
     if keep and not call.sbi_compat and sum(sizes) != len(rows):
         raise DataError(
-            f"resume_training=True continues on the {sum(sizes)} rows of the earlier call, but there "
-            f"are {len(rows)} now. Train without it to use all, or resume before appending."
+            f"resume_training=True continues on the {sum(sizes)} rows of the earlier call, but "
+            f"there are {len(rows)} now. Train without it to use all, or resume before appending."
         )
     at_least = call.family.rows_needed if call.sbi_compat else 2
     check_split(*sizes, at_least, validation_fraction)
@@ -201,7 +201,7 @@ def _valid_rows(x: Tensor, exclude_invalid_x: bool | None) -> Tensor:
 
 
 def _check_batch_size(call: Call, num_train: int) -> None:
-    """Refuse a batch size that was asked for and that the data cannot fill; sbi's form clamps it."""
+    """Refuse a batch size that was asked for and that the data cannot fill; sbi clamps it."""
     batch_size, origin = call.settings.train.batch_size, call.settings.origin("train.batch_size")
     if call.sbi_compat or origin.source == "default" or batch_size <= num_train:
         return
@@ -290,7 +290,7 @@ def run_training_loop(
 
 def _implied_call(trainer: Any, train_config: Any) -> Call:
     """Return the call that a user's own `train()` stands for, when it runs sbi's loop directly."""
-    keywords = {k: v for k, v in vars(train_config).items()}
+    keywords = dict(vars(train_config))
 
     def everything(
         self: Any,

@@ -41,9 +41,9 @@ class IgniteTrainer(Generic[EstimatorT]):
     ) -> EstimatorT:
         """Train and return the estimator, with the best weights in it.
 
-        The typed form is `train(TrainConfig(...), LossArgs...(...), ...)`; sbi's own keywords, alone,
-        give sbi's numbers bit for bit. The two can be mixed: a keyword fills what the config left
-        unset.
+        The typed form is `train(TrainConfig(...), LossArgs...(...), ...)`; sbi's own keywords,
+        alone, give sbi's numbers bit for bit. The two can be mixed: a keyword fills what the config
+        left unset.
 
         Args:
             *args: `train_config` and `loss_args`, or sbi's own positional arguments.
@@ -102,6 +102,7 @@ def _sbi_method(trainer: Any, name: str) -> Any:
 
 # The overrides take more than sbi's methods do, which a type checker cannot know is meant.
 # pyright: reportIncompatibleMethodOverride=false
+# ruff: noqa: D101 # the docstrings are sbi's
 
 
 class NPE_A(IgniteLoop[ConditionalDensityEstimator], sbi_inference.NPE_A):

@@ -21,8 +21,9 @@ class LossArgs(Settings):
 
     exclude_invalid_x: bool | None = Field(
         default=None,
-        description="True drops rows with NaN or Inf in x before the split and says how many; False "
-        "raises before training if there are such rows; None leaves what append_simulations did.",
+        description="True drops rows with NaN or Inf in x before the split and says how many; "
+        "False raises before training if there are such rows; None leaves what "
+        "append_simulations did.",
     )
 
 

@@ -24,8 +24,8 @@ class LossArgsVF(LossArgs):
         default=0.1,
         gt=0,
         le=1,
-        description="Weight of the newest loss in the running averages that `inference.summary` and "
-        "the stop rule of two standard deviations use.",
+        description="Weight of the newest loss in the running averages that `inference.summary` "
+        "and the stop rule of two standard deviations use.",
     )
     validation_times: Any = Field(
         default=10, description="Times at which every validation row is scored: number or tensor."

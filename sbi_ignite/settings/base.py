@@ -8,6 +8,7 @@ from inspect import Parameter, Signature
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from typing_extensions import Self, override
 
 from sbi_ignite.exceptions import ArgumentError, SettingsError
@@ -17,8 +18,6 @@ from sbi_ignite.settings.plain import content_hash, shorten
 from sbi_ignite.settings.problems import translate
 
 __all__ = ["Settings"]
-
-_POSITIONAL = Parameter.POSITIONAL_OR_KEYWORD
 
 
 class Settings(BaseModel):
@@ -51,12 +50,7 @@ class Settings(BaseModel):
         super().__pydantic_init_subclass__(**kwargs)
         # help() would otherwise print the validators of every field
         cls.__signature__ = Signature(
-            Parameter(
-                name,
-                _POSITIONAL if name in cls.leading else Parameter.KEYWORD_ONLY,
-                default=Parameter.empty if info.is_required() else info.default,
-            )
-            for name, info in cls.model_fields.items()
+            [_parameter(cls, name, info) for name, info in cls.model_fields.items()]
         )
 
     @classmethod
@@ -256,6 +250,11 @@ class Settings(BaseModel):
     @override
     def __str__(self) -> str:
         return repr(self)
+
+
+def _parameter(cls: type[Settings], name: str, info: FieldInfo) -> Parameter:
+    kind = Parameter.POSITIONAL_OR_KEYWORD if name in cls.leading else Parameter.KEYWORD_ONLY
+    return Parameter(name, kind, default=Parameter.empty if info.is_required() else info.default)
 
 
 class _Shown(str):
