@@ -220,12 +220,16 @@ def _origin(info: ValidationInfo) -> Origin:
 def _tags(value: Any, info: ValidationInfo) -> tuple[str, ...] | FrozenDict:
     if is_text(value, info):
         decoded = read_json(value)
-        value = decoded if isinstance(decoded, list | dict) else _comma_separated(value)
+        value = decoded if isinstance(decoded, list | dict) else _comma_separated(value) or value
     if isinstance(value, Mapping):
         return FrozenDict({str(key): str(item) for key, item in value.items()})
-    if not isinstance(value, list | tuple) or not all(isinstance(tag, str) for tag in value):
+    if not _are_texts(value):
         raise expected("a sequence of strings, or a mapping from names to values")
     return tuple(value)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
 
 
 def _comma_separated(text: str) -> list[str]:

@@ -141,5 +141,5 @@ def _one_line(value: object) -> str:
     try:
         text = repr(value)
     except Exception:  # a value that cannot even be shown must not hide what is wrong with it
-        text = f"<{qualified_name(value)}>"
+        text = f"<{type(value).__name__}>"
     return redact(" ".join(text.split()))
