@@ -1,0 +1,79 @@
+"""From names of scenarios to a file with their records, by one side, in a process of its own.
+
+Run as `python -m tests.parity.record DOOR OUT FOLDER NAME...`, where DOOR is `sbi` (sbi alone),
+`renamed` (the trainers of `sbi_ignite.inference`) or `patched` (sbi's own, under `patch_sbi()`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from .observe import observe
+from .scenarios import CONTROLS, SCENARIOS
+
+FOREIGN = ("sbi_ignite", "ignite")
+"""Packages that the process of plain sbi must never load."""
+
+
+def open_door(door: str) -> ModuleType:
+    """Return the module whose trainers this side uses."""
+    if door == "sbi":
+        return importlib.import_module("sbi.inference")
+    if door == "renamed":
+        return importlib.import_module("sbi_ignite.inference")
+    sbi_inference = importlib.import_module("sbi.inference")
+    importlib.import_module("sbi_ignite").patch_sbi()
+    return sbi_inference
+
+
+def count_engine_runs() -> list[int]:
+    """Count the runs of ignite's engine from now on, in the one entry of the returned list."""
+    engine = importlib.import_module("ignite.engine").Engine
+    original, count = engine.run, [0]
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        count[0] += 1
+        return original(self, *args, **kwargs)
+
+    engine.run = run
+    return count
+
+
+def main() -> None:
+    """Run the scenarios named on the command line and save their records."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("door", choices=("sbi", "renamed", "patched"))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="+")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    # Counting before the door opens also sees an engine that was imported by name.
+    runs = [0] if chosen.door == "sbi" else count_engine_runs()
+    inference = open_door(chosen.door)
+    records = {}
+    for name in chosen.names:
+        before, start = runs[0], time.perf_counter()
+        program = SCENARIOS.get(name) or CONTROLS[name]
+        record = observe(program, inference, chosen.folder / name)
+        records[name] = {
+            "record": record,
+            "engine runs": runs[0] - before,
+            "seconds": time.perf_counter() - start,
+        }
+    loaded = [package for package in FOREIGN if package in sys.modules]
+    if chosen.door == "sbi" and loaded:
+        raise SystemExit(f"the process of plain sbi has loaded {loaded}")
+    torch.save(records, chosen.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The sbi form of `.train()` gives what sbi gives, bit for bit, through both doors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from .conftest import Records
+from .observe import differences
+from .scenarios import CONTROLS, SCENARIOS
+
+ALL = [
+    pytest.param(s.name, marks=pytest.mark.slow) if s.slow else s.name for s in SCENARIOS.values()
+]
+PATCHED = [s.name for s in SCENARIOS.values() if s.patched]
+
+TestFunction = Callable[..., None]
+
+
+def of_side(side: str) -> Callable[[TestFunction], TestFunction]:
+    """Say which side runs the scenarios that a test names; the fixture `records` reads it."""
+
+    def mark(test: TestFunction) -> TestFunction:
+        test.side = side
+        return test
+
+    return mark
+
+
+def assert_same(sbi: dict[str, Any], other: dict[str, Any]) -> None:
+    """Fail with one line for each difference between two records."""
+    assert sbi["record"]["error"] is None, f"plain sbi fails: {sbi['record']['error']}"
+    assert other["record"]["error"] is None, other["record"]["error"]
+    found = differences(sbi["record"], other["record"])
+    assert not found, "\n".join(["not what sbi gives:", *found])
+
+
+@of_side("renamed")
+@pytest.mark.parametrize("name", ALL)
+def test_renamed_trainers_give_what_sbi_gives(records: dict[str, Records], name: str):
+    """Weights, losses, epochs, split, random state and printed text are sbi's own."""
+    assert_same(records["sbi"][name], records["renamed"][name])
+    assert records["renamed"][name]["engine runs"] > 0, "ignite's engine did not run"
+
+
+@of_side("patched")
+@pytest.mark.parametrize("name", PATCHED)
+def test_patched_sbi_gives_what_sbi_gives(records: dict[str, Records], name: str):
+    """With `patch_sbi()` sbi's own classes give the same numbers as without."""
+    assert_same(records["sbi"][name], records["patched"][name])
+    assert records["patched"][name]["engine runs"] > 0, "ignite's engine did not run"
+
+
+@of_side("sbi again")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(SCENARIOS))
+def test_sbi_gives_what_sbi_gives(records: dict[str, Records], name: str):
+    """The comparison is of things that a second run of sbi reproduces."""
+    assert_same(records["sbi"][name], records["sbi again"][name])
+
+
+@of_side("renamed")
+@pytest.mark.parametrize("name", list(CONTROLS))
+def test_the_comparison_notices_a_small_change(records: dict[str, Records], name: str):
+    """One draw more, or a rate changed by a ten-thousandth, shows in the weights and losses."""
+    original = records["sbi"][CONTROLS[name].seeded_as]["record"]
+    disturbed = records["renamed"][name]["record"]
+    assert disturbed["error"] is None, disturbed["error"]
+    found = differences(original, disturbed)
+    assert any("/weights/" in line for line in found), found
+    assert any("/summary/training_loss" in line for line in found), found
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path to every value in nested dictionaries and lists."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(item, (*path, key))
+    else:
+        yield path
+
+
+def changed(value: Any, path: tuple[Any, ...]) -> Any:
+    """Return a copy of nested data with the least change at one place."""
+    if path:
+        copy = dict(value) if isinstance(value, dict) else list(value)
+        copy[path[0]] = changed(value[path[0]], path[1:])
+        return copy
+    if isinstance(value, torch.Tensor):
+        return _next(value)
+    if isinstance(value, bool) or value is None:
+        return not value
+    return value + "!" if isinstance(value, str) else value * 2 + 1
+
+
+def _next(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor whose last entry is the next number of its type."""
+    copy = tensor.clone().flatten()
+    if copy.dtype.is_floating_point:
+        copy[-1] = torch.nextafter(copy[-1], torch.tensor(float("inf"), dtype=copy.dtype))
+    else:
+        copy[-1] = copy[-1] + 1
+    return copy.reshape(tensor.shape)
+
+
+@of_side("renamed")
+@pytest.mark.parametrize("name", ["resume"])
+def test_the_comparison_notices_a_change_of_any_field(records: dict[str, Records], name: str):
+    """Whichever one value of a record changes, by however little, the comparison says where."""
+    record = records["sbi"][name]["record"]
+    paths = list(leaves(record))
+    assert len(paths) > 100
+    for path in paths:
+        assert differences(record, changed(record, path)), f"no difference seen at {path}"
