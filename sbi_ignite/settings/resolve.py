@@ -109,6 +109,17 @@ def _outside(layers: Iterable[Layer], group: str) -> _Said:
     return said
 
 
+def _agreeing(called: _Said, layers: Iterable[Layer], group: str, about: str) -> _Said:
+    """Add to what was called what the layers say, unless it is about another backend or kind."""
+    said = _Said(dict(called.values), dict(called.origins))
+    for layer in layers:
+        weaker = _layer(layer, group)
+        subject = weaker.values.get(about)
+        if subject is None or subject == said.values.get(about, subject):
+            said.fill(weaker)
+    return said
+
+
 def _passed(value: Settings) -> _Said:
     said = _Said()
     for name in value.model_fields_set:
@@ -180,8 +191,8 @@ def _rules(
     layers: Iterable[Layer],
     origins: dict[str, Origin],
 ) -> tuple[EarlyStopping, ...]:
-    outside = _outside(layers, "early_stopping")
     if asked is None:
+        outside = _agreeing(_Said(), layers, "early_stopping", "kind")
         pairs = [_inferred_rule(patience, fallback, outside)]
     else:
         pairs = [(rule, _passed(rule)) for rule in _as_rules(asked)]
@@ -272,7 +283,7 @@ def _loggers(
     asked: object, layers: tuple[Layer, ...], origins: dict[str, Origin]
 ) -> tuple[object, ...]:
     if asked is None:
-        said = _for_backend(_Said(), layers)
+        said = _agreeing(_Said(), layers, "logging", "backend")
         pairs = [(LoggingConfig.from_origins(said.values, said.origins), said)]
         pairs = pairs if said.values else []
     else:
@@ -294,22 +305,11 @@ def _logger(item: object, layers: tuple[Layer, ...]) -> tuple[object, _Said]:
         called = _passed(item)
     else:
         return item, _Said()
-    said = _for_backend(called, layers)
+    said = _agreeing(called, layers, "logging", "backend")
     takes = LoggingConfig.takes[said.values.get("backend", "stdout")]
     foreign = [n for n in said.values if n != "backend" and n not in (*takes, *called.values)]
     said = said.without(foreign)
     return LoggingConfig.from_origins(said.values, said.origins), said
-
-
-def _for_backend(called: _Said, layers: Iterable[Layer]) -> _Said:
-    """Add to what was called what the layers say about the same backend."""
-    said = _Said(dict(called.values), dict(called.origins))
-    for layer in layers:
-        weaker = _layer(layer, "logging")
-        about = weaker.values.get("backend", said.values.get("backend"))
-        if about == said.values.get("backend", about):
-            said.fill(weaker)
-    return said
 
 
 # --- CheckpointConfig

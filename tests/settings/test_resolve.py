@@ -484,6 +484,12 @@ def test_patience_comes_from_the_call_then_the_environment_then_the_file(environ
     assert origins["early_stopping.kind"] == Origin("default")
 
 
+def test_the_file_about_another_rule_than_the_environment_is_left_out(environment, file):
+    file('[early_stopping]\nkind = "lr_threshold"\nmin_lr = 1e-3')
+    environment(EARLY_STOPPING__KIND="validation_loss", EARLY_STOPPING__PATIENCE="4")
+    assert rules() == (EarlyStopping.validation_loss(4),)
+
+
 SBI = EarlyStopping.two_standard_deviations(30)
 
 
