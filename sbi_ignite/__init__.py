@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sbi_ignite.exceptions import NoSimulationsError as NoSimulationsError
     from sbi_ignite.exceptions import NotYetError as NotYetError
     from sbi_ignite.exceptions import SbiIgniteError as SbiIgniteError
+    from sbi_ignite.exceptions import SbiIgniteWarning as SbiIgniteWarning
     from sbi_ignite.exceptions import SettingsError as SettingsError
     from sbi_ignite.exceptions import UnsupportedSbiError as UnsupportedSbiError
     from sbi_ignite.inference import BNRE as BNRE
@@ -68,8 +69,8 @@ _HOMES = {
     "engine.run": "run_training",
     "exceptions": (
         "ArgumentError CheckpointError CheckpointMismatchError DataError MissingPackageError "
-        "NoSimulationsError NonFiniteLossError NotYetError SbiIgniteError SettingsError "
-        "UnsupportedSbiError"
+        "NoSimulationsError NonFiniteLossError NotYetError SbiIgniteError SbiIgniteWarning "
+        "SettingsError UnsupportedSbiError"
     ),
     "inference": (
         "BNRE FMPE MNLE MNPE MarginalTrainer NLE NLE_A NPE NPE_A NPE_B NPE_C NPE_PFN NPSE NRE "

@@ -18,6 +18,7 @@ __all__ = [
     "NonFiniteLossError",
     "NotYetError",
     "SbiIgniteError",
+    "SbiIgniteWarning",
     "SettingsError",
     "UnsupportedSbiError",
     "WrongTypeError",
@@ -26,6 +27,10 @@ __all__ = [
 
 class SbiIgniteError(Exception):
     """The root of every error that sbi_ignite raises on purpose."""
+
+
+class SbiIgniteWarning(UserWarning):
+    """Something beside the training went wrong; the training went on unharmed."""
 
 
 class SettingsError(SbiIgniteError, ValueError):

@@ -171,7 +171,7 @@ def run_training(
     evaluator = _engine(
         host.validation_step or ValidationStep(model, loss_fn, on, add_up, config.sbi_compat)
     )
-    validation_loss = _epoch_mean(val_loader or (), config.sbi_compat)
+    validation_loss = _epoch_mean(() if val_loader is None else val_loader, config.sbi_compat)
     validation_loss.attach(evaluator)
 
     first_epoch, epoch_started = state.epoch, 0.0

@@ -184,12 +184,10 @@ def _offer_training_module() -> None:
         setattr(module, name, getattr(sbi_ignite, name))
     module.__dict__["__all__"] = list(sbi_ignite.EP01_NAMES)
     _replace(sbi, "training", module)
-    before = sys.modules.get("sbi.training", _ABSENT)
     sys.modules["sbi.training"] = module
-    _undo.append(
-        lambda: (
-            sys.modules.pop("sbi.training", None)
-            if before is _ABSENT
-            else sys.modules.__setitem__("sbi.training", before)
-        )
-    )
+    _undo.append(lambda: _forget_module("sbi.training"))
+
+
+def _forget_module(name: str) -> None:
+    """Make a module unknown to the import system again."""
+    sys.modules.pop(name, None)
