@@ -36,7 +36,7 @@ class UserCallbacks:
 
     def attach(self, engine: Engine) -> None:
         """Attach ignite handlers and call `on_epoch_end` after validation."""
-        engine.add_event_handler(TrainingEvents.VALIDATED, self._call, "on_epoch_end", self._state)
+        engine.add_event_handler(TrainingEvents.VALIDATED, self._on_epoch_end)
         for callback in self._callbacks:
             if hasattr(callback, "attach"):
                 callback.attach(engine)
@@ -52,6 +52,9 @@ class UserCallbacks:
     def on_exception(self, error: BaseException) -> None:
         """Tell all that training ended with an error."""
         self._call("on_exception", error, self._state)
+
+    def _on_epoch_end(self) -> None:
+        self._call("on_epoch_end", self._state)
 
     def _call(self, name: str, *args: Any) -> None:
         for callback in self._callbacks:

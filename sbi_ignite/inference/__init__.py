@@ -13,6 +13,7 @@ check_sbi_version()
 
 import sbi.inference as _sbi  # noqa: E402 # after the check: an unknown sbi may lack what is below
 
+import sbi_ignite._import_ignite  # noqa: E402, F401 # before anything imports ignite
 from sbi_ignite.inference.infer import infer  # noqa: E402 # likewise
 from sbi_ignite.inference.trainers import (  # noqa: E402 # likewise
     BNRE,

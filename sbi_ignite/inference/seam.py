@@ -331,7 +331,7 @@ def fit(
     """
     config, net = call.settings.train, trainer._neural_net
     net.to(trainer._device)
-    state, resume_from = _start(trainer, config)
+    state, resume_from = _start(trainer, call)
     rules, best = _rules(trainer, call, state)
 
     def keep_books(epoch_started: float) -> None:
@@ -381,8 +381,9 @@ def _summarizer(trainer: Any) -> Callable[..., None]:
     return NeuralInference._summarize_epoch.__get__(trainer)
 
 
-def _start(trainer: Any, config: TrainConfig) -> tuple[TrainingState, Mapping[str, Any] | None]:
+def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] | None]:
     """Return the state from which training counts on, and the snapshot that it continues."""
+    config = call.settings.train
     state = TrainingState(model=trainer._neural_net)
     earlier = getattr(trainer, "training_summary", None)
     if not config.resume_training or not hasattr(trainer, "optimizer"):
@@ -398,6 +399,8 @@ def _start(trainer: Any, config: TrainConfig) -> tuple[TrainingState, Mapping[st
     snapshot = getattr(trainer, "_ignite_snapshot", None)
     if config.sbi_compat or snapshot is None or earlier is None:
         return state, None
+    if call.settings.origin("train.learning_rate").source == "default":
+        return state, snapshot
     before = earlier.config["train"]["learning_rate"]["value"]
     return state, _with_rate(snapshot, config.learning_rate / before)
 

@@ -21,7 +21,10 @@ from types import MethodType, ModuleType
 from typing import Any
 
 import numpy as np
+import sbi.inference
 import torch
+from sbi.inference.trainers._contracts import LossArgsNRE_A
+from sbi.inference.trainers._contracts import TrainConfig as SbiTrainConfig
 from sbi.neural_nets import (
     classifier_nn,
     likelihood_nn,
@@ -48,16 +51,16 @@ class Scenario:
     Attributes:
         name: its name, and the name of its test.
         program: the function.
-        slow: left out of the ordinary test command.
-        patched: also run through `patch_sbi()`.
         seeded_as: the name of the scenario whose seed it uses.
+        patched: run through `patch_sbi()`.
+        renamed: run with the trainers of `sbi_ignite.inference`.
     """
 
     name: str
     program: Program
-    slow: bool
-    patched: bool
     seeded_as: str
+    patched: bool = False
+    renamed: bool = True
 
     def run(self, inference: ModuleType, notes: Notes) -> list[Any]:
         """Run the program and return its trainers."""
@@ -70,28 +73,28 @@ CONTROLS: dict[str, Scenario] = {}
 """Programs that differ from a scenario in one small thing, which the comparison must notice."""
 
 
-def scenario(*, slow: bool = False, patched: bool = False) -> Callable[[Program], Program]:
+def scenario(*, patched: bool = False, renamed: bool = True) -> Callable[[Program], Program]:
     """Register a program under its function's name."""
 
     def register(program: Program) -> Program:
         name = program.__name__
-        SCENARIOS[name] = Scenario(name, program, slow, patched, name)
+        SCENARIOS[name] = Scenario(name, program, name, patched, renamed)
         return program
 
     return register
 
 
 def variants(
-    *, patched: tuple[Any, ...] = (), slow: tuple[Any, ...] = (), **choices: tuple[Any, ...]
+    *, patched: tuple[Any, ...] = (), **choices: tuple[Any, ...]
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a program once for each value of its one extra keyword."""
     ((keyword, values),) = choices.items()
 
     def register(program: Callable[..., Any]) -> Callable[..., Any]:
         for value in values:
-            name = f"{program.__name__}_{getattr(value, '__name__', value)}"
+            name = f"{program.__name__}_{value}"
             run = functools.partial(program, **{keyword: value})
-            SCENARIOS[name] = Scenario(name, run, value in slow, value in patched, name)
+            SCENARIOS[name] = Scenario(name, run, name, patched=value in patched)
         return program
 
     return register
@@ -102,7 +105,7 @@ def control(of: str) -> Callable[[Program], Program]:
 
     def register(program: Program) -> Program:
         name = program.__name__
-        CONTROLS[name] = Scenario(name, program, slow=False, patched=False, seeded_as=of)
+        CONTROLS[name] = Scenario(name, program, seeded_as=of)
         return program
 
     return register
@@ -308,7 +311,7 @@ def fmpe(inference: ModuleType, notes: Notes):
     return trainer
 
 
-@variants(sde_type=("ve", "vp", "subvp"), patched=("ve",), slow=("subvp",))
+@variants(sde_type=("ve", "vp", "subvp"), patched=("ve",))
 def npse(inference: ModuleType, notes: Notes, sde_type: str):
     builder = posterior_score_nn("mlp", sde_type=sde_type, hidden_features=16)
     trainer = make(inference.NPSE, vf_estimator=builder)
@@ -362,7 +365,7 @@ def marginal_trained_twice_without_clipping(inference: ModuleType, notes: Notes)
     return trainer
 
 
-@scenario(slow=True)
+@scenario()
 def marginal_stops_by_patience(inference: ModuleType, notes: Notes):
     trainer = small_marginal(inference, 100)
     trainer.train(training_batch_size=30, learning_rate=0.02, stop_after_epochs=2)
@@ -392,6 +395,19 @@ def marginal_with_collate_fn(inference: ModuleType, notes: Notes):
 
     trainer = small_marginal(inference)
     trainer.train(**SHORT, dataloader_kwargs={"collate_fn": collate, "drop_last": False})
+    return trainer
+
+
+@scenario()
+def marginal_with_loaders_of_ones_own(inference: ModuleType, notes: Notes):
+    class Mine(inference.MarginalTrainer):
+        def get_dataloaders(self, *args: Any, **kwargs: Any) -> Any:
+            train_loader, val_loader = super().get_dataloaders(*args, **kwargs)
+            halves = data.Subset(train_loader.dataset, self.train_indices.tolist()[::2])
+            return data.DataLoader(halves, batch_size=20, shuffle=True), val_loader
+
+    trainer = Mine("maf", tracker=Recorder()).append_samples(draw()[1])
+    trainer.train(**SHORT)
     return trainer
 
 
@@ -432,7 +448,7 @@ def fmpe_stops_by_its_rule(inference: ModuleType, notes: Notes):
     return trainer
 
 
-@scenario(slow=True)
+@scenario()
 def npse_stops_by_its_rule(inference: ModuleType, notes: Notes):
     trainer = make(inference.NPSE, vf_estimator=posterior_score_nn("mlp", hidden_features=16))
     trainer.append_simulations(*draw(100))
@@ -515,7 +531,7 @@ def resume_a_deep_copy(inference: ModuleType, notes: Notes):
     return trainer, twin
 
 
-@variants(method=("NRE_B", "NRE_C"), slow=("NRE_C",))
+@variants(method=("NRE_B", "NRE_C"))
 def resume_nre(inference: ModuleType, notes: Notes, method: str):
     trainer = small_ratio(inference, method)
     trainer.train(**SHORT)
@@ -560,6 +576,16 @@ def resume_after_setting_the_counters(inference: ModuleType, notes: Notes):
     for group in trainer.optimizer.param_groups:
         group["lr"] = 2e-3
     trainer.train(**SHORT, resume_training=True)
+    return trainer
+
+
+@scenario()
+def resume_with_another_validation_fraction(inference: ModuleType, notes: Notes):
+    trainer = small_npe(inference)
+    trainer.train(**SHORT, validation_fraction=0.3)
+    trainer.train(
+        training_batch_size=50, max_num_epochs=6, validation_fraction=0.1, resume_training=True
+    )
     return trainer
 
 
@@ -828,6 +854,21 @@ def simulations_with_nan(inference: ModuleType, notes: Notes):
     return trainer
 
 
+@scenario()
+def whole_numbers_for_fractions(inference: ModuleType, notes: Notes):
+    one, other = small_ratio(inference, "BNRE"), small_ratio(inference, "NRE_C")
+    one.train(**SHORT, regularization_strength=20, clip_max_norm=1)
+    other.train(**SHORT, gamma=2, learning_rate=1)
+    return one, other
+
+
+@scenario()
+def nre_a_with_loss_arguments_of_sbi(inference: ModuleType, notes: Notes):
+    trainer = small_ratio(inference, "NRE_A")
+    trainer.train(**SHORT, loss_kwargs=LossArgsNRE_A())
+    return trainer
+
+
 FIVE = (50, 0.01, 0.2, 2, 3)
 """Batch size, rate, validation fraction, patience and epochs, as every method orders them."""
 
@@ -894,7 +935,7 @@ def workers(inference: ModuleType, notes: Notes):
     return trainer
 
 
-@scenario(slow=True)
+@scenario()
 def workers_that_persist_and_draw(inference: ModuleType, notes: Notes):
     trainer = small_npe(inference)
     loader = {"num_workers": 2, "persistent_workers": True, "collate_fn": jittering}
@@ -959,6 +1000,51 @@ def loaders_called_for_by_the_user(inference: ModuleType, notes: Notes):
             "kinds": sorted({type(batch).__name__ for batch in loader}),
         }
     notes["split"] = [trainer.train_indices, trainer.val_indices]
+    trainer.train(**SHORT)
+    return trainer
+
+
+class Rows:
+    """Batches of fixed rows: iterable, with a length and a batch size, and nothing else."""
+
+    def __init__(self, tensors: tuple[Tensor, ...], first: int, last: int, batch_size: int) -> None:
+        self.tensors, self.first, self.last = tensors, first, last
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return (self.last - self.first) // self.batch_size
+
+    def __iter__(self) -> Any:
+        for start in range(self.first, self.last, self.batch_size):
+            yield tuple(t[start : start + self.batch_size] for t in self.tensors)
+
+
+@scenario()
+def loaders_that_are_no_dataloaders(inference: ModuleType, notes: Notes):
+    class Mine(inference.NPE_C):
+        def get_dataloaders(self, starting_round: int = 0, *args: Any, **kwargs: Any) -> Any:
+            tensors = self.get_simulations(starting_round)
+            self.train_indices, self.val_indices = torch.arange(160), torch.arange(160, 200)
+            return Rows(tensors, 0, 160, 40), Rows(tensors, 160, 200, 20)
+
+    trainer = make(Mine, density_estimator=small()).append_simulations(*draw())
+    trainer.train(**SHORT)
+    return trainer
+
+
+@scenario()
+def loaders_with_more_batches_than_their_length(inference: ModuleType, notes: Notes):
+    class Longer(Rows):
+        def __len__(self) -> int:
+            return 2
+
+    class Mine(inference.NPE_C):
+        def get_dataloaders(self, starting_round: int = 0, *args: Any, **kwargs: Any) -> Any:
+            tensors = self.get_simulations(starting_round)
+            self.train_indices, self.val_indices = torch.arange(160), torch.arange(160, 200)
+            return Longer(tensors, 0, 160, 40), Longer(tensors, 160, 200, 10)
+
+    trainer = make(Mine, density_estimator=small()).append_simulations(*draw())
     trainer.train(**SHORT)
     return trainer
 
@@ -1059,7 +1145,7 @@ def ensemble(inference: ModuleType, notes: Notes):
 
 
 @scenario(patched=True)
-def infer(inference: ModuleType, notes: Notes):
+def infer_in_one_line(inference: ModuleType, notes: Notes):
     posterior = inference.infer(
         simulate,
         box(),
@@ -1317,6 +1403,149 @@ def method_replaced_on_the_class(inference: ModuleType, notes: Notes):
     trainer._validate_epoch = MethodType(validate, trainer)
     trainer.train(**SHORT)
     notes["seen"] = seen
+    return trainer
+
+
+def timed(method: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
+    """Wrap a method so that it keeps the name and the module of the original."""
+
+    @functools.wraps(method)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(method.__name__)
+        return method(self, *args, **kwargs)
+
+    return wrapper
+
+
+@scenario(patched=True)
+def methods_wrapped_under_their_own_name(inference: ModuleType, notes: Notes):
+    notes["calls"] = calls = []
+
+    class Mine(inference.NPE_C):
+        _train_epoch = timed(inference.NPE_C._train_epoch, calls)
+        _validate_epoch = timed(inference.NPE_C._validate_epoch, calls)
+        _report_convergence_at_end = timed(inference.NPE_C._report_convergence_at_end, calls)
+
+    trainer = make(Mine, density_estimator=small()).append_simulations(*draw())
+    trainer.train(**SHORT)
+    return trainer
+
+
+@scenario()
+def losses_wrapped_under_their_own_name(inference: ModuleType, notes: Notes):
+    notes["calls"] = calls = []
+
+    class Mine(inference.NPE_C):
+        _get_losses = timed(inference.NPE_C._get_losses, calls)
+
+    trainer = make(Mine, density_estimator=small()).append_simulations(*draw())
+    trainer.train(**SHORT)
+    return trainer
+
+
+@scenario(patched=True)
+def train_of_ones_own(inference: ModuleType, notes: Notes):
+    class Mine(inference.NLE_A):
+        def train(self, epochs: int = 3) -> nn.Module:
+            self._round = max(self._data_round_index)
+            loaders = self.get_dataloaders(0, 50, 0.2, False, dataloader_kwargs=None)
+            self._initialize_neural_network(False, 0)
+            config = SbiTrainConfig(
+                training_batch_size=50,
+                learning_rate=1e-3,
+                validation_fraction=0.2,
+                stop_after_epochs=20,
+                max_num_epochs=epochs,
+                resume_training=False,
+                retrain_from_scratch=False,
+                show_train_summary=True,
+                clip_max_norm=None,
+            )
+            return self._run_training_loop(*loaders, config)
+
+    builder = likelihood_nn("maf", hidden_features=12, num_transforms=2)
+    trainer = make(Mine, density_estimator=builder).append_simulations(*draw())
+    trainer.train(epochs=2)
+    return trainer
+
+
+@scenario()
+def rate_lowered_from_a_hook(inference: ModuleType, notes: Notes):
+    class Mine(inference.NPE_C):
+        def _summarize_epoch(self, *args: Any, **kwargs: Any) -> None:
+            super()._summarize_epoch(*args, **kwargs)
+            for group in self.optimizer.param_groups:
+                group["lr"] *= 0.5
+
+    trainer = make(Mine, density_estimator=small()).append_simulations(*draw())
+    trainer.train(**SHORT)
+    return trainer
+
+
+@scenario()
+def optimizer_replaced_from_a_hook(inference: ModuleType, notes: Notes):
+    class Mine(inference.NPE_C):
+        def _summarize_epoch(self, *args: Any, **kwargs: Any) -> None:
+            super()._summarize_epoch(*args, **kwargs)
+            if self.epoch == 1:
+                self.optimizer = torch.optim.SGD(self._neural_net.parameters(), lr=1e-3)
+
+    trainer = make(Mine, density_estimator=small()).append_simulations(*draw())
+    trainer.train(**SHORT)
+    return trainer
+
+
+@scenario()
+def validation_loss_that_is_nan(inference: ModuleType, notes: Notes):
+    trainer = small_npe(inference)
+    losses = iter([3.0, float("nan"), 2.0, float("nan"), float("nan"), 1.0])
+    trainer._validate_epoch = lambda *_: next(losses)
+    trainer.train(training_batch_size=50, stop_after_epochs=2)
+    require(trainer.epoch == 5)
+    return trainer
+
+
+@scenario()
+def validation_losses_that_are_infinite(inference: ModuleType, notes: Notes):
+    class Mine(inference.NLE_A):
+        def _get_losses(self, batch: Any) -> Tensor:
+            losses = super()._get_losses(batch)
+            far = torch.tensor(float("inf"))
+            return losses if self._neural_net.training else torch.where(losses > 6, far, losses)
+
+    builder = likelihood_nn("maf", hidden_features=12, num_transforms=2)
+    trainer = make(Mine, density_estimator=builder).append_simulations(*draw())
+    trainer.train(**SHORT)
+    require(float("inf") in trainer.summary["validation_loss"])
+    return trainer
+
+
+class DefinedBeforeThePatch(sbi.inference.NPE_C):
+    """A user's subclass of sbi's own class, which exists before `patch_sbi()` is called."""
+
+    def _converged(self, epoch: int, stop_after_epochs: int) -> bool:
+        return super()._converged(epoch, stop_after_epochs) or epoch >= 3
+
+
+@scenario(patched=True, renamed=False)
+def subclass_defined_before_the_patch(inference: ModuleType, notes: Notes):
+    trainer = make(DefinedBeforeThePatch, density_estimator=small())
+    trainer.append_simulations(*draw()).train(training_batch_size=50)
+    require(trainer.epoch == 3)
+    loaded = pickle.loads(pickle.dumps(trainer))
+    loaded._tracker = Recorder()
+    loaded.train(training_batch_size=50, resume_training=True)
+    return trainer, loaded
+
+
+@scenario(patched=True, renamed=False)
+def trainer_on_sbis_abstract_base(inference: ModuleType, notes: Notes):
+    class Mine(inference.NPE_C.__mro__[1]):
+        def _log_prob_proposal_posterior(self, *args: Any) -> Tensor:
+            raise NotImplementedError
+
+    trainer = make(Mine, density_estimator=small()).append_simulations(*draw())
+    trainer.train(**SHORT)
     return trainer
 
 

@@ -12,9 +12,7 @@ from .conftest import Records
 from .observe import differences
 from .scenarios import CONTROLS, SCENARIOS
 
-ALL = [
-    pytest.param(s.name, marks=pytest.mark.slow) if s.slow else s.name for s in SCENARIOS.values()
-]
+RENAMED = [s.name for s in SCENARIOS.values() if s.renamed]
 PATCHED = [s.name for s in SCENARIOS.values() if s.patched]
 
 TestFunction = Callable[..., None]
@@ -39,7 +37,7 @@ def assert_same(sbi: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 @of_side("renamed")
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", RENAMED)
 def test_renamed_trainers_give_what_sbi_gives(records: dict[str, Records], name: str):
     """Weights, losses, epochs, split, random state and printed text are sbi's own."""
     assert_same(records["sbi"][name], records["renamed"][name])

@@ -25,7 +25,11 @@ BUILT_INS = {
 
 
 def test_the_table_above_lists_every_error():
-    assert {*BUILT_INS, "SbiIgniteError"} == set(exceptions.__all__)
+    assert {*BUILT_INS, "SbiIgniteError", "SbiIgniteWarning"} == set(exceptions.__all__)
+
+
+def test_our_warning_is_silenced_like_any_user_warning():
+    assert issubclass(exceptions.SbiIgniteWarning, UserWarning)
 
 
 @pytest.mark.parametrize("name", BUILT_INS)
