@@ -1,0 +1,13 @@
+"""ignite is imported here first, so that warnings about torch inside it reach nobody.
+
+`import ignite` pulls in parts of torch that torch itself calls deprecated; with warnings as errors,
+as in many test suites, that would make the import of sbi_ignite fail.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+    import ignite.engine  # noqa: F401 # imported for its side effect on sys.modules
