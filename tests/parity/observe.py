@@ -76,7 +76,7 @@ def snapshot(trainer: Any) -> Record:
         "best_weights": _plain(trainer._best_model_state_dict),
         "optimizer_class": type(optimizer).__name__,
         "optimizer_state": _plain(optimizer.state_dict()["state"]),
-        "learning_rates": [group["lr"] for group in optimizer.param_groups],
+        "learning_rates": [float(group["lr"]) for group in optimizer.param_groups],
         "optimizer_owns_the_weights": _owns(optimizer, net),
         "summary": _plain(summary),
         "durations_recorded": len(trainer._summary["epoch_durations_sec"]),
@@ -268,9 +268,9 @@ def _list_differences(expected: list[Any], actual: list[Any], at: str) -> list[s
 
 
 def _missing_calls(expected: list[Any], actual: list[Any], at: str) -> list[str]:
-    left = list(actual)
-    missing = []
-    for call in expected:
+    # As text, because NaN, which may be logged, is not equal to itself.
+    left, missing = [repr(call) for call in actual], []
+    for call in map(repr, expected):
         if call in left:
             left.remove(call)
         else:
