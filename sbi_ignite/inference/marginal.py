@@ -11,6 +11,9 @@ from typing import Any
 
 from sbi_ignite.inference import seam
 from sbi_ignite.inference.arguments import Call, parse_call
+from sbi_ignite.inference.batches import make_loaders, split
+from sbi_ignite.inference.books import close_books, warn_budget_spent
+from sbi_ignite.inference.fitting import fit
 from sbi_ignite.inference.version import check_sbi_version
 from sbi_ignite.methods.marginal import MarginalLoss
 
@@ -41,10 +44,10 @@ def train(
         trainer._neural_net = trainer._build_neural_net(
             trainer.get_samples()[trainer.train_indices].to("cpu")
         )
-    seam.fit(trainer, call, MarginalLoss(), train_loader, val_loader)
+    fit(trainer, call, MarginalLoss(), train_loader, val_loader)
     if config.sbi_compat and trainer.epoch > config.max_epochs:
-        seam.warn_budget_spent(config.max_epochs)
-    seam.close_books(trainer, config)
+        warn_budget_spent(config.max_epochs)
+    close_books(trainer, config)
     return trainer._neural_net
 
 
@@ -57,5 +60,5 @@ def _loaders(trainer: Any, call: Call) -> tuple[Any, Any]:
             config.batch_size, config.validation_fraction, dataloader_kwargs=dict(kwargs)
         )
     x = trainer.get_samples()
-    seam.split(trainer, call, x, config.validation_fraction)
-    return seam.make_loaders(trainer, call, (x,), config.batch_size, kwargs)
+    split(trainer, call, x, config.validation_fraction)
+    return make_loaders(trainer, call, (x,), config.batch_size, kwargs)

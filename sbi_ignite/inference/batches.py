@@ -1,0 +1,124 @@
+"""Simulations of a trainer and a call come in; batches for training and validation go out."""
+
+from __future__ import annotations
+
+import logging as python_logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from sbi_ignite.data.in_memory import BatchIndices, OrderedBatches, SbiOrderBatches, ShuffledBatches
+from sbi_ignite.data.split import check_split, split_rows
+from sbi_ignite.exceptions import DataError
+from sbi_ignite.inference.arguments import Call
+
+_logger = python_logging.getLogger("sbi_ignite.data")
+
+
+def split(
+    trainer: Any, call: Call, x: Tensor, validation_fraction: float, keep: bool = False
+) -> None:
+    """Set `train_indices` and `val_indices` of a trainer.
+
+    Args:
+        trainer: The trainer.
+        call: The call, which says whether rows with NaN or Inf in x are dropped.
+        x: Simulated data, shape (num_rows, ...).
+        validation_fraction: Share of the rows kept for validation.
+        keep: Keep the split of an earlier call.
+    """
+    rows = _valid_rows(x, call.exclude_invalid_x)
+    if not keep:
+        trainer.train_indices, trainer.val_indices = split_rows(rows, validation_fraction)
+    sizes = len(trainer.train_indices), len(trainer.val_indices)
+    if keep and not call.sbi_compat and sum(sizes) != len(rows):
+        raise DataError(
+            f"resume_training=True continues on the {sum(sizes)} rows of the earlier call, but "
+            f"there are {len(rows)} now. Train without it to use all, or resume before appending."
+        )
+    at_least = call.family.rows_needed if call.sbi_compat else 2
+    check_split(*sizes, at_least, validation_fraction)
+    _check_batch_size(call, sizes[0])
+
+
+def _valid_rows(x: Tensor, exclude_invalid_x: bool | None) -> Tensor:
+    """Return the numbers of the rows that may be trained on, shape (num_rows,)."""
+    rows = torch.arange(len(x))
+    if exclude_invalid_x is None:
+        return rows
+    valid = torch.isfinite(x.reshape(len(x), -1)).all(dim=1).cpu()
+    invalid = rows[~valid]
+    if len(invalid) == 0:
+        return rows
+    shown = ", ".join(map(str, invalid[:10].tolist())) + (", ..." if len(invalid) > 10 else "")
+    if not exclude_invalid_x:
+        raise DataError(
+            f"{len(invalid)} of {len(x)} simulations have NaN or Inf in x (rows {shown}), and "
+            "exclude_invalid_x=False forbids to drop them. Repair them or pass True."
+        )
+    _logger.warning(
+        "%d of %d simulations have NaN or Inf in x and are left out of training.",
+        len(invalid),
+        len(x),
+    )
+    return rows[valid]
+
+
+def _check_batch_size(call: Call, num_train: int) -> None:
+    """Refuse a batch size that was asked for and that the data cannot fill; sbi clamps it."""
+    batch_size, origin = call.settings.train.batch_size, call.settings.origin("train.batch_size")
+    if call.sbi_compat or origin.source == "default" or batch_size <= num_train:
+        return
+    raise DataError(
+        f"batch_size={batch_size} ({origin.where}) is larger than the {num_train} training rows. "
+        f"Take at most {num_train}, or leave it out: the default adapts to the data."
+    )
+
+
+def make_loaders(
+    trainer: Any,
+    call: Call,
+    tensors: Sequence[Tensor],
+    batch_size: int,
+    dataloader_kwargs: Mapping[str, Any] | None,
+) -> tuple[Any, Any]:
+    """Return batches over the trainer's split: in sbi's order, or every row and in a fixed order.
+
+    Args:
+        trainer: Has `train_indices` and `val_indices`.
+        call: The call.
+        tensors: Tensors that share their first dimension.
+        batch_size: Rows in a batch, at most.
+        dataloader_kwargs: Users' arguments for torch's DataLoader; None slices batches by index.
+    """
+    train_rows, val_rows = trainer.train_indices, trainer.val_indices
+    train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
+    if call.sbi_compat:
+        return (
+            SbiOrderBatches(tensors, train_rows, train_size),
+            SbiOrderBatches(tensors, val_rows, val_size),
+        )
+    seed = int(torch.empty((), dtype=torch.int64).random_().item())
+    if dataloader_kwargs is None:
+        return (
+            ShuffledBatches(tensors, train_rows, train_size, seed),
+            OrderedBatches(tensors, val_rows, val_size),
+        )
+    return (
+        _torch_loader(tensors, BatchIndices(train_rows, train_size, seed), dataloader_kwargs),
+        _torch_loader(tensors, BatchIndices(val_rows, val_size, None), dataloader_kwargs),
+    )
+
+
+def _torch_loader(
+    tensors: Sequence[Tensor], indices: BatchIndices, dataloader_kwargs: Mapping[str, Any]
+) -> DataLoader[Any]:
+    """Return a DataLoader with users' arguments, by default over every row in even batches."""
+    own_batches = {"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"}
+    if own_batches & set(dataloader_kwargs):
+        subset = torch.utils.data.Subset(TensorDataset(*tensors), indices.indices.tolist())
+        return DataLoader(subset, **{"batch_size": indices.batch_size, **dataloader_kwargs})
+    return DataLoader(TensorDataset(*tensors), batch_sampler=indices, **dataloader_kwargs)

@@ -1,0 +1,70 @@
+"""A trainer whose training goes on or has ended comes in; its books, in sbi's words, go out.
+
+Private names were read in sbi 0.27.0.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import sbi
+
+from sbi_ignite.inference.arguments import Call
+from sbi_ignite.inference.losses import is_sbis_own
+from sbi_ignite.settings import TrainConfig
+
+
+def report_end(trainer: Any, call: Call) -> None:
+    """Close sbi's books after training: messages, summary lists, tracker.
+
+    Args:
+        trainer: The trainer.
+        call: The call that was carried out.
+    """
+    config, epoch = call.settings.train, trainer.epoch
+    if config.sbi_compat:
+        _report_convergence(trainer, epoch, config.max_epochs)
+    elif trainer._show_progress_bars:
+        reason = trainer.training_summary.stop_reason
+        print("\r", f"Training ended after {epoch} epochs ({reason}).", end="")
+    close_books(trainer, config)
+
+
+def close_books(trainer: Any, config: TrainConfig) -> None:
+    """Write the totals of a call into sbi's summary and tracker."""
+    trainer._summary["epochs_trained"].append(trainer.epoch)
+    trainer._summary["best_validation_loss"].append(trainer._best_val_loss)
+    trainer._summarize(round_=trainer._round)
+    if config.show_train_summary:
+        print(trainer._describe_round(trainer._round, trainer._summary))
+
+
+def _report_convergence(trainer: Any, epoch: int, max_epochs: int) -> None:
+    """Print or warn as sbi does, with the warning attributed to the user's line."""
+    if not is_sbis_own(trainer, "_report_convergence_at_end"):
+        trainer._report_convergence_at_end(epoch, max_epochs)
+    elif epoch <= max_epochs:
+        print("\r", f"Neural network successfully converged after {epoch} epochs.", end="")
+    else:
+        warn_budget_spent(max_epochs)
+
+
+def warn_budget_spent(max_epochs: int) -> None:
+    """Warn, in sbi's words, that the budget of epochs ran out."""
+    warnings.warn(
+        f"Maximum number of epochs `max_num_epochs={max_epochs}` reached, "
+        "but network has not yet fully converged. Consider increasing it.",
+        stacklevel=_stacklevel_of_user(),
+    )
+
+
+def _stacklevel_of_user() -> int:
+    """Return the stacklevel of the first frame that belongs to neither sbi nor this package."""
+    inside = tuple(f"{Path(str(p)).parent}/" for p in (sbi.__file__, Path(__file__).parents[0]))
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
+        frame, level = frame.f_back, level + 1
+    return level

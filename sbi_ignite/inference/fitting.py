@@ -1,0 +1,150 @@
+"""A trainer, its loss and batches come in; its network, trained by `run_training`, goes out.
+
+Private names were read in sbi 0.27.0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+from ignite.engine import Engine
+from sbi.inference import NeuralInference
+
+from sbi_ignite.callback import TrainingState
+from sbi_ignite.engine.optimizers import make_optimizer
+from sbi_ignite.engine.run import Host, run_training
+from sbi_ignite.engine.steps import Step
+from sbi_ignite.handlers.epoch_mean import StepOutput
+from sbi_ignite.inference.arguments import Call
+from sbi_ignite.inference.losses import is_sbis_own
+from sbi_ignite.inference.rules import rules_of
+from sbi_ignite.methods.base import Loss
+
+
+def fit(
+    trainer: Any,
+    call: Call,
+    loss: Loss,
+    train_loader: Any,
+    val_loader: Any,
+    loss_args: Any = None,
+    summarization_kwargs: Mapping[str, Any] | None = None,
+) -> None:
+    """Train `trainer._neural_net` through `run_training` and keep sbi's books.
+
+    Args:
+        trainer: One of sbi's trainers.
+        call: The call that is carried out.
+        loss: Loss of the trainer's method.
+        train_loader: Batches of training data.
+        val_loader: Batches of validation data.
+        loss_args: sbi's own loss arguments, for overridden epoch methods.
+        summarization_kwargs: sbi's arguments for `_summarize_epoch`.
+    """
+    config, net = call.settings.train, trainer._neural_net
+    net.to(trainer._device)
+    state, resume_from = _start(trainer, call)
+    rules, best = rules_of(trainer, call, state)
+
+    def keep_books(epoch_started: float) -> None:
+        trainer._val_loss = state.validation_loss
+        # MarginalTrainer has no such method and writes the same three lists in its loop.
+        summarize = getattr(trainer, "_summarize_epoch", _summarizer(trainer))
+        summarize(
+            state.train_loss, trainer._val_loss, epoch_started, dict(summarization_kwargs or {})
+        )
+        trainer.epoch += 1
+        trainer._maybe_show_progress(trainer._show_progress_bars, trainer.epoch)
+
+    train_step = validation_step = None
+    if hasattr(trainer, "_train_epoch") and not is_sbis_own(trainer, "_train_epoch"):
+        train_step = _whole_epoch(trainer._train_epoch, config.clip_max_norm, loss_args)
+        train_loader = [train_loader]
+    if hasattr(trainer, "_validate_epoch") and not is_sbis_own(trainer, "_validate_epoch"):
+        validation_step = _whole_epoch(trainer._validate_epoch, loss_args)
+        val_loader = [val_loader]
+
+    _, trainer.training_summary = run_training(
+        None,
+        net,
+        loss,
+        train_loader,
+        val_loader,
+        optimizer=trainer.optimizer,
+        callbacks=call.callbacks,
+        device=trainer._device,
+        host=Host(
+            method=type(trainer).__name__,
+            settings=call.settings,
+            state=state,
+            rules=rules,
+            best_weights=best,
+            train_step=train_step,
+            validation_step=validation_step,
+            resume_from=resume_from,
+            on_epoch_end=keep_books,
+            keep_snapshot=None if config.sbi_compat else _keep_on(trainer),
+        ),
+    )
+
+
+def _summarizer(trainer: Any) -> Callable[..., None]:
+    """Return sbi's plain way of noting an epoch in its summary, bound to a trainer."""
+    return NeuralInference._summarize_epoch.__get__(trainer)
+
+
+def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] | None]:
+    """Return the state from which training counts on, and the snapshot that it continues."""
+    config = call.settings.train
+    state = TrainingState(model=trainer._neural_net)
+    earlier = getattr(trainer, "training_summary", None)
+    if not config.resume_training or not hasattr(trainer, "optimizer"):
+        trainer.optimizer = make_optimizer(config, trainer._neural_net.parameters())
+        trainer.epoch, trainer._val_loss = 0, math.inf
+        trainer._ignite_snapshot = None
+        return state, None
+    state.epoch = trainer.epoch
+    if earlier is not None:
+        for name in vars(state.history):
+            getattr(state.history, name).extend(getattr(earlier, name))
+        state.best_epoch = earlier.best_epoch
+    snapshot = getattr(trainer, "_ignite_snapshot", None)
+    if config.sbi_compat or snapshot is None or earlier is None:
+        return state, None
+    if call.settings.origin("train.learning_rate").source == "default":
+        return state, snapshot
+    before = earlier.config["train"]["learning_rate"]["value"]
+    return state, _with_rate(snapshot, config.learning_rate / before)
+
+
+def _with_rate(snapshot: Mapping[str, Any], factor: float) -> Mapping[str, Any]:
+    """Return a snapshot whose learning rates are scaled, for a new rate given on resume."""
+    if factor == 1.0:
+        return snapshot
+    scaled = deepcopy(dict(snapshot))
+    for group in scaled["optimizer"]["param_groups"]:
+        group.update({n: group[n] * factor for n in ("lr", "initial_lr") if n in group})
+    if "base_lrs" in scaled.get("schedule", {}):
+        scaled["schedule"]["base_lrs"] = [r * factor for r in scaled["schedule"]["base_lrs"]]
+    return scaled
+
+
+def _keep_on(trainer: Any) -> Callable[[dict[str, Any]], None]:
+    """Return what stores the last weights, optimizer and random state for an exact resume."""
+
+    def keep(snapshot: dict[str, Any]) -> None:
+        trainer._ignite_snapshot = snapshot
+
+    return keep
+
+
+def _whole_epoch(epoch: Callable[..., float], *args: Any) -> Step:
+    """Return a step that hands the whole loader to an epoch method that a user has overridden."""
+
+    def step(engine: Engine, loader: Any) -> StepOutput:
+        return StepOutput(loss_sum=float(epoch(loader, *args)), rows=1)
+
+    return step

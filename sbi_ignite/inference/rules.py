@@ -1,0 +1,167 @@
+"""A trainer and a call come in; stopping rules and the keeper of the best weights go out.
+
+In sbi's form the trainer's own `_converged` decides and keeps the best weights. Private names were
+read in sbi 0.27.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from torch import nn
+
+from sbi_ignite.callback import TrainingState
+from sbi_ignite.engine.run import make_rule
+from sbi_ignite.handlers.best_weights import BestWeights
+from sbi_ignite.handlers.stopping import Rule
+from sbi_ignite.inference.arguments import Call
+from sbi_ignite.settings import EarlyStopping
+
+
+def rules_of(
+    trainer: Any, call: Call, state: TrainingState
+) -> tuple[tuple[Rule, ...], BestWeights]:
+    """Return the stopping rules of a call and the keeper of its best weights.
+
+    In sbi's form the trainer's own `_converged` decides, and keeps the best weights, as long as the
+    call asks for nothing that it does not know.
+    """
+    asked, config = call.settings.early_stopping, call.settings.train
+    if not config.sbi_compat:
+        rules = tuple(make_rule(rule, call.ema_loss_decay) for rule in asked)
+        return rules, KeptOnTrainer(trainer)
+    budget = SbiBudget(trainer, config.max_epochs)
+    own = next((rule for rule in asked if _is_sbis(rule, call)), None)
+    others = tuple(make_rule(rule, call.ema_loss_decay) for rule in asked if rule is not own)
+    if own is None:
+        return (budget, *others), KeptOnTrainer(trainer)
+    converged = SbiConverged(trainer, own.patience, config.max_epochs)
+    return (budget, converged, *others), KeptBySbi(trainer, converged)
+
+
+def _is_sbis(rule: EarlyStopping, call: Call) -> bool:
+    """Return whether a rule is the one that sbi's `_converged` implements for this family."""
+    return rule.kind == call.family.default_rule.kind and rule.min_delta == 0.0
+
+
+class _Trainers:
+    """A rule whose memory is the trainer's own attributes."""
+
+    def __init__(self, trainer: Any, max_epochs: int) -> None:
+        self._trainer, self._max_epochs = trainer, max_epochs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the attributes of the trainer that sbi's rules use."""
+        names = ("epoch", "_val_loss", "_best_val_loss", "_epochs_since_last_improvement")
+        return {name: getattr(self._trainer, name, None) for name in names}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set them."""
+        for name, value in state.items():
+            setattr(self._trainer, name, value)
+
+    @property
+    def spent(self) -> bool:
+        """Whether the trainer's count is over the budget."""
+        return self._trainer.epoch > self._max_epochs
+
+
+class SbiBudget(_Trainers):
+    """sbi's budget of epochs: `max_num_epochs=N` trains up to N + 1."""
+
+    reason = "max_epochs"
+
+    def should_stop(self, state: TrainingState) -> bool:
+        """Say whether the trainer's count is over the budget."""
+        return self.spent
+
+    def already_stopped(self, state: TrainingState) -> bool:
+        """Say so before the first epoch."""
+        return self.spent
+
+
+class SbiConverged(_Trainers):
+    """The trainer's own `_converged`, asked when sbi would ask it.
+
+    Args:
+        trainer: One of sbi's trainers.
+        patience: sbi's `stop_after_epochs`.
+        max_epochs: sbi's `max_num_epochs`.
+    """
+
+    reason = "patience"
+
+    def __init__(self, trainer: Any, patience: int, max_epochs: int) -> None:
+        super().__init__(trainer, max_epochs)
+        self._patience = patience
+        self.converged = False
+
+    def should_stop(self, state: TrainingState) -> bool:
+        """Ask after an epoch; as in sbi, not after the last one of the budget."""
+        before = getattr(self._trainer, "_best_model_state_dict", None)
+        stop = self._ask(state)
+        if self._trainer._best_model_state_dict is not before:
+            state.best_epoch = state.epoch
+        return stop
+
+    def already_stopped(self, state: TrainingState) -> bool:
+        """Ask before the first epoch, which also resets the trainer's memory at epoch 0."""
+        return self._ask(state)
+
+    def _ask(self, state: TrainingState) -> bool:
+        if self.spent:
+            return False
+        trainer = self._trainer
+        self.converged = bool(trainer._converged(trainer.epoch, self._patience))
+        state.best_validation_loss = trainer._best_val_loss
+        return self.converged
+
+
+class KeptBySbi(BestWeights):
+    """The best weights as sbi's `_converged` keeps them on the trainer.
+
+    Args:
+        trainer: One of sbi's trainers.
+        rule: The rule that asks `_converged`.
+    """
+
+    def __init__(self, trainer: Any, rule: SbiConverged) -> None:
+        super().__init__()
+        self._trainer, self._rule = trainer, rule
+        self._state = TrainingState(model=None)
+
+    def update(self, state: TrainingState) -> None:
+        """Leave the weights to `_converged`."""
+        self._state = state
+
+    def restore(self, model: nn.Module) -> None:
+        """Load the best weights that the trainer has."""
+        if self._trainer._best_model_state_dict is not None:
+            model.load_state_dict(self._trainer._best_model_state_dict)
+
+    def conclude(self, model: nn.Module) -> None:
+        """Do what `_converged` has not done: it never sees the last epoch of a spent budget."""
+        trainer = self._trainer
+        if self._rule.spent and trainer._val_loss < trainer._best_val_loss:
+            trainer._best_val_loss = self._state.best_validation_loss = trainer._val_loss
+            trainer._best_model_state_dict = deepcopy(model.state_dict())
+            self._state.best_epoch = self._state.epoch
+        elif not self._rule.converged:
+            self.restore(model)
+
+
+class KeptOnTrainer(BestWeights):
+    """The best weights, shown on the trainer under sbi's names."""
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__()
+        self._trainer = trainer
+
+    def update(self, state: TrainingState) -> None:
+        """Look at the epoch and tell the trainer."""
+        super().update(state)
+        self._trainer._best_val_loss = self.loss
+        self._trainer._best_model_state_dict = self.weights
+        self._trainer._epochs_since_last_improvement = state.epoch - self.epoch
