@@ -47,7 +47,7 @@ def fit(
     config, net = call.settings.train, trainer._neural_net
     net.to(trainer._device)
     state, resume_from = _start(trainer, call)
-    rules, best = rules_of(trainer, call, state)
+    rules, best = rules_of(trainer, call)
 
     def keep_books(epoch_started: float) -> None:
         trainer._val_loss = state.validation_loss
