@@ -412,6 +412,7 @@ def test_a_file_may_use_its_own_types(file):
         lr_schedule=LRSchedule("plateau", factor=0.3),
         dataloader_kwargs={"label": "7"},
     )
+    assert resolved.train.dataloader_kwargs == {"label": "7"}
     assert resolved.logging == (LoggingConfig("jsonl", run_name="7", tags=("a", "b")),)
 
 

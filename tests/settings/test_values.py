@@ -286,6 +286,7 @@ def test_equal_content_hashes_equal_in_any_order(kwargs):
 def test_different_content_makes_different_members_of_a_set():
     values = [TrainConfig(batch_size=n, dataloader_kwargs={"n": [n]}) for n in (1, 2, 3, 1)]
     assert len(set(values)) == 3
+    assert len({hash(value) for value in values}) == 3
 
 
 def test_the_default_is_equal_whether_said_or_not_but_known_as_said():
