@@ -1,0 +1,50 @@
+"""A time limit comes in; training ends cleanly after the batch in which it has passed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from ignite.engine import Engine, Events
+
+from sbi_ignite.callback import TrainingState
+from sbi_ignite.handlers.cutting import stop_after_batch
+
+
+class TimeLimit:
+    """End training when the time is up, counted from the making of this object.
+
+    Args:
+        limit: Time that this call may take; a resumed training has all of it again.
+        state: Where the request to stop is made.
+        clock: Seconds that only ever increase.
+    """
+
+    def __init__(
+        self,
+        limit: timedelta,
+        state: TrainingState,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._state, self._clock = state, clock
+        self._end = clock() + limit.total_seconds()
+
+    def attach(self, engine: Engine) -> None:
+        """Look at the clock after every batch and after every validation."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the time has passed."""
+        return self._clock() >= self._end
+
+    def _iteration_completed(self, engine: Engine) -> None:
+        if self.is_up:
+            stop_after_batch(engine, self._state, "time_limit")
+
+    def _epoch_completed(self, engine: Engine) -> None:
+        if self.is_up:
+            self._state.stop("time_limit")
+            engine.terminate()

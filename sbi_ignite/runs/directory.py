@@ -1,0 +1,658 @@
+"""States, numbers and words of a training come in; a directory to read and to continue goes out.
+
+    runs/exp1/            (round-0/, round-1/, … below it for several rounds)
+      run.json            manifest
+      metrics.jsonl       one line per epoch
+      checkpoint-*.pt     the newest few; best.pt: best weights
+      summary.json        when complete
+
+Files of tensors are a line of JSON with a checksum, followed by what `torch.save` writes; they are
+read with `torch.load(weights_only=True)` alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from typing_extensions import Self
+
+from sbi_ignite.exceptions import CheckpointError, SbiIgniteWarning
+from sbi_ignite.runs.files import (
+    Chunk,
+    DamagedError,
+    Header,
+    UnknownVersionError,
+    checksum,
+    encode_tensors,
+    json_line,
+    read_header,
+    read_json,
+    read_tensors,
+    remove_temporary_files,
+    strict,
+    write_json,
+    write_whole,
+)
+from sbi_ignite.runs.lock import Lock
+from sbi_ignite.runs.packing import pack, unpack
+
+BEST = "best_weights"
+"""Name under which the states hold {"weights": ..., "epoch": ..., "loss": ...}."""
+
+_ADVICE = (
+    'Start with resume="never", which moves the old files aside, or in another directory; or put '
+    "back a copy of the directory"
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training as it stood.
+
+    Attributes:
+        path: The file.
+        epoch: Finished epochs.
+        iteration: Finished optimizer steps.
+        states: What was saved.
+    """
+
+    path: Path
+    epoch: int
+    iteration: int
+    states: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checkpoint in memory that later steps of the training no longer change.
+
+    Attributes:
+        epoch: Finished epochs.
+        iteration: Finished optimizer steps.
+        packed: All states but the best weights.
+        best: The best weights; None if there are none, or if they are those of the last checkpoint.
+        best_epoch: Epoch of the best weights.
+        has_best: Whether there are best weights.
+    """
+
+    epoch: int
+    iteration: int
+    packed: Mapping[str, Any]
+    best: Mapping[str, Any] | None
+    best_epoch: int
+    has_best: bool
+
+
+class RunDirectory:
+    """The files of one run, held by one process. Make one with `RunDirectory.open`.
+
+    Example:
+        >>> import tempfile
+        >>> with RunDirectory.open(tempfile.mkdtemp()) as directory:
+        ...     _ = directory.write_checkpoint(1, 10, {"state": {"epoch": 1}})
+        ...     directory.latest().states
+        {'state': {'epoch': 1}}
+    """
+
+    def __init__(self, path: Path, lock: Lock, keep_last: int) -> None:
+        self.path, self.keep_last = path, keep_last
+        self._lock = lock
+        self._writer: threading.Thread | None = None
+        self._failure: OSError | None = None
+        self._warned = False
+        self._damaged: set[Path] = set()
+        self._last_best: Any = None
+        self._metrics_broken = False
+        self._read_identity()
+
+    # --- opening and closing
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], keep_last: int = 2) -> Self:
+        """Create the directory if need be, keep other processes out, and tidy up.
+
+        Args:
+            path: The directory.
+            keep_last: How many of the newest checkpoints are kept.
+
+        Raises:
+            CheckpointError: If another process trains there, or nothing can be written there.
+        """
+        path = Path(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} cannot be used as a run directory: {error.strerror}."
+            ) from error
+        lock = Lock(path / ".lock")
+        try:
+            _check_writable(path)
+            remove_temporary_files(path)
+            return cls(path, lock, keep_last)
+        except BaseException:
+            lock.release()
+            raise
+
+    def close(self) -> None:
+        """Finish what is being written and let other processes in."""
+        try:
+            self.wait()
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- checkpoints
+
+    def prepare(self, epoch: int, iteration: int, states: Mapping[str, Any]) -> Prepared:
+        """Copy states into memory of their own; the training may go on right after.
+
+        Args:
+            epoch: Finished epochs.
+            iteration: Finished optimizer steps.
+            states: Tensors and plain data. `states["best_weights"]["weights"]` goes into best.pt.
+
+        Raises:
+            CheckpointError: If the states hold something that cannot be saved.
+        """
+        self.wait()  # a failure of the last write decides whether best.pt is what it should be
+        best = states.get(BEST) or {}
+        weights = best.get("weights")
+        if weights is not None:
+            states = {**states, BEST: {**best, "weights": None}}
+        known = weights is not None and weights is self._last_best
+        packed_best = None if weights is None or known else pack({"weights": weights})
+        self._last_best = weights
+        return Prepared(
+            epoch, iteration, pack(states), packed_best, best.get("epoch", 0), weights is not None
+        )
+
+    def write_checkpoint(self, epoch: int, iteration: int, states: Mapping[str, Any]) -> bool:
+        """Save states safely; older checkpoints are pruned afterwards.
+
+        Args:
+            epoch: Finished epochs.
+            iteration: Finished optimizer steps.
+            states: As for `prepare`.
+
+        Returns:
+            Whether it was saved. If not (the disk is full), there is a warning, and the earlier
+            checkpoints are as they were.
+        """
+        self.write_in_background(self.prepare(epoch, iteration, states))
+        self.wait()
+        return not self._warned
+
+    def write_in_background(self, prepared: Prepared) -> None:
+        """Write a prepared checkpoint while the training goes on, after the one before it.
+
+        A failure is reported by a warning at the next call, or by `wait`.
+        """
+        self.wait()
+        self._writer = threading.Thread(target=self._write, args=(prepared,), name="checkpoint")
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Wait until everything is on the disk; warn once if something could not be written."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self.report(failure)
+
+    def report(self, failure: OSError) -> None:
+        """Warn that something could not be saved, once until something can be saved again."""
+        self._last_best = None
+        if self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"{self.path}: nothing could be saved ({failure.strerror}); training goes on, and what "
+            "was saved before can still be continued from.",
+            SbiIgniteWarning,
+            stacklevel=3,
+        )
+
+    def latest(self) -> Checkpoint | None:
+        """Return the newest checkpoint that is intact, None if there is none at all.
+
+        A damaged one is passed over with a warning.
+
+        Raises:
+            CheckpointError: If there are checkpoints, but none can be read.
+        """
+        self.wait()
+        paths = self._checkpoints()
+        if paths:
+            self._require_manifest()
+        problems: dict[Path, str] = {}
+        for path in reversed(paths):
+            try:
+                checkpoint = self._read(path)
+            except UnknownVersionError as error:
+                raise CheckpointError(f"{path}: {error}.") from error
+            except DamagedError as error:
+                problems[path] = str(error)
+                continue
+            self._damaged = set(problems)
+            if problems:
+                warnings.warn(
+                    f"{_listed(problems)}; continuing from {path.name} instead.",
+                    SbiIgniteWarning,
+                    stacklevel=2,
+                )
+            return checkpoint
+        if problems:
+            raise CheckpointError(
+                f"{self.path}: no checkpoint can be read: {_listed(problems)}. {_ADVICE}."
+            )
+        return None
+
+    # --- best weights
+
+    def write_best(self, weights: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> str:
+        """Write best.pt; the one before is kept as long as a checkpoint needs it.
+
+        Args:
+            weights: A state dict.
+            meta: Plain data to go with it, such as {"epoch": 12}.
+
+        Returns:
+            Digest of the file.
+
+        Raises:
+            CheckpointError: If it cannot be written.
+        """
+        self.wait()
+        self._last_best = None
+        meta = dict(meta or {})
+        try:
+            return self._put_best(pack({"weights": weights}), int(meta.pop("epoch", 0)), meta)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.best_path} cannot be written: {error.strerror}."
+            ) from error
+
+    def read_best(self) -> dict[str, Any] | None:
+        """Return {"weights", "epoch", "digest", "meta"} of best.pt, None if there is none.
+
+        Raises:
+            CheckpointError: If it is damaged, or that of another run.
+        """
+        self.wait()
+        return read_best(self.path)
+
+    @property
+    def best_path(self) -> Path:
+        """Where the best weights are."""
+        return self.path / "best.pt"
+
+    # --- words and numbers
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Write run.json.
+
+        Args:
+            manifest: Plain data, see `sbi_ignite.runs.manifest`. The identity of the run, the time
+                of its creation, the time of this writing and a checksum are added.
+
+        Raises:
+            CheckpointError: If it cannot be written.
+        """
+        own = {
+            "run": self.run,
+            "created": self._created,
+            "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "best_digest": self._best_digest() if manifest.get("status") == "complete" else None,
+        }
+        self._save(lambda: write_json(self._manifest_path, {**manifest, **own}), "run.json")
+
+    def update_manifest(self, **values: Any) -> None:
+        """Change some values in run.json, such as `status="complete"`."""
+        self.write_manifest({**(self.read_manifest() or {}), **values})
+
+    def read_manifest(self) -> dict[str, Any] | None:
+        """Return run.json, None if nothing was ever saved here.
+
+        Raises:
+            CheckpointError: If it is damaged, or missing beside checkpoints.
+        """
+        if not self._manifest_path.exists() and not self._checkpoints():
+            return None
+        return self._require_manifest()
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("ab") as file:
+            file.write(json_line(row))
+
+    def set_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Replace metrics.jsonl as a whole, after a resume by the history up to the checkpoint.
+
+        Raises:
+            OSError: If it cannot be written; the old file is untouched.
+        """
+        write_whole(self.path / "metrics.jsonl", map(json_line, rows))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json, together with a checksum of metrics.jsonl as it is now.
+
+        Args:
+            summary: Plain data: `TrainingSummary.to_dict()`.
+
+        Raises:
+            CheckpointError: If it cannot be written.
+        """
+        found = metrics_checksum(self.path)
+        whole = {"summary": strict(summary), "metrics_checksum": found, "run": self.run}
+        self._save(lambda: write_json(self.path / "summary.json", whole), "summary.json")
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """Return what `write_summary` was given (NaN as None), None if the run is not complete.
+
+        Raises:
+            CheckpointError: If the file is damaged, or that of another run.
+        """
+        return read_summary(self.path, self.run)
+
+    def set_aside(self) -> Path | None:
+        """Move all files of the run into a folder `replaced-1`, `replaced-2`, … and start anew.
+
+        Nothing is deleted. run.json goes last, so that a kill in between leaves no orphans.
+
+        Returns:
+            The folder, None if there was nothing to move.
+        """
+        self.wait()
+        names = [*self._checkpoints(), *sorted(self.path.glob("best*.pt"))]
+        names += [*sorted(self.path.glob("round-*")), self.path / "summary.json"]
+        names += [self.path / "metrics.jsonl", self._manifest_path]
+        there = [path for path in names if path.exists()]
+        if not there:
+            return None
+        number = 1
+        while (folder := self.path / f"replaced-{number}").exists():
+            number += 1
+        folder.mkdir()
+        for path in there:
+            os.replace(path, folder / path.name)
+        self._last_best = None
+        self._read_identity()
+        return folder
+
+    # --- inside
+
+    @property
+    def _manifest_path(self) -> Path:
+        return self.path / "run.json"
+
+    def _best_digest(self) -> str | None:
+        try:
+            return read_header(self.best_path)[1]
+        except DamagedError:
+            return None
+
+    def _read_identity(self) -> None:
+        """Take the identity of the run from its manifest, or make one up."""
+        try:
+            manifest = read_json(self._manifest_path) or {}
+        except (DamagedError, UnknownVersionError):
+            manifest = {}  # said with more words when somebody needs it
+        self.run = str(manifest.get("run", uuid.uuid4().hex))
+        self._created = manifest.get("created", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+
+    def _require_manifest(self) -> dict[str, Any]:
+        manifest = read_manifest(self.path)
+        if manifest is None:
+            raise CheckpointError(
+                f"{self._manifest_path} is missing, so that nobody can tell what run the "
+                f"checkpoints beside it belong to. {_ADVICE}."
+            )
+        return manifest
+
+    def _checkpoints(self) -> list[Path]:
+        """Return the files, oldest first."""
+        return sorted(self.path.glob("checkpoint-*.pt"), key=_iteration)
+
+    def _read(self, path: Path) -> Checkpoint:
+        header, _, content = read_tensors(path)
+        if header.run != self.run:
+            raise DamagedError("it belongs to another run")
+        if header.kind != "checkpoint" or header.iteration != _iteration(path):
+            raise DamagedError("it is another file than its name says")
+        states = _unpacked(content)
+        if header.best is not None:
+            states[BEST] = {**states[BEST], "weights": self._find_best(header.best)}
+        return Checkpoint(path, header.epoch, header.iteration, states)
+
+    def _find_best(self, digest: str) -> dict[str, Any]:
+        """Return the weights that a checkpoint refers to."""
+        reason = "is missing"
+        for path in (self.best_path, _older_best(self.path, digest)):
+            try:
+                header, found, content = read_tensors(path)
+            except DamagedError as error:
+                reason = f"cannot be used: {error}" if path.exists() else reason
+                continue
+            if found == digest and header.run == self.run:
+                return _unpacked(content)["weights"]
+        raise DamagedError(f"the best weights that belong to it are not there: best.pt {reason}")
+
+    def _write(self, prepared: Prepared) -> None:
+        """Write best weights, checkpoint, and prune; runs in the writer's thread."""
+        try:
+            if not self._manifest_path.exists():
+                write_json(self._manifest_path, {"run": self.run, "created": self._created})
+            best = None
+            if prepared.best is not None:
+                best = self._put_best(prepared.best, prepared.best_epoch, {})
+            elif prepared.has_best:
+                best = read_header(self.best_path)[1]
+            header = Header("checkpoint", self.run, prepared.epoch, prepared.iteration, best)
+            path = self.path / f"checkpoint-{prepared.iteration:09d}.pt"
+            write_whole(path, encode_tensors(header, prepared.packed)[1])
+            self._damaged.discard(path)
+            self._prune(prepared.iteration)
+        except OSError as error:
+            self._failure = error
+        except DamagedError as error:
+            self._failure = OSError(0, f"best.pt: {error}")
+        else:
+            self._warned = False
+
+    def _put_best(self, packed: Mapping[str, Any], epoch: int, meta: Mapping[str, Any]) -> str:
+        """Replace best.pt, after a second name was given to one that a checkpoint refers to."""
+        header = Header("best", self.run, epoch, meta=strict(meta))
+        digest, chunks = encode_tensors(header, packed)
+        with contextlib.suppress(DamagedError):
+            old = read_header(self.best_path)[1]
+            if old == digest:
+                return digest
+            if old in self._needed_bests():
+                _link(self.best_path, _older_best(self.path, old))
+        write_whole(self.best_path, chunks)
+        return digest
+
+    def _needed_bests(self) -> set[str]:
+        """Return the digests of best weights that checkpoints refer to."""
+        needed = set()
+        for path in self._checkpoints():
+            with contextlib.suppress(DamagedError):
+                needed.add(read_header(path)[0].best)
+        return needed - {None}
+
+    def _prune(self, iteration: int) -> None:
+        """Remove checkpoints that nobody needs, now that the one of `iteration` is safe."""
+        good = [path for path in self._checkpoints() if path not in self._damaged]
+        # Newer ones are what a resume has passed over; this run will write them again.
+        kept = [path for path in good if _iteration(path) <= iteration][-self.keep_last :]
+        for path in self._checkpoints():
+            if path not in kept:
+                path.unlink(missing_ok=True)
+        self._damaged.clear()
+        needed = {_older_best(self.path, digest) for digest in self._needed_bests()}
+        for path in self.path.glob("best-*.pt"):
+            if path not in needed:
+                path.unlink(missing_ok=True)
+
+    def _save(self, write: Callable[[], None], name: str) -> None:
+        try:
+            write()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path / name} cannot be written: {error.strerror}."
+            ) from error
+
+
+# --- reading without holding the directory
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """Return run.json of a run directory, None if there is none.
+
+    Raises:
+        CheckpointError: If it is damaged, or of an unknown format version.
+    """
+    return _read_json(path / "run.json")
+
+
+def read_summary(path: Path, run: str | None) -> dict[str, Any] | None:
+    """Return the plain data of summary.json, None if there is none.
+
+    Args:
+        path: The run directory.
+        run: Identity of the run.
+
+    Raises:
+        CheckpointError: If it is damaged, or that of another run.
+    """
+    whole = _read_json(path / "summary.json")
+    if whole is None:
+        return None
+    if whole["run"] != run:
+        raise CheckpointError(f"{path / 'summary.json'} belongs to another run. {_ADVICE}.")
+    return {**whole["summary"], "metrics_checksum": whole["metrics_checksum"]}
+
+
+def read_best(path: Path) -> dict[str, Any] | None:
+    """Return {"weights", "epoch", "digest", "meta"} of best.pt, None if there is none.
+
+    Args:
+        path: The run directory.
+
+    Raises:
+        CheckpointError: If it is damaged, or that of another run.
+    """
+    file = path / "best.pt"
+    if not file.exists():
+        return None
+    manifest = read_manifest(path) or {}
+    try:
+        header, digest, content = read_tensors(file)
+        if header.run != manifest.get("run"):
+            raise DamagedError("it belongs to another run")
+        if header.kind != "best":
+            raise DamagedError("it is another file than its name says")
+        if (manifest.get("best_digest") or digest) != digest:
+            raise DamagedError("it is not the one that this run ended with")
+        weights = _unpacked(content)["weights"]
+    except (DamagedError, UnknownVersionError) as error:
+        raise CheckpointError(f"{file} cannot be used: {error}. {_ADVICE}.") from error
+    return {
+        "weights": weights,
+        "epoch": header.epoch,
+        "digest": digest,
+        "meta": dict(header.meta or {}),
+    }
+
+
+def _unpacked(content: Any) -> dict[str, Any]:
+    """Return packed states, if it is packed states that a file holds."""
+    try:
+        return unpack(content)
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise DamagedError("it holds something else than a training") from error
+
+
+def metrics_checksum(path: Path) -> str | None:
+    """Return a digest of metrics.jsonl, None without one."""
+    file = path / "metrics.jsonl"
+    return checksum(file.read_bytes()) if file.exists() else None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(path)
+    except (DamagedError, UnknownVersionError) as error:
+        raise CheckpointError(f"{path} cannot be used: {error}. {_ADVICE}.") from error
+
+
+def _check_writable(path: Path) -> None:
+    probe = path / f".probe.{os.getpid()}.tmp"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be used as a run directory: {error.strerror}."
+        ) from error
+
+
+def _iteration(path: Path) -> int:
+    """Return the number in a checkpoint's name; -1 for names that are not ours."""
+    number = path.stem.removeprefix("checkpoint-")
+    return int(number) if number.isascii() and number.isdigit() else -1
+
+
+def _older_best(path: Path, digest: str) -> Path:
+    return path / f"best-{digest[:16]}.pt"
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name; where that is not possible, copy it."""
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+
+
+def _listed(problems: Mapping[Path, str]) -> str:
+    return "; ".join(f"{path} is damaged: {reason}" for path, reason in problems.items())
+
+
+__all__ = [
+    "Checkpoint",
+    "Chunk",
+    "Prepared",
+    "RunDirectory",
+    "metrics_checksum",
+    "read_best",
+    "read_manifest",
+    "read_summary",
+]

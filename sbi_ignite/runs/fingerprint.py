@@ -1,0 +1,154 @@
+"""Tensors or a network come in; short texts by which they are recognised go out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CHUNK = 1 << 24
+"""Bytes that are hashed, and brought over from a GPU, at a time."""
+
+BUDGETS = frozenset(
+    {
+        "max_epochs",
+        "max_time",
+        "device",
+        "compile",
+        "resume_training",
+        "retrain_from_scratch",
+        "show_train_summary",
+    }
+)
+"""Fields of TrainConfig that may change between two starts of a run."""
+
+_ADVICE = (
+    'Start with resume="never", which moves the old run\'s files aside, or in another directory.'
+)
+
+
+def fingerprint_data(tensors: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """Return dtype, shape and digest of the values for every tensor.
+
+    Args:
+        tensors: Tensors of any shape on any device, for example theta and x.
+
+    Example:
+        >>> fingerprint_data([torch.zeros(2, 3)])[0]["shape"]
+        [2, 3]
+    """
+    return [
+        {"dtype": str(t.dtype), "shape": list(t.shape), "digest": _digest_of(t)} for t in tensors
+    ]
+
+
+def fingerprint_network(network: nn.Module) -> dict[str, Any]:
+    """Return the classes inside a network and a digest of its structure, whatever its values.
+
+    Args:
+        network: Any module.
+    """
+    modules = [f"{name}: {_class_name(module)}" for name, module in network.named_modules()]
+    tensors = [
+        f"{name}: {tensor.dtype} {tuple(tensor.shape)}"
+        for name, tensor in network.state_dict().items()
+        if isinstance(tensor, Tensor)
+    ]
+    text = "\n".join([*modules, "", *tensors])
+    return {
+        "class": _class_name(network),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "digest": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
+    }
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say what makes a training another one than the run that a manifest describes.
+
+    Budgets (epochs, time, patience, logging, checkpoints) may differ; what changes the numbers may
+    not. Keys that one of the two lacks are not compared.
+
+    Args:
+        saved: Manifest in the run directory.
+        now: Manifest of the training that is about to begin.
+
+    Returns:
+        Sentences, each with the advice what to do; none if the run may be continued.
+    """
+    found = [*_simple(saved, now), *_settings(saved, now), *_network(saved, now)]
+    return [f"{sentence} {_ADVICE}" for sentence in found] + _data(saved, now)
+
+
+def _simple(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for key, text in (("method", "The method differs"), ("seed", "The seed differs")):
+        if key in saved and key in now and saved[key] != now[key]:
+            yield f"{text}: the run has {saved[key]}, now it is {now[key]}."
+
+
+def _settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    before = saved.get("settings", {}).get("train", {})
+    after = now.get("settings", {}).get("train", {})
+    for name in before.keys() & after.keys() - BUDGETS - {"seed"}:
+        if before[name]["value"] != after[name]["value"]:
+            origin = after[name].get("where") or after[name].get("origin", "")
+            yield (
+                f"The setting {name} differs: the run has {before[name]['value']!r}, now it is "
+                f"{after[name]['value']!r}{f' ({origin})' if origin else ''}."
+            )
+
+
+def _network(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    before, after = saved.get("network"), now.get("network")
+    if not before or not after or before["digest"] == after["digest"]:
+        return
+    shown = [f"{n['class']} with {n['parameters']} parameters" for n in (before, after)]
+    if shown[0] == shown[1]:
+        shown[1] = "another structure of the same size"
+    yield f"The network differs: the run has {shown[0]}, now it is {shown[1]}."
+
+
+def _data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    before, after = saved.get("data"), now.get("data")
+    if not before or not after or before == after:
+        return []
+    kinds = [[(t["dtype"], t["shape"]) for t in tensors] for tensors in (before, after)]
+    if kinds[0] == kinds[1]:
+        numbers = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+        what = f"same shapes, other values in tensor {', '.join(map(str, numbers))}"
+    else:
+        what = f"the run has {_shapes(before)}, now it is {_shapes(after)}"
+    return [
+        f"The data differ: {what}. If the script simulates anew without a seed, seed it "
+        "(torch.manual_seed) or save the simulations; or start with "
+        'resume="never", which moves the old run\'s files aside, or in another directory.'
+    ]
+
+
+def _shapes(tensors: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{tuple(t['shape'])} {t['dtype'].removeprefix('torch.')}" for t in tensors)
+
+
+def _class_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _digest_of(tensor: Tensor) -> str:
+    """Hash chunk by chunk, in as many threads as torch may use, then the chunks' digests."""
+    rows = tensor.detach().reshape(-1)
+    step = max(1, CHUNK // max(1, rows.element_size()))
+    pieces = [rows[begin : begin + step] for begin in range(0, len(rows), step)]
+    if len(pieces) < 2:
+        digests = [_digest_of_piece(piece) for piece in pieces]
+    else:
+        with ThreadPoolExecutor(max_workers=min(8, len(pieces))) as pool:
+            digests = list(pool.map(_digest_of_piece, pieces))
+    return hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
+
+
+def _digest_of_piece(piece: Tensor) -> bytes:
+    values = piece.cpu().contiguous().view(torch.uint8).numpy()
+    return hashlib.blake2b(values.data, digest_size=32).digest()

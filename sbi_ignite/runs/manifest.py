@@ -1,0 +1,59 @@
+"""What a training is about comes in; the plain data of its run.json goes out."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from torch import Tensor, nn
+
+from sbi_ignite.runs.fingerprint import fingerprint_data, fingerprint_network
+
+STATUSES = ("running", "complete", "interrupted", "failed")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of python and of the packages that decide about numbers."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "sbi", "pytorch-ignite", "numpy", "sbi-ignite"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    from sbi_ignite._version import __version__
+
+    return {**found, "sbi-ignite": __version__}
+
+
+def make_manifest(
+    *,
+    method: str,
+    settings: Mapping[str, Any],
+    seed: int | None = None,
+    data: Sequence[Tensor] | None = None,
+    network: nn.Module | None = None,
+    estimator: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the manifest of a training that begins.
+
+    Args:
+        method: Name of the method.
+        settings: `Resolved.to_dict()`.
+        seed: Seed of the training, None without one.
+        data: Tensors that are trained on; None for data that has no fingerprint.
+        network: The network.
+        estimator: How to build the network again, from `describe_network`.
+    """
+    return {
+        "status": "running",
+        "stop_reason": None,
+        "method": method,
+        "seed": seed,
+        "data": None if data is None else fingerprint_data(data),
+        "network": None if network is None else fingerprint_network(network),
+        "settings": dict(settings),
+        "versions": versions(),
+        "estimator": None if estimator is None else dict(estimator),
+    }
