@@ -1,18 +1,11 @@
-"""An environment without our variables, and short ways to say something in it or in a file."""
+"""Short ways to say something in the environment or in a file."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(autouse=True)
-def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.upper().startswith("SBI_IGNITE_")]:
-        monkeypatch.delenv(name)
 
 
 @pytest.fixture

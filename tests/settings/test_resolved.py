@@ -6,10 +6,12 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import sbi_ignite
 from sbi_ignite.settings import (
     EarlyStopping,
     LoggingConfig,
@@ -106,7 +108,12 @@ def test_values_alone_import_neither_torch_nor_sbi_nor_the_readers_of_sources():
         "import sys; from sbi_ignite.settings import TrainConfig, resolve; resolve();"
         "print([m for m in ('torch', 'sbi', 'ignite', 'pydantic_settings') if m in sys.modules])"
     )
+    root = Path(sbi_ignite.__file__).parents[1]  # found there, installed or not
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=root,
     )
     assert done.stdout.strip() == "[]"
