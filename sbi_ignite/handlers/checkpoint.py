@@ -67,9 +67,10 @@ class CheckpointHandler:
         if self._saved == now:
             return
         prepared = self.directory.prepare(*now, {**self._take(), "stop": stop})
-        self.directory.write_in_background(prepared)
-        if not self._background:
-            self.directory.wait()
+        if self._background:
+            self.directory.write_in_background(prepared)
+        else:
+            self.directory.write(prepared)
         self._saved, self._saved_at = now, time.monotonic()
 
     def finish(self) -> None:

@@ -15,11 +15,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import threading
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -108,8 +108,8 @@ class RunDirectory:
     def __init__(self, path: Path, lock: Lock, keep_last: int) -> None:
         self.path, self.keep_last = path, keep_last
         self._lock = lock
-        self._writer: threading.Thread | None = None
-        self._failure: OSError | None = None
+        self._writer: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
         self._warned = False
         self._damaged: set[Path] = set()
         self._last_best: Any = None
@@ -150,6 +150,9 @@ class RunDirectory:
         try:
             self.wait()
         finally:
+            if self._writer is not None:
+                self._writer.shutdown()
+                self._writer = None
             self._lock.release()
 
     def __enter__(self) -> Self:
@@ -200,9 +203,18 @@ class RunDirectory:
             Whether it was saved. If not (the disk is full), there is a warning, and the earlier
             checkpoints are as they were.
         """
-        self.write_in_background(self.prepare(epoch, iteration, states))
+        return self.write(self.prepare(epoch, iteration, states))
+
+    def write(self, prepared: Prepared) -> bool:
+        """Write a prepared checkpoint now; otherwise like `write_checkpoint`."""
         self.wait()
-        return not self._warned
+        try:
+            self._write(prepared)
+        except OSError as error:
+            self.report(error)
+            return False
+        self._warned = False
+        return True
 
     def write_in_background(self, prepared: Prepared) -> None:
         """Write a prepared checkpoint while the training goes on, after the one before it.
@@ -210,17 +222,22 @@ class RunDirectory:
         A failure is reported by a warning at the next call, or by `wait`.
         """
         self.wait()
-        self._writer = threading.Thread(target=self._write, args=(prepared,), name="checkpoint")
-        self._writer.start()
+        if self._writer is None:
+            # One thread that stays: starting one takes longer than what it does under the GIL.
+            self._writer = ThreadPoolExecutor(1, thread_name_prefix="sbi_ignite-checkpoint")
+        self._writing = self._writer.submit(self._write, prepared)
 
     def wait(self) -> None:
         """Wait until everything is on the disk; warn once if something could not be written."""
-        if self._writer is not None:
-            self._writer.join()
-            self._writer = None
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            self.report(failure)
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            writing.result()
+        except OSError as error:
+            self.report(error)
+        else:
+            self._warned = False
 
     def report(self, failure: OSError) -> None:
         """Warn that something could not be saved, once until something can be saved again."""
@@ -461,26 +478,25 @@ class RunDirectory:
         raise DamagedError(f"the best weights that belong to it are not there: best.pt {reason}")
 
     def _write(self, prepared: Prepared) -> None:
-        """Write best weights, checkpoint, and prune; runs in the writer's thread."""
+        """Write best weights and checkpoint, then prune; may run in the writer's thread."""
+        if not self._manifest_path.exists():
+            write_json(self._manifest_path, {"run": self.run, "created": self._created})
+        best = None
+        if prepared.best is not None:
+            best = self._put_best(prepared.best, prepared.best_epoch, {})
+        elif prepared.has_best:
+            best = self._digest_of_best()
+        header = Header("checkpoint", self.run, prepared.epoch, prepared.iteration, best)
+        path = self.path / f"checkpoint-{prepared.iteration:09d}.pt"
+        write_whole(path, encode_tensors(header, prepared.packed)[1])
+        self._damaged.discard(path)
+        self._prune(prepared.iteration)
+
+    def _digest_of_best(self) -> str:
         try:
-            if not self._manifest_path.exists():
-                write_json(self._manifest_path, {"run": self.run, "created": self._created})
-            best = None
-            if prepared.best is not None:
-                best = self._put_best(prepared.best, prepared.best_epoch, {})
-            elif prepared.has_best:
-                best = read_header(self.best_path)[1]
-            header = Header("checkpoint", self.run, prepared.epoch, prepared.iteration, best)
-            path = self.path / f"checkpoint-{prepared.iteration:09d}.pt"
-            write_whole(path, encode_tensors(header, prepared.packed)[1])
-            self._damaged.discard(path)
-            self._prune(prepared.iteration)
-        except OSError as error:
-            self._failure = error
+            return read_header(self.best_path)[1]
         except DamagedError as error:
-            self._failure = OSError(0, f"best.pt: {error}")
-        else:
-            self._warned = False
+            raise OSError(0, f"best.pt was changed: {error}") from error
 
     def _put_best(self, packed: Mapping[str, Any], epoch: int, meta: Mapping[str, Any]) -> str:
         """Replace best.pt, after a second name was given to one that a checkpoint refers to."""

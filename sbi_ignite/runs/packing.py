@@ -2,12 +2,14 @@
 
 Saving hundreds of small tensors one by one costs far more than their bytes. Here all tensors of
 one dtype become one flat tensor, copied in the same stroke, and everything else becomes a text.
+The text names the tensors in the order in which they lie in the flat ones.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,8 +40,16 @@ def pack(states: Mapping[str, Any]) -> dict[str, Any]:
         {'weight': tensor([0, 1, 2]), 'steps': (1, 2.5)}
     """
     packer = _Packer()
-    text = json.dumps(packer.encode(states, ()))
-    return {"text": text, "tensors": packer.tensors()}
+    try:
+        with torch.no_grad():
+            text = json.dumps(packer.encode(states))
+            return {"text": text, "tensors": packer.tensors()}
+    except _UnsavableError as error:
+        where = next(_places(states, error.culprit, ""), "")
+        raise CheckpointError(
+            f"{where}: a checkpoint holds numbers, texts, dense tensors and containers of these, "
+            f"not {type(error.culprit).__qualname__}. Let state_dict() return plain data."
+        ) from None
 
 
 def unpack(packed: Mapping[str, Any]) -> Any:
@@ -48,95 +58,122 @@ def unpack(packed: Mapping[str, Any]) -> Any:
     Args:
         packed: What `pack` returned.
     """
-    return _decode(json.loads(packed["text"]), packed["tensors"])
+    return _Unpacker(packed["tensors"]).decode(json.loads(packed["text"]))
+
+
+class _UnsavableError(Exception):
+    """Something cannot be packed."""
+
+    def __init__(self, culprit: object) -> None:
+        super().__init__()
+        self.culprit = culprit
 
 
 class _Packer:
     """Collects the tensors that it meets on its way through nested states."""
 
     def __init__(self) -> None:
-        self._pieces: dict[str, list[Tensor]] = {}
-        self._sizes: dict[str, int] = {}
+        self._pieces: dict[torch.dtype, list[Tensor]] = {}
+        self._names: dict[torch.dtype, str] = {}
 
-    def encode(self, value: Any, path: tuple[Any, ...]) -> Any:
+    def encode(self, value: Any) -> Any:
         """Return what JSON can hold; a list is always a tag followed by its content."""
         kind = type(value)
-        if value is None or kind in (bool, str, int, float):
+        if kind is float or kind is int or kind is str or kind is bool or value is None:
             return value
         if isinstance(value, Tensor):
-            return ["tensor", *self._add(value.detach(), path), list(value.shape)]
+            if value.layout != torch.strided or value.is_quantized:
+                raise _UnsavableError(value)
+            return ["tensor", self._add(value), value.shape]
         if isinstance(value, Mapping):
-            return self._mapping(value, path)
+            return self._mapping(value)
         if isinstance(value, list | tuple):
-            return self._sequence(value, path)
-        if isinstance(value, np.ndarray):
-            return ["array", *self._add(torch.from_numpy(value), path), list(value.shape)]
+            return self._sequence(value)
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            return ["array", self._add(torch.from_numpy(value)), value.shape]
         if isinstance(value, np.generic):
-            return self.encode(value.item(), path)
+            return self.encode(value.item())
         for plain in (str, int, float):
             if isinstance(value, plain):
                 return plain(value)
-        raise CheckpointError(
-            f"{'.'.join(map(str, path))}: a checkpoint holds numbers, texts, tensors and "
-            f"containers of these, not {kind.__qualname__}. Let state_dict() return plain data."
-        )
+        raise _UnsavableError(value)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return one flat tensor on the CPU for every dtype."""
-        return {name: _joined(pieces) for name, pieces in self._pieces.items()}
+        return {self._names[dtype]: _joined(pieces) for dtype, pieces in self._pieces.items()}
 
-    def _mapping(self, value: Mapping[Any, Any], path: tuple[Any, ...]) -> Any:
+    def _mapping(self, value: Mapping[Any, Any]) -> Any:
         if all(type(key) is str for key in value):
-            return {key: self.encode(item, (*path, key)) for key, item in value.items()}
-        pairs = [
-            [self.encode(key, (*path, key)), self.encode(item, (*path, key))]
-            for key, item in value.items()
-        ]
-        return ["mapping", pairs]
+            return {key: self.encode(item) for key, item in value.items()}
+        return ["mapping", [[self.encode(key), self.encode(item)] for key, item in value.items()]]
 
-    def _sequence(self, value: list[Any] | tuple[Any, ...], path: tuple[Any, ...]) -> Any:
+    def _sequence(self, value: list[Any] | tuple[Any, ...]) -> Any:
         tag = "list" if isinstance(value, list) else "tuple"
         kinds = set(map(type, value)) if len(value) >= LONG else set()
         if kinds == {float}:
-            return [f"numbers-{tag}", *self._add(torch.tensor(value, dtype=torch.float64), path)]
-        if kinds == {int} and min(value) >= -(2**63) and max(value) < 2**63:
-            return [f"numbers-{tag}", *self._add(torch.tensor(value), path)]
-        return [tag, [self.encode(item, (*path, number)) for number, item in enumerate(value)]]
+            numbers = torch.from_numpy(np.array(value))
+        elif kinds == {int} and min(value) >= -(2**63) and max(value) < 2**63:
+            numbers = torch.from_numpy(np.array(value, dtype=np.int64))
+        else:
+            return [tag, [self.encode(item) for item in value]]
+        return [f"numbers-{tag}", self._add(numbers), numbers.shape]
 
-    def _add(self, tensor: Tensor, path: tuple[Any, ...]) -> tuple[str, int, int]:
-        """Queue a tensor and return its dtype, the place of its first element and its length."""
-        if tensor.layout != torch.strided or tensor.is_quantized:
-            raise CheckpointError(f"{'.'.join(map(str, path))}: only dense tensors can be saved.")
-        name = str(tensor.dtype).removeprefix("torch.")
-        begin, size = self._sizes.get(name, 0), tensor.numel()
-        self._pieces.setdefault(name, []).append(tensor.reshape(-1))
-        self._sizes[name] = begin + size
-        return name, begin, size
+    def _add(self, tensor: Tensor) -> str:
+        """Queue a tensor and return the name of its dtype."""
+        dtype = tensor.dtype
+        if dtype not in self._pieces:
+            self._pieces[dtype] = []
+            self._names[dtype] = str(dtype).removeprefix("torch.")
+        self._pieces[dtype].append(tensor.reshape(-1))
+        return self._names[dtype]
 
 
 def _joined(pieces: list[Tensor]) -> Tensor:
     """Concatenate on each device first, so that data crosses between devices in one piece each."""
-    with torch.no_grad():
-        if len({piece.device for piece in pieces}) == 1:
-            return torch.cat(pieces).cpu()
-        return torch.cat([piece.cpu() for piece in pieces])
+    if len({piece.device for piece in pieces}) == 1:
+        return torch.cat(pieces).cpu()
+    return torch.cat([piece.cpu() for piece in pieces])
 
 
-def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Return what the tagged value stands for."""
-    if isinstance(value, dict):
-        return {key: _decode(item, tensors) for key, item in value.items()}
-    if not isinstance(value, list):
-        return value
-    tag, *rest = value
-    if tag == "mapping":
-        return {_decode(key, tensors): _decode(item, tensors) for key, item in rest[0]}
-    if tag in ("list", "tuple"):
-        items = [_decode(item, tensors) for item in rest[0]]
-        return items if tag == "list" else tuple(items)
-    name, begin, size, *shape = rest
-    flat = tensors[name][begin : begin + size]
-    if tag.startswith("numbers"):
-        return flat.tolist() if tag == "numbers-list" else tuple(flat.tolist())
-    own = flat.clone().reshape(shape[0])
-    return own.numpy() if tag == "array" else own
+def _places(value: Any, culprit: object, path: str) -> Iterator[str]:
+    """Yield the paths at which something lies inside nested states."""
+    if value is culprit:
+        yield path.removeprefix(".")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _places(item, culprit, f"{path}.{key}")
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _places(item, culprit, f"{path}.{number}")
+
+
+class _Unpacker:
+    """Takes tensors from flat ones, in the order in which they were put there."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+        self._places = dict.fromkeys(tensors, 0)
+
+    def decode(self, value: Any) -> Any:
+        """Return what a tagged value stands for."""
+        if isinstance(value, dict):
+            return {key: self.decode(item) for key, item in value.items()}
+        if not isinstance(value, list):
+            return value
+        tag, content, *shape = value
+        if tag == "mapping":
+            return {self.decode(key): self.decode(item) for key, item in content}
+        if tag in ("list", "tuple"):
+            items = [self.decode(item) for item in content]
+            return items if tag == "list" else tuple(items)
+        own = self._take(content, shape[0])
+        if tag == "tensor":
+            return own
+        if tag == "array":
+            return own.numpy()
+        return own.tolist() if tag == "numbers-list" else tuple(own.tolist())
+
+    def _take(self, name: str, shape: list[int]) -> Tensor:
+        begin = self._places[name]
+        end = self._places[name] = begin + math.prod(shape)
+        return self._tensors[name][begin:end].clone().reshape(shape)
