@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging as python_logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sbi_ignite.callback import TrainingState
+from sbi_ignite.data.in_memory import Batches
 from sbi_ignite.engine.optimizers import make_optimizer, make_scheduler
+from sbi_ignite.engine.persistence import Persistence, tensors_of
 from sbi_ignite.engine.state import Stateful, restore, snapshot
 from sbi_ignite.engine.steps import (
     Step,
@@ -44,6 +47,10 @@ from sbi_ignite.handlers.stopping import (
     TwoStandardDeviations,
     When,
 )
+from sbi_ignite.handlers.time_limit import TimeLimit
+from sbi_ignite.loggers import Loggers, RunInfo, make_loggers
+from sbi_ignite.runs.directory import RunDirectory
+from sbi_ignite.runs.manifest import make_manifest
 from sbi_ignite.settings import CheckpointConfig, EarlyStopping, Resolved, TrainConfig, resolve
 from sbi_ignite.summary import TrainingSummary
 
@@ -69,9 +76,17 @@ class Host:
         train_step: Process function of the training engine.
         validation_step: Process function of the validation engine.
         resume_from: Snapshot of an earlier call to continue exactly.
-        on_epoch_end: Called after validation, before any rule is asked, with the loss pair's epoch
-            start (seconds since 1970).
+        parts: More objects with a state, saved and continued with the training.
+        on_epoch_end: Called after validation, before any rule is asked, with the time at which the
+            epoch started (seconds since 1970).
         keep_snapshot: Receives a snapshot of the last weights when training ends.
+        loggers: Loggers besides those that the settings name.
+        directory: Run directory instead of the one in the settings.
+        manifest: What the run directory and loggers are told besides settings and versions.
+        round_index: Round of a sequential method, from 0.
+        first_step: Epochs of earlier rounds, so that rounds share one axis.
+        first_iteration: Optimizer steps of earlier rounds.
+        show_progress: Whether a progress bar is welcome.
     """
 
     method: str | None = None
@@ -82,8 +97,16 @@ class Host:
     train_step: Step | None = None
     validation_step: Step | None = None
     resume_from: Mapping[str, Any] | None = None
+    parts: Mapping[str, Stateful] = field(default_factory=dict)
     on_epoch_end: Callable[[float], None] | None = None
     keep_snapshot: Callable[[dict[str, Any]], None] | None = None
+    loggers: Sequence[Any] = ()
+    directory: Path | None = None
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    round_index: int = 0
+    first_step: int = 0
+    first_iteration: int = 0
+    show_progress: bool = True
 
 
 def run_training(
@@ -149,7 +172,7 @@ def run_training(
         train=config, early_stopping=early_stopping, logging=logging, checkpoint=checkpoint
     )
     config = settings.train
-    _refuse_what_is_not_built(settings)
+    _refuse_what_is_not_built(config)
     _check_arguments(model, loss_fn, train_loader, val_loader)
 
     on = _device(device or config.device, model)
@@ -161,6 +184,7 @@ def run_training(
     clipping = GradientClipping(model.parameters(), config.clip_max_norm)
     rules = tuple(host.rules if host.rules is not None else map(make_rule, settings.early_stopping))
     users = UserCallbacks(callbacks or (), state)
+    loggers = make_loggers((*settings.logging, *host.loggers))
     add_up = summed_as_sbi if config.sbi_compat else summed
 
     trainer = _engine(host.train_step or TrainStep(model, loss_fn, optimizer, on, add_up))
@@ -207,6 +231,9 @@ def run_training(
     stopping = StopOnRules(rules, state)
     stopping.attach(trainer)
     users.attach(trainer)
+    if config.max_time is not None:
+        TimeLimit(config.max_time, state).attach(trainer)
+    loggers.attach(trainer, state)
 
     parts: dict[str, Stateful] = {
         "model": model,
@@ -216,40 +243,75 @@ def run_training(
         "train_loss": train_loss,
         "clipping": clipping,
         **{f"rule-{i}": rule for i, rule in enumerate(rules)},
+        **host.parts,
     }
     if schedule.scheduler is not None:
         parts["schedule"] = schedule.scheduler
     for name, source in (("batches", train_loader), ("indices", _sampler(train_loader))):
         if hasattr(source, "state_dict"):
             parts[name] = source
-    if host.resume_from is not None:
-        restore(parts, host.resume_from)
-        trainer.load_state_dict(
-            {
-                "iteration": state.iteration,
-                "max_epochs": max(config.max_epochs, state.epoch, 1),
-                "epoch_length": len(train_loader),
-            }
-        )
-        first_epoch = 0
 
-    # sbi's budget is one epoch longer than its name says.
-    budget = config.max_epochs + config.sbi_compat
-    resumed_from = state.epoch
-    stopping.ask_before_training()
-    users.on_train_start()
-    with _errors_reported(model, best, users):
-        if state.stop_reason is None and state.epoch < budget:
-            trainer.run(
-                train_loader, max_epochs=budget - first_epoch, epoch_length=len(train_loader)
+    with _run_directory(settings, host) as directory:
+        method = host.method or type(model).__name__
+        manifest = _manifest(method, settings, host, model, train_loader)
+        saved = None
+        if directory is not None and settings.checkpoint is not None:
+            mid_epoch = isinstance(train_loader, Batches)
+            saved = Persistence(
+                directory, settings.checkpoint, manifest, parts, state, mid_epoch=mid_epoch
             )
-    state.stop("max_epochs" if state.epoch >= budget else "callback")
-    if host.keep_snapshot is not None:
-        host.keep_snapshot(snapshot(parts))
-    best.conclude(model)
-    model.zero_grad(set_to_none=True)
-    summary = _summary(host.method or type(model).__name__, state, settings, resumed_from, on)
-    users.on_train_end(summary)
+            saved.resume()
+            saved.attach(trainer, {"loggers": loggers})
+        elif host.resume_from is not None:
+            restore(parts, host.resume_from)
+        found = host.resume_from if saved is None else saved.found
+        if found is not None:
+            first_epoch = 0
+            _continue_at(trainer, state, len(train_loader), parts, found)
+
+        # sbi's budget is one epoch longer than its name says.
+        budget = config.max_epochs + config.sbi_compat
+        resumed_from = state.epoch
+        stopping.ask_before_training()
+        done = state.stop_reason is not None or state.epoch >= budget
+        loggers.start(
+            RunInfo(
+                method=method,
+                round_index=host.round_index,
+                config=settings.to_dict(),
+                manifest=manifest,
+                run_directory=None if saved is None else saved.path,
+                first_step=host.first_step,
+                first_iteration=host.first_iteration,
+                epochs_done=state.epoch,
+                max_epochs=config.max_epochs,
+                patience=next((getattr(r, "patience", None) for r in rules), None),
+                show_progress=host.show_progress,
+                identity=(saved.found or {}).get("loggers", {}) if saved is not None else {},
+            )
+        )
+        users.on_train_start()
+        with (
+            _errors_reported(model, best, users, loggers),
+            nullcontext() if saved is None else saved.running(),
+        ):
+            if not done:
+                trainer.run(
+                    train_loader, max_epochs=budget - first_epoch, epoch_length=len(train_loader)
+                )
+        state.stop("max_epochs" if state.epoch >= budget else "callback")
+        if host.keep_snapshot is not None:
+            host.keep_snapshot(snapshot(parts))
+        if saved is not None:
+            saved.finish()
+        best.conclude(model)
+        model.zero_grad(set_to_none=True)
+        where = None if saved is None else saved.path
+        summary = _summary(method, state, settings, resumed_from, on, where)
+        loggers.finish(summary)
+        users.on_train_end(summary)
+        if saved is not None:
+            saved.conclude(summary)
     return model, summary
 
 
@@ -271,19 +333,66 @@ def make_rule(early_stopping: EarlyStopping, smoothing: float = 0.1) -> Rule:
     return When(lambda state: False)
 
 
-def _refuse_what_is_not_built(settings: Resolved) -> None:
+def _refuse_what_is_not_built(train: TrainConfig) -> None:
     """Raise before training for settings that are announced but not built."""
-    train = settings.train
     missing = {
         "ema_decay": train.ema_decay is not None,
-        "max_time": train.max_time is not None,
         f"compile={train.compile!r}": train.compile not in ("auto", "off"),
         f"precision={train.precision!r}": train.precision != "32",
-        "checkpoint": settings.checkpoint is not None,
-        "logging": bool(settings.logging),
     }
     for name in (name for name, asked in missing.items() if asked):
         raise NotYetError(f"{name} is not built yet; leave it out for now.")
+
+
+@contextmanager
+def _run_directory(settings: Resolved, host: Host) -> Iterator[RunDirectory | None]:
+    """Hold the run directory that the settings or the host name; None without one."""
+    if settings.checkpoint is None:
+        yield None
+        return
+    path = host.directory or settings.checkpoint.directory
+    with RunDirectory.open(path, settings.checkpoint.keep_last) as directory:
+        yield directory
+
+
+def _manifest(
+    method: str, settings: Resolved, host: Host, model: nn.Module, train_loader: Any
+) -> dict[str, Any]:
+    """Return what run directory and loggers are told; empty if there are none to tell."""
+    if settings.checkpoint is None and not settings.logging:
+        return {}
+    manifest = make_manifest(
+        method=method,
+        settings=settings.to_dict(),
+        seed=settings.train.seed,
+        data=tensors_of(train_loader),
+        network=model,
+    )
+    return {**manifest, **host.manifest}
+
+
+def _continue_at(
+    trainer: Engine,
+    state: TrainingState,
+    epoch_length: int,
+    parts: Mapping[str, Stateful],
+    found: Mapping[str, Any],
+) -> None:
+    """Let the engine begin where the saved training stood, in mid-epoch if need be."""
+    trainer.load_state_dict(
+        {
+            "iteration": state.iteration,
+            "max_epochs": state.iteration // epoch_length + 1,
+            "epoch_length": epoch_length,
+        }
+    )
+    inside_epoch = {n: p for n, p in parts.items() if n in ("train_loss", "clipping")}
+    in_mid_epoch = state.iteration % epoch_length != 0
+
+    @trainer.on(Events.EPOCH_STARTED(once=state.iteration // epoch_length + 1))
+    def restore_again() -> None:
+        # The start of an epoch resets its sums, and users' handlers may have drawn random numbers.
+        restore(inside_epoch if in_mid_epoch else {}, found)
 
 
 def _check_arguments(model: Any, loss_fn: Any, train_loader: Any, val_loader: Any) -> None:
@@ -364,20 +473,28 @@ def _sampler(loader: Any) -> Any:
 
 
 @contextmanager
-def _errors_reported(model: nn.Module, best: BestWeights, users: UserCallbacks) -> Iterator[None]:
-    """Keep the best weights when a loss is not finite, and tell callbacks about any error."""
+def _errors_reported(
+    model: nn.Module, best: BestWeights, users: UserCallbacks, loggers: Loggers
+) -> Iterator[None]:
+    """Keep the best weights when a loss is not finite; tell callbacks and loggers about errors."""
     try:
         yield
     except BaseException as error:
         if isinstance(error, NonFiniteLossError):
             best.restore(model)
             model.zero_grad(set_to_none=True)
+        loggers.fail(error)
         users.on_exception(error)
         raise
 
 
 def _summary(
-    method: str, state: TrainingState, settings: Resolved, resumed_from: int, device: torch.device
+    method: str,
+    state: TrainingState,
+    settings: Resolved,
+    resumed_from: int,
+    device: torch.device,
+    directory: Path | None,
 ) -> TrainingSummary:
     """Return the summary of a training that has ended."""
     history = state.history
@@ -396,6 +513,7 @@ def _summary(
         stop_message=state.stop_message,
         complete=reason not in ("time_limit", "signal"),
         resumed_from_epoch=resumed_from,
+        run_directory=None if directory is None else str(directory),
         device=str(device),
         config=settings.to_dict(),
     )

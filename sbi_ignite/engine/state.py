@@ -48,15 +48,18 @@ def set_random_states(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
-def snapshot(parts: Mapping[str, Stateful]) -> dict[str, Any]:
-    """Return a copy of every part's state, and of the random states, as they are now.
+def states_of(parts: Mapping[str, Stateful]) -> dict[str, Any]:
+    """Return every part's state and the random states; tensors are live, later steps change them.
 
     Args:
         parts: Names and objects; their states hold tensors and plain data only.
     """
-    states: dict[str, Any] = {name: _frozen(part.state_dict()) for name, part in parts.items()}
-    states["random"] = random_states()
-    return states
+    return {**{name: part.state_dict() for name, part in parts.items()}, "random": random_states()}
+
+
+def snapshot(parts: Mapping[str, Stateful]) -> dict[str, Any]:
+    """Return a copy of what `states_of` returns, as it is now."""
+    return _frozen(states_of(parts))
 
 
 def restore(parts: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,67 @@ import sbi
 
 from sbi_ignite.inference.arguments import Call
 from sbi_ignite.inference.losses import is_sbis_own
+from sbi_ignite.loggers import Backend, EpochRow
 from sbi_ignite.settings import TrainConfig
+
+
+class TrainerBooks:
+    """What an sbi trainer knows about its training, saved and continued with it.
+
+    Args:
+        trainer: One of sbi's trainers.
+    """
+
+    _NAMES = (
+        "epoch",
+        "_val_loss",
+        "_best_val_loss",
+        "_epochs_since_last_improvement",
+        "train_indices",
+        "val_indices",
+    )
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return split, counters and sbi's summary."""
+        own = {name: getattr(self._trainer, name, None) for name in self._NAMES}
+        return {**own, "summary": {n: list(v) for n, v in self._trainer._summary.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Write them back into the trainer; its summary stays the same dict."""
+        for name in self._NAMES:
+            setattr(self._trainer, name, state[name])
+        for name, values in state["summary"].items():
+            self._trainer._summary[name] = list(values)
+
+
+class TrainersTracker(Backend):
+    """A trainer's sbi tracker, told about every epoch while training runs.
+
+    It gets what sbi's own `_summarize` gives it after training, under the same names and steps.
+
+    Args:
+        trainer: One of sbi's trainers.
+    """
+
+    name = "tracker"
+    _METRICS = ("validation_loss", "training_loss", "epoch_durations_sec")
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__()
+        self._trainer = trainer
+
+    def log_epoch(self, row: EpochRow) -> None:
+        """Hand on sbi's own numbers of the epoch, which for vector fields are averages."""
+        if row.replayed or not is_sbis_own(self._trainer, "_summarize"):
+            return
+        for name in self._METRICS:
+            value = self._trainer._summary[name][-1]
+            # sbi counts the epochs of all rounds from 0.
+            self._trainer._tracker.log_metric(name=name, value=value, step=row.step - 1)
+        self._trainer._tracker.flush()
 
 
 def report_end(trainer: Any, call: Call) -> None:
@@ -37,9 +98,20 @@ def close_books(trainer: Any, config: TrainConfig) -> None:
     """Write the totals of a call into sbi's summary and tracker."""
     trainer._summary["epochs_trained"].append(trainer.epoch)
     trainer._summary["best_validation_loss"].append(trainer._best_val_loss)
-    trainer._summarize(round_=trainer._round)
+    _track_totals(trainer)
     if config.show_train_summary:
         print(trainer._describe_round(trainer._round, trainer._summary))
+
+
+def _track_totals(trainer: Any) -> None:
+    """Tell the tracker how the round ended; its epochs it knows from `TrainersTracker`."""
+    if not is_sbis_own(trainer, "_summarize"):
+        trainer._summarize(round_=trainer._round)
+        return
+    for name in ("epochs_trained", "best_validation_loss"):
+        value = trainer._summary[name][-1]
+        trainer._tracker.log_metric(name=name, value=value, step=trainer._round + 1)
+    trainer._tracker.flush()
 
 
 def _report_convergence(trainer: Any, epoch: int, max_epochs: int) -> None:

@@ -18,8 +18,10 @@ from sbi_ignite.engine.optimizers import make_optimizer
 from sbi_ignite.engine.run import Host, run_training
 from sbi_ignite.engine.steps import Step
 from sbi_ignite.handlers.epoch_mean import StepOutput
-from sbi_ignite.inference.arguments import Call
+from sbi_ignite.inference.arguments import LOSS_KEYWORDS, Call
+from sbi_ignite.inference.books import TrainerBooks, TrainersTracker
 from sbi_ignite.inference.losses import is_sbis_own
+from sbi_ignite.inference.rounds import begin_round, directory_of, end_round
 from sbi_ignite.inference.rules import rules_of
 from sbi_ignite.methods.base import Loss
 
@@ -47,7 +49,9 @@ def fit(
     config, net = call.settings.train, trainer._neural_net
     net.to(trainer._device)
     state, resume_from = _start(trainer, call)
-    rules, best = rules_of(trainer, call)
+    rules, best = rules_of(trainer, call, continued=state.epoch > 0)
+    now = begin_round(trainer, config.resume_training)
+    logs_to_screen = _logs_to_screen(call)
 
     def keep_books(epoch_started: float) -> None:
         trainer._val_loss = state.validation_loss
@@ -57,7 +61,8 @@ def fit(
             state.train_loss, trainer._val_loss, epoch_started, dict(summarization_kwargs or {})
         )
         trainer.epoch += 1
-        trainer._maybe_show_progress(trainer._show_progress_bars, trainer.epoch)
+        if not logs_to_screen:
+            trainer._maybe_show_progress(trainer._show_progress_bars, trainer.epoch)
 
     train_step = validation_step = None
     if hasattr(trainer, "_train_epoch") and not is_sbis_own(trainer, "_train_epoch"):
@@ -85,15 +90,43 @@ def fit(
             train_step=train_step,
             validation_step=validation_step,
             resume_from=resume_from,
+            parts={"books": TrainerBooks(trainer)},
+            loggers=_trackers(trainer, call),
+            directory=directory_of(trainer, call, now),
+            manifest={"round": now.index, "loss_arguments": _loss_arguments(call)},
+            round_index=now.index,
+            first_step=now.first_step,
+            first_iteration=now.first_iteration,
+            show_progress=trainer._show_progress_bars,
             on_epoch_end=keep_books,
             keep_snapshot=None if config.sbi_compat else _keep_on(trainer),
         ),
     )
+    end_round(trainer, state.iteration)
 
 
 def _summarizer(trainer: Any) -> Callable[..., None]:
     """Return sbi's plain way of noting an epoch in its summary, bound to a trainer."""
     return NeuralInference._summarize_epoch.__get__(trainer)
+
+
+def _logs_to_screen(call: Call) -> bool:
+    """Return whether a logger shows progress, so that sbi's own line would be one too many."""
+    backends = [getattr(logger, "backend", None) for logger in call.settings.logging]
+    return "stdout" in backends
+
+
+def _trackers(trainer: Any, call: Call) -> list[TrainersTracker]:
+    """Return sbi's tracker as a logger, unless the call wants none at all."""
+    unwanted = any(getattr(logger, "backend", None) == "none" for logger in call.settings.logging)
+    return [] if unwanted else [TrainersTracker(trainer)]
+
+
+def _loss_arguments(call: Call) -> dict[str, Any]:
+    """Return the loss arguments that were passed, as plain data."""
+    passed = {name: call.keywords[name] for name in LOSS_KEYWORDS if name in call.keywords}
+    plain = (bool, int, float, str, type(None))
+    return {n: v if isinstance(v, plain) else type(v).__name__ for n, v in passed.items()}
 
 
 def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] | None]:

@@ -20,9 +20,7 @@ from sbi_ignite.inference.arguments import Call
 from sbi_ignite.settings import EarlyStopping
 
 
-def rules_of(
-    trainer: Any, call: Call, state: TrainingState
-) -> tuple[tuple[Rule, ...], BestWeights]:
+def rules_of(trainer: Any, call: Call, continued: bool) -> tuple[tuple[Rule, ...], BestWeights]:
     """Return the stopping rules of a call and the keeper of its best weights.
 
     In sbi's form the trainer's own `_converged` decides, and keeps the best weights, as long as the
@@ -31,12 +29,12 @@ def rules_of(
     asked, config = call.settings.early_stopping, call.settings.train
     if not config.sbi_compat:
         rules = tuple(make_rule(rule, call.ema_loss_decay) for rule in asked)
-        return rules, KeptOnTrainer(trainer)
+        return rules, KeptOnTrainer(trainer, continued)
     budget = SbiBudget(trainer, config.max_epochs)
     own = next((rule for rule in asked if _is_sbis(rule, call)), None)
     others = tuple(make_rule(rule, call.ema_loss_decay) for rule in asked if rule is not own)
     if own is None:
-        return (budget, *others), KeptOnTrainer(trainer)
+        return (budget, *others), KeptOnTrainer(trainer, continued)
     converged = SbiConverged(trainer, own.patience, config.max_epochs)
     return (budget, converged, *others), KeptBySbi(trainer, converged)
 
@@ -47,20 +45,17 @@ def _is_sbis(rule: EarlyStopping, call: Call) -> bool:
 
 
 class _Trainers:
-    """A rule whose memory is the trainer's own attributes."""
+    """A rule whose memory is the trainer's own attributes, which `TrainerBooks` saves."""
 
     def __init__(self, trainer: Any, max_epochs: int) -> None:
         self._trainer, self._max_epochs = trainer, max_epochs
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the attributes of the trainer that sbi's rules use."""
-        names = ("epoch", "_val_loss", "_best_val_loss", "_epochs_since_last_improvement")
-        return {name: getattr(self._trainer, name, None) for name in names}
+        """Return nothing of its own."""
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set them."""
-        for name, value in state.items():
-            setattr(self._trainer, name, value)
+        """Continue without anything of its own."""
 
     @property
     def spent(self) -> bool:
@@ -132,6 +127,15 @@ class KeptBySbi(BestWeights):
         self._trainer, self._rule = trainer, rule
         self._state = TrainingState(model=None)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best weights that the trainer has."""
+        weights = getattr(self._trainer, "_best_model_state_dict", None)
+        return {"loss": self._state.best_validation_loss, "epoch": 0, "weights": weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give the trainer its best weights back."""
+        self._trainer._best_model_state_dict = state["weights"]
+
     def update(self, state: TrainingState) -> None:
         """Leave the weights to `_converged`."""
         self._state = state
@@ -153,11 +157,19 @@ class KeptBySbi(BestWeights):
 
 
 class KeptOnTrainer(BestWeights):
-    """The best weights, shown on the trainer under sbi's names."""
+    """The best weights, shown on the trainer under sbi's names.
 
-    def __init__(self, trainer: Any) -> None:
+    Args:
+        trainer: One of sbi's trainers.
+        continued: Whether to go on from the best weights that the trainer has.
+    """
+
+    def __init__(self, trainer: Any, continued: bool) -> None:
         super().__init__()
         self._trainer = trainer
+        if continued and trainer._best_model_state_dict is not None:
+            self.loss, self.weights = trainer._best_val_loss, trainer._best_model_state_dict
+            self.epoch = trainer.epoch - trainer._epochs_since_last_improvement
 
     def update(self, state: TrainingState) -> None:
         """Look at the epoch and tell the trainer."""
@@ -165,3 +177,8 @@ class KeptOnTrainer(BestWeights):
         self._trainer._best_val_loss = self.loss
         self._trainer._best_model_state_dict = self.weights
         self._trainer._epochs_since_last_improvement = state.epoch - self.epoch
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue, and give the trainer its best weights back."""
+        super().load_state_dict(state)
+        self._trainer._best_model_state_dict = self.weights

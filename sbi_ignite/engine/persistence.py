@@ -1,0 +1,163 @@
+"""A run directory and the parts of a training come in; what is there to continue goes out.
+
+Without a directory nothing is read and nothing is saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine
+from torch import Tensor
+
+from sbi_ignite.callback import TrainingState
+from sbi_ignite.engine.state import Stateful, restore, states_of
+from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError
+from sbi_ignite.handlers.checkpoint import CheckpointHandler, ends_epoch
+from sbi_ignite.handlers.signals import StopOnSignals
+from sbi_ignite.runs.directory import RunDirectory
+from sbi_ignite.runs.fingerprint import differences
+from sbi_ignite.settings import CheckpointConfig
+from sbi_ignite.summary import TrainingSummary
+
+
+class Persistence:
+    """Ties one training to its run directory.
+
+    Args:
+        directory: The directory, held by this process.
+        config: How often to save and whether to continue.
+        manifest: What the training is about, from `make_manifest`.
+        parts: The parts of the training that remember something.
+        state: The training's numbers.
+        mid_epoch: Whether the batches know their position inside an epoch.
+
+    Attributes:
+        found: The states of the checkpoint that is continued; None in a fresh run.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        config: CheckpointConfig,
+        manifest: Mapping[str, Any],
+        parts: Mapping[str, Stateful],
+        state: TrainingState,
+        mid_epoch: bool,
+    ) -> None:
+        self._directory, self._config, self._manifest = directory, config, manifest
+        self._parts, self._state, self._mid_epoch = parts, state, mid_epoch
+        self._signals = StopOnSignals(state)
+        self._extra: Mapping[str, Stateful] = {}
+        self._engine: Engine | None = None
+        self._handler = CheckpointHandler(directory, config, self._take, state, mid_epoch)
+        self.found = self._find()
+
+    def _find(self) -> Mapping[str, Any] | None:
+        """Return the states to continue from, if there are any and they belong to this training."""
+        directory = self._directory
+        if self._config.resume == "never":
+            directory.set_aside()
+        saved = directory.read_manifest()
+        different = differences(saved, self._manifest) if saved is not None else []
+        if different:
+            raise CheckpointMismatchError(f"{directory.path}: " + "\n".join(different))
+        checkpoint = directory.latest()
+        if checkpoint is None and self._config.resume == "must":
+            raise CheckpointError(
+                f'{directory.path}: there is nothing to continue, and resume="must" asks for it. '
+                'Use resume="auto" to start anew.'
+            )
+        return None if checkpoint is None else checkpoint.states
+
+    def resume(self) -> None:
+        """Bring all parts to where the checkpoint stood."""
+        if self.found is None:
+            return
+        restore(self._parts, self.found)
+        stopped = self.found.get("stop")
+        if stopped is not None:
+            self._state.stop(stopped["message"] or stopped["reason"])
+            self._state.stop_reason = stopped["reason"]
+
+    def attach(self, engine: Engine, extra: Mapping[str, Stateful]) -> None:
+        """Save during training; attach it last.
+
+        Args:
+            engine: The training engine.
+            extra: More to save, which is handed out again in `found`.
+        """
+        self._extra, self._engine = extra, engine
+        self._signals.attach(engine)
+        self._handler.attach(engine)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold signals off for the time of the training, and note how it ended."""
+        self._directory.write_manifest(self._manifest)
+        self._handler.start()
+        self._handler.save_now()
+        try:
+            with self._signals:
+                yield
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+            self._note_end("interrupted" if interrupted else "failed", error=_line(error))
+            raise
+
+    def finish(self) -> None:
+        """Save the last state, from which a longer training would go on."""
+        # Between batches of a foreign loader nothing can be continued: its last epoch's end stays.
+        if self._mid_epoch or self._state.iteration == 0 or self._at_epoch_end():
+            self._handler.finish()
+        self._directory.wait()
+
+    def conclude(self, summary: TrainingSummary) -> None:
+        """Write what people read, and pass on the signal that ended the training.
+
+        Raises:
+            KeyboardInterrupt: If Ctrl-C ended it.
+            SystemExit: If SIGTERM or SIGUSR1 ended it, with the shell's exit code for it.
+        """
+        if summary.complete:
+            self._directory.write_summary(summary.to_dict())
+        self._note_end(
+            "complete" if summary.complete else "interrupted", stop_reason=summary.stop_reason
+        )
+        if self._signals.received is None:
+            return
+        if self._signals.received.name == "SIGINT":
+            raise KeyboardInterrupt
+        raise SystemExit(self._signals.exit_code)
+
+    @property
+    def path(self) -> Path:
+        """Where the files are."""
+        return self._directory.path
+
+    def _at_epoch_end(self) -> bool:
+        return self._engine is None or ends_epoch(self._engine)
+
+    def _take(self) -> dict[str, Any]:
+        extra = {name: part.state_dict() for name, part in self._extra.items()}
+        return {**states_of(self._parts), **extra}
+
+    def _note_end(self, status: str, **values: Any) -> None:
+        with contextlib.suppress(CheckpointError):
+            self._directory.update_manifest(status=status, **values)
+
+
+def tensors_of(loader: Any) -> tuple[Tensor, ...] | None:
+    """Return the tensors behind batches; None where a loader does not show them."""
+    source = getattr(loader, "dataset", loader)
+    source = getattr(source, "dataset", source)
+    return getattr(source, "tensors", None)
+
+
+def _line(error: BaseException) -> str:
+    """Return an error in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
