@@ -1,4 +1,4 @@
-"""Small data and small networks: the name of a method comes in, a trainer ready to train goes out."""
+"""The name of a method comes in; a trainer with little data and a small network goes out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from sbi.neural_nets import (
     classifier_nn,
@@ -40,6 +41,18 @@ METHODS = (
     "MarginalTrainer",
 )
 """Every trainer that trains something."""
+
+SBI_WARNS = [
+    pytest.mark.filterwarnings(f"ignore:{message}:UserWarning")
+    for message in (
+        "The mixed neural density estimator assumes",
+        "Inferring num_categories from batch_x",
+        "Maximum number of epochs",
+        "When the inference object is pickled",
+        "Data has extreme outliers",
+    )
+]
+"""Marks for tests in which sbi, quite rightly, warns about something else than they promise."""
 
 
 class Silent:
@@ -120,11 +133,16 @@ def append(trainer: Any, theta: Tensor, x: Tensor, **kwargs: Any) -> Any:
 
 
 def ready(name: str = "NPE_C", num_rows: int = 120, inference: Any = None, **kwargs: Any) -> Any:
-    """Return a trainer with simulations; the same ones, and the same network, in every call."""
+    """Return a trainer with simulations, the same ones in every call."""
     torch.manual_seed(1)
     trainer = empty(name, inference or sbi_ignite.inference, **kwargs)
-    append(trainer, *draw(num_rows))
+    return append(trainer, *draw(num_rows))
+
+
+def train(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    """Train from one and the same random state in every call, and return the trainer."""
     torch.manual_seed(2)
+    trainer.train(*args, **kwargs)
     return trainer
 
 

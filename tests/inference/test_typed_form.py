@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from sbi_ignite import EarlyStopping, LRSchedule, TrainConfig
-from tests.small import METHODS, Watch, ready, same, second_round, standing_still
+from tests.small import METHODS, SBI_WARNS, Watch, ready, same, second_round, standing_still
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The mixed neural density estimator assumes:UserWarning"),
-]
+pytestmark = SBI_WARNS
 
 
 def sorted_rows(rows: torch.Tensor) -> torch.Tensor:
@@ -41,8 +39,8 @@ def test_typed_epochs_rows_batches_and_best_weights_mean_what_they_say(trained):
     assert summary.stop_reason == "max_epochs"
     lists = ("training_loss", "validation_loss", "learning_rate", "epoch_durations_sec")
     assert [len(getattr(summary, name)) for name in lists] == [3] * 4
-    assert trainer.summary["epochs_trained"] == [3]
-    assert len(trainer.summary["validation_loss"]) == 3
+    assert trainer._summary["epochs_trained"] == [3]
+    assert len(trainer._summary["validation_loss"]) == 3
 
     everything = (
         trainer.get_samples() if "Marginal" in summary.method else trainer.get_simulations()[0]
@@ -141,9 +139,7 @@ def test_a_seed_makes_trainings_equal_whatever_the_random_state():
 )
 def test_optimizers_are_chosen_by_name_and_get_rate_and_decay(name, kind):
     trainer = ready()
-    trainer.train(
-        TrainConfig(optimizer=name, learning_rate=0.003, weight_decay=0.25, max_epochs=1)
-    )
+    trainer.train(TrainConfig(optimizer=name, learning_rate=0.003, weight_decay=0.25, max_epochs=1))
 
     assert type(trainer.optimizer) is kind
     assert trainer.optimizer.param_groups[0]["lr"] == 0.003
@@ -168,7 +164,7 @@ def test_an_optimizer_may_be_a_callable():
 
 
 def test_an_optimizer_callable_that_returns_something_else_is_refused():
-    with pytest.raises(TypeError, match="returns a torch optimizer.*'adam'"):
+    with pytest.raises(TypeError, match=r"returns a torch optimizer.*'adam'"):
         ready().train(TrainConfig(optimizer=lambda parameters: "adam"))
 
 
@@ -216,7 +212,7 @@ def test_a_device_that_is_not_there_is_refused_before_training():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     trainer = ready()
-    with pytest.raises((RuntimeError, ValueError, AssertionError), match="(?i)cuda|gpu"):
+    with pytest.raises((RuntimeError, ValueError, AssertionError), match=r"(?i)cuda|gpu"):
         trainer.train(TrainConfig(device="cuda:0"))
     assert trainer._neural_net is None
 
