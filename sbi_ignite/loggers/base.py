@@ -1,0 +1,258 @@
+"""The words that all loggers share: what a backend is told about a run, and when.
+
+Imports nothing but the standard library, so that a courier's process starts quickly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from sbi_ignite.summary import TrainingSummary
+
+EPOCH_METRICS = (
+    "training_loss",
+    "validation_loss",
+    "best_validation_loss",
+    "learning_rate",
+    "epoch_durations_sec",
+    "gradient_norm",
+)
+"""What every backend gets once an epoch, under these names."""
+
+ITERATION_METRICS = ("iteration_loss", "iteration_learning_rate")
+"""What every backend gets every n iterations, if asked, over iterations instead of epochs."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What is known about a training before its first step.
+
+    Attributes:
+        method: Name of the trainer or of the model's class.
+        round_index: Round of a sequential method, from 0.
+        config: `Resolved.to_dict()`: every setting with its value, origin and where that is.
+        manifest: Versions, seed, shape of the data, ... as plain data.
+        run_directory: Where the run's files are; None without checkpoints.
+        first_step: Epochs of earlier rounds, so that rounds share one axis.
+        epochs_done: Epochs of this round that the interrupted run had finished and saved.
+        max_epochs: Most epochs that this round may train.
+        patience: Fruitless epochs that the stopping rule lets pass; None without such a rule.
+        show_progress: Whether a progress bar is welcome.
+        identity: What `Loggers.state_dict()` returned in the run that this one continues.
+        first_iteration: Optimizer steps of earlier rounds.
+        iterations_done: Optimizer steps of this round that the interrupted run had finished;
+            `Loggers` fills it in.
+    """
+
+    method: str = ""
+    round_index: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    run_directory: Path | None = None
+    first_step: int = 0
+    epochs_done: int = 0
+    max_epochs: int = 2**31 - 1
+    patience: int | None = None
+    show_progress: bool = True
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    first_iteration: int = 0
+    iterations_done: int = 0
+
+    @property
+    def last_iteration_kept(self) -> int:
+        """The last iteration of the run that this one continues."""
+        return self.first_iteration + self.iterations_done
+
+    @property
+    def last_step_kept(self) -> int:
+        """The last step of the run that this one continues; what it logged beyond is void."""
+        return self.first_step + self.epochs_done
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        directory = None if self.run_directory is None else str(self.run_directory)
+        return {**plain, "run_directory": directory}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> RunInfo:
+        """Return what `to_dict` was made from."""
+        directory = plain["run_directory"]
+        return cls(**{**plain, "run_directory": None if directory is None else Path(directory)})
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """The numbers of one finished epoch.
+
+    Attributes:
+        step: The epoch's place on the axis that all rounds share, counted from 1.
+        values: One value for each of `EPOCH_METRICS`.
+        time: When it was measured, in seconds since 1970.
+        replayed: Whether an interrupted run has, or should have, logged it already.
+        patience_left: Fruitless epochs still allowed; None if no rule counts them.
+    """
+
+    step: int
+    values: Mapping[str, float]
+    time: float = 0.0
+    replayed: bool = False
+    patience_left: int | None = None
+
+
+class Backend:
+    """One place where numbers go. Every method may raise: the group warns once and drops it.
+
+    Args:
+        run_name: Name of the run; None makes one from the method and the time.
+        tags: Names, or names with values, that mark the run.
+        every_n_iterations: Optimizer steps between two `log_iteration`; None: none at all.
+    """
+
+    name: str = "backend"
+    package: ClassVar[str | None] = None
+    """The optional package that it needs, also the name of the extra that installs it."""
+    shows_progress: bool = False
+
+    afterwards: str = ""
+    """What becomes of the rest when nobody waits any longer, as the end of a sentence."""
+
+    trouble: str | None = None
+    """What is going wrong while the backend goes on trying; None while all is well."""
+
+    def __init__(
+        self,
+        *,
+        run_name: str | None = None,
+        tags: Any = None,
+        every_n_iterations: int | None = None,
+    ) -> None:
+        self.run_name, self.tags = run_name, tags_as_dict(tags)
+        self.every_n_iterations = every_n_iterations
+
+    def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
+        """Take in what is known before the first step.
+
+        Args:
+            info: The run.
+            identity: What `state_dict` of this backend returned in the run that this one continues,
+                {} in a fresh one.
+        """
+
+    def log_epoch(self, row: EpochRow) -> None:
+        """Take in the numbers of an epoch."""
+
+    def log_iteration(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Take in the running numbers inside an epoch.
+
+        Args:
+            iteration: Optimizer steps, counted over all rounds.
+            values: One value for each of `ITERATION_METRICS`.
+        """
+
+    def finish(self, summary: TrainingSummary) -> None:
+        """Take in the summary and begin to close."""
+
+    def fail(self, status: str, message: str) -> None:
+        """Note that training ended with an error and begin to close.
+
+        Args:
+            status: "failed", or "killed" if somebody ended it.
+            message: The error in a line.
+        """
+
+    def settled(self) -> bool:
+        """Say whether all that was taken in has arrived; never waits."""
+        return True
+
+    def abandon(self) -> None:
+        """Let go of whatever still runs; called once, at the end or after a failure."""
+
+    def worth_retrying(self, error: Exception) -> bool:
+        """Say whether a call that raised may succeed later; asked in a courier's process only."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return, as plain data, what a later run needs to continue this one."""
+        return {}
+
+
+def tags_as_dict(tags: Any) -> dict[str, str]:
+    """Return tags as names with values, "" where only names were given."""
+    if tags is None:
+        return {}
+    return dict(tags) if isinstance(tags, Mapping) else {str(tag): "" for tag in tags}
+
+
+def new_run_name(method: str) -> str:
+    """Return a name that sorts by time and is unlikely to repeat."""
+    return f"{method or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+
+
+def parameters(info: RunInfo) -> dict[str, Any]:
+    """Return settings and manifest as one flat mapping of names to plain values."""
+    manifest = {key: value for key, value in info.manifest.items() if key != "settings"}
+    return {
+        "method": info.method,
+        **{name: entry["value"] for name, entry in _settings(info.config)},
+        **dict(_flat(manifest)),
+    }
+
+
+def origins(info: RunInfo) -> dict[str, str]:
+    """Return where each setting came from, "environment SBI_IGNITE_TRAIN__SEED", ... ."""
+    return {
+        name: f"{entry['origin']} {entry['where']}".strip()
+        for name, entry in _settings(info.config)
+    }
+
+
+def results(summary: TrainingSummary) -> dict[str, Any]:
+    """Return the numbers of a summary that compare runs, as scalars."""
+    return {
+        "best_validation_loss": summary.best_validation_loss,
+        "best_epoch": summary.best_epoch,
+        "epochs_trained": summary.epochs_trained,
+        "seconds_in_epochs": float(sum(summary.epoch_durations_sec)),
+        "stop_reason": summary.stop_reason,
+        "stop_message": summary.stop_message,
+        "complete": summary.complete,
+    }
+
+
+def run_record(info: RunInfo) -> dict[str, Any]:
+    """Return the content of the artifact `run.json`: manifest and settings with origins."""
+    return {"method": info.method, **info.manifest, "settings": info.config}
+
+
+def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for group, content in config.items():
+        yield from _entries(group, content)
+
+
+def _entries(name: str, content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if isinstance(content, Mapping) and set(content) == {"value", "origin", "where"}:
+        yield name, content
+    elif isinstance(content, Mapping):
+        for key, item in content.items():
+            yield from _entries(f"{name}.{key}", item)
+    elif isinstance(content, list | tuple):
+        for number, item in enumerate(content):
+            yield from _entries(f"{name}.{number}" if len(content) > 1 else name, item)
+
+
+def _flat(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(content, Mapping):
+        for key, item in content.items():
+            yield from _flat(item, f"{name}.{key}" if name else str(key))
+    elif content is None or isinstance(content, bool | int | float | str):
+        yield name, content
+    else:
+        yield name, str(content)

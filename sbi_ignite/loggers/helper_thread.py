@@ -1,0 +1,129 @@
+"""A backend around a user's object comes in; one that cannot hold up a training goes out."""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sbi_ignite.loggers.base import Backend, EpochRow, RunInfo
+
+if TYPE_CHECKING:
+    from sbi_ignite.summary import TrainingSummary
+
+PATIENCE_SECONDS = 2.0
+"""How long, in all, training waits for calls to return before it goes on beside them."""
+
+
+class OnHelperThread(Backend):
+    """Calls a backend on a daemon thread.
+
+    Training waits for each call, so that a user's object is called in time and in order and cannot
+    move the global random states, until the waits add up to `PATIENCE_SECONDS`. From then on the
+    calls queue up beside the training.
+
+    Args:
+        inner: The backend that does the work.
+    """
+
+    name: str = "thread"
+
+    def __init__(self, inner: Backend) -> None:
+        super().__init__(every_n_iterations=inner.every_n_iterations)
+        self.inner = inner
+        # What the group shows and asks is the inner backend's.
+        self.name = inner.name
+        self.shows_progress = inner.shows_progress
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self._error: Exception | None = None
+        self._patience = PATIENCE_SECONDS
+        self._thread: threading.Thread | None = None
+
+    def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
+        """Begin the thread and hand on."""
+        self._error, self._patience = None, PATIENCE_SECONDS
+        self._thread = threading.Thread(
+            target=self._work, name=f"sbi_ignite-{self.name}", daemon=True
+        )
+        self._thread.start()
+        self._do(lambda: self.inner.start(info, identity))
+
+    def log_epoch(self, row: EpochRow) -> None:
+        """Hand on."""
+        self._do(lambda: self.inner.log_epoch(row))
+
+    def log_iteration(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Hand on."""
+        self._do(lambda: self.inner.log_iteration(iteration, values))
+
+    def finish(self, summary: TrainingSummary) -> None:
+        """Hand on."""
+        self._do(lambda: self.inner.finish(summary))
+
+    def fail(self, status: str, message: str) -> None:
+        """Hand on."""
+        self._do(lambda: self.inner.fail(status, message))
+
+    def settled(self) -> bool:
+        """Say whether every call has returned."""
+        self._raise_error()
+        return self._idle.is_set()
+
+    def abandon(self) -> None:
+        """Let the thread end after the calls that wait."""
+        self._jobs.put(None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the inner backend's."""
+        return self.inner.state_dict()
+
+    def _do(self, job: Callable[[], None]) -> None:
+        """Queue a call and wait for it as long as patience lasts."""
+        self._raise_error()
+        with self._lock:
+            self._waiting += 1
+            self._idle.clear()
+        before = time.perf_counter()
+        with _random_states_kept():
+            self._jobs.put(job)
+            if self._patience > 0:
+                self._idle.wait(self._patience)
+        self._patience -= time.perf_counter() - before
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except Exception as error:
+                self._error = error
+            with self._lock:
+                self._waiting -= 1
+                if self._waiting == 0:
+                    self._idle.set()
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """Put the global random states back, which a stranger's code may have moved."""
+    import numpy
+    import torch
+
+    states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    yield
+    random.setstate(states[0])
+    numpy.random.set_state(states[1])
+    torch.set_rng_state(states[2])

@@ -1,0 +1,102 @@
+"""What the user asked for comes in; `Loggers` go out, or an error before training starts."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sbi_ignite.exceptions import ArgumentError, MissingPackageError
+from sbi_ignite.loggers.base import Backend
+from sbi_ignite.loggers.group import Loggers
+from sbi_ignite.loggers.helper_thread import OnHelperThread
+from sbi_ignite.loggers.ignite_logger import IgniteLogger, is_ignite_logger
+from sbi_ignite.loggers.tracker import SbiTracker, is_tracker
+
+BACKENDS: Mapping[str, str] = {
+    "stdout": "stdout:Stdout",
+    "tensorboard": "tensorboard:TensorBoard",
+    "wandb": "wandb:Wandb",
+    "mlflow": "mlflow:Mlflow",
+    "jsonl": "jsonl:JsonLines",
+    "memory": "memory:Memory",
+    "none": "none:Nothing",
+}
+"""Every name that `LoggingConfig.backend` takes, and where its class is."""
+
+IN_OWN_PROCESS = frozenset({"wandb", "mlflow"})
+"""Those whose libraries may hang, fail, draw random numbers or hold up the exit."""
+
+
+def make_loggers(asked: Sequence[object]) -> Loggers:
+    """Return what logs to everything that was asked for.
+
+    Args:
+        asked: `LoggingConfig` values, names of backends, sbi `Tracker` objects, loggers of
+            `ignite.handlers`, or our own `Backend` objects.
+
+    Raises:
+        MissingPackageError: If a backend's package is not installed.
+        ArgumentError: If an object is none of these.
+
+    Example:
+        >>> make_loggers(["memory"]).backends[0].name
+        'memory'
+    """
+    return Loggers([make_backend(item) for item in asked])
+
+
+def make_backend(asked: object) -> Backend:
+    """Return the backend for one thing that was asked for; see `make_loggers`."""
+    from sbi_ignite.settings import LoggingConfig
+
+    if isinstance(asked, str):
+        asked = LoggingConfig(backend=asked)  # type: ignore[arg-type] # checked by LoggingConfig
+    if isinstance(asked, LoggingConfig):
+        fields = {name: getattr(asked, name) for name in asked.fields if name != "backend"}
+        return backend_by_name(asked.backend, fields)
+    if isinstance(asked, Backend):
+        return asked
+    if is_ignite_logger(asked):
+        return OnHelperThread(IgniteLogger(asked))
+    if is_tracker(asked):
+        return OnHelperThread(SbiTracker(asked))
+    raise ArgumentError(
+        f"logging: expected a LoggingConfig, one of the names {', '.join(BACKENDS)}, an sbi "
+        f"Tracker, a logger of ignite.handlers or a list of these, got {asked!r}."
+    )
+
+
+def backend_by_name(name: str, fields: Mapping[str, Any]) -> Backend:
+    """Return one of our own backends, in a process of its own if it needs one.
+
+    Args:
+        name: One of `BACKENDS`.
+        fields: Arguments of its class.
+    """
+    check_package(name)
+    if name in IN_OWN_PROCESS:
+        from sbi_ignite.loggers.courier import Courier
+
+        return Courier(name, fields)
+    return backend_class(name)(**fields)
+
+
+def backend_class(name: str) -> type[Backend]:
+    """Return a backend's class."""
+    module, _, class_name = BACKENDS[name].partition(":")
+    return getattr(importlib.import_module(f"sbi_ignite.loggers.{module}"), class_name)
+
+
+def check_package(name: str) -> None:
+    """Raise if a backend's package is missing; a folder of that name is no package."""
+    package = backend_class(name).package
+    if package is None:
+        return
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise MissingPackageError(
+            f"Logging to {name} needs the package {package!r}, which is not installed. Install it "
+            f'with: pip install "sbi-ignite[{package}]"'
+        )

@@ -1,0 +1,219 @@
+"""Numbers come in; an MLflow run with parameters, metrics, tags and artifacts goes out.
+
+ignite's logger uses MLflow's global active run, which may be the user's, and a dead server blocks
+it for minutes; this one speaks to the client, with a run of its own. Made to live in a courier's
+process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sbi_ignite.loggers.base import (
+    Backend,
+    EpochRow,
+    RunInfo,
+    new_run_name,
+    origins,
+    parameters,
+    results,
+    run_record,
+)
+
+if TYPE_CHECKING:
+    from sbi_ignite.summary import TrainingSummary
+
+ID_TAG = "sbi_ignite.id"
+"""The tag by which a run is found again; MLflow chooses its own run ids."""
+
+_LIMITS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    # Without them the client reports usage to the makers and traces threads of its own.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+_LONGEST_PARAMETER = 6000
+_PARAMETERS_A_CALL = 100
+
+
+class Mlflow(Backend):
+    """Logs to a run of its own; every call can be repeated without harm.
+
+    Args:
+        experiment_name: The experiment, made if it is missing; None: `MLFLOW_EXPERIMENT_NAME`, or
+            MLflow's "Default".
+        tracking_uri: Server or store; None: what the user's process has set, `MLFLOW_TRACKING_URI`,
+            or MLflow's default.
+        default_tracking_uri: What the user's process has set.
+        script: The user's script, named as the run's source.
+        run_name: See `Backend`, likewise the others.
+        tags: Become the run's tags.
+        every_n_iterations: Steps between two values of the iteration metrics.
+    """
+
+    name: str = "mlflow"
+    package = "mlflow"
+
+    def __init__(
+        self,
+        *,
+        experiment_name: str | None = None,
+        tracking_uri: str | None = None,
+        default_tracking_uri: str | None = None,
+        script: str = "python",
+        run_name: str | None = None,
+        tags: Any = None,
+        every_n_iterations: int | None = None,
+    ) -> None:
+        super().__init__(run_name=run_name, tags=tags, every_n_iterations=every_n_iterations)
+        self._experiment_name, self._script = experiment_name, script
+        self._tracking_uri = tracking_uri or default_tracking_uri
+        self._info = RunInfo()
+        self._client: Any = None
+        self._run_id = ""
+        self._have: dict[str, set[int]] = {}
+
+    def worth_retrying(self, error: Exception) -> bool:
+        """Say that a server may come back, unless it is the request that is wrong."""
+        code = getattr(error, "get_http_status_code", lambda: 0)()
+        return isinstance(error, OSError) or code >= 500
+
+    def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
+        """Make or find the run and log the parameters that it does not have."""
+        self._info = info
+        self._client = self._client or self._connect()
+        run = self._find(identity["id"]) or self._create(identity["id"])
+        self._run_id = run.info.run_id
+        self._client.update_run(self._run_id, status="RUNNING")
+        known = {f"origin.{name}": value for name, value in origins(info).items()}
+        self._log_parameters({**parameters(info), **known}, have=run.data.params)
+        if identity.get("continued"):
+            names = ("training_loss", "iteration_loss")
+            self._have = {name: self._steps(name) for name in names}
+        _preload_matplotlib()
+
+    def log_epoch(self, row: EpochRow) -> None:
+        """Log the numbers of an epoch, all in one call."""
+        if row.step not in self._have.get("training_loss", ()):
+            self._log_metrics(row.values, row.step, row.time)
+
+    def log_iteration(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Log the numbers of an iteration."""
+        if iteration not in self._have.get("iteration_loss", ()):
+            self._log_metrics(values, iteration, 0.0)
+
+    def finish(self, summary: TrainingSummary) -> None:
+        """Log results, figure and `run.json` and mark the run as finished."""
+        found = results(summary)
+        numbers = {n: v for n, v in found.items() if type(v) in (int, float)}
+        own = {n: v for n, v in numbers.items() if n != "best_validation_loss"}
+        self._log_metrics(own, self._info.first_step + summary.epochs_trained, 0.0)
+        self._set_tags({n: str(v) for n, v in found.items() if n not in numbers})
+        self._client.log_figure(self._run_id, summary.plot(), "loss_curve.png")
+        self._log_record()
+        self._client.set_terminated(self._run_id, "FINISHED")
+
+    def fail(self, status: str, message: str) -> None:
+        """Note what happened and mark the run as failed or killed."""
+        self._set_tags({"error": message[:5000]})
+        self._client.set_terminated(self._run_id, status.upper())
+
+    def _connect(self) -> Any:
+        """Return a client whose waits are bounded."""
+        for name, value in _LIMITS.items():
+            os.environ.setdefault(name, value)
+        import logging
+
+        logging.disable(logging.ERROR)
+        from mlflow import MlflowClient
+
+        return MlflowClient(self._tracking_uri)
+
+    def _experiment_id(self) -> str:
+        from_id = os.environ.get("MLFLOW_EXPERIMENT_ID")
+        if self._experiment_name is None and from_id:
+            return from_id
+        name = self._experiment_name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is not None:
+            return experiment.experiment_id
+        try:
+            return self._client.create_experiment(name)
+        except Exception:  # another process was quicker
+            experiment = self._client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+            return experiment.experiment_id
+
+    def _find(self, identifier: str) -> Any:
+        """Return the run that has our tag; also the one of a call that seemed to have failed."""
+        query = f"tags.`{ID_TAG}` = '{identifier}'"
+        runs = self._client.search_runs([self._experiment_id()], query, max_results=1)
+        return runs[0] if runs else None
+
+    def _create(self, identifier: str) -> Any:
+        tags = {
+            **self.tags,
+            ID_TAG: identifier,
+            "method": self._info.method,
+            "mlflow.source.name": self._script,
+            "mlflow.source.type": "LOCAL",
+            "mlflow.user": os.environ.get("USER", ""),
+        }
+        name = self.run_name or new_run_name(self._info.method)
+        return self._client.create_run(self._experiment_id(), tags=tags, run_name=name)
+
+    def _log_parameters(self, values: Mapping[str, Any], have: Iterable[str]) -> None:
+        """Log what the run does not have: parameters cannot change."""
+        from mlflow.entities import Param
+
+        present = set(have)
+        new = [
+            Param(name, str(value)[:_LONGEST_PARAMETER])
+            for name, value in values.items()
+            if name not in present and value is not None
+        ]
+        for i in range(0, len(new), _PARAMETERS_A_CALL):
+            self._client.log_batch(self._run_id, params=new[i : i + _PARAMETERS_A_CALL])
+
+    def _log_metrics(self, values: Mapping[str, float], step: int, seconds: float) -> None:
+        from mlflow.entities import Metric
+
+        # Under one and the same time, MLflow keeps a value that is sent again only once.
+        milliseconds = int(seconds * 1000)
+        metrics = [Metric(n, float(value), milliseconds, step) for n, value in values.items()]
+        self._client.log_batch(self._run_id, metrics=metrics)
+
+    def _set_tags(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        pairs = [RunTag(name, value) for name, value in tags.items()]
+        self._client.log_batch(self._run_id, tags=pairs)
+
+    def _log_record(self) -> None:
+        """Attach `run.json`: the run directory's own as it stands, else one made from the info."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "run.json"
+            path.write_text(json.dumps(run_record(self._info), indent=2, default=str) + "\n")
+            self._client.log_artifact(self._run_id, str(path))
+
+    def _steps(self, metric: str) -> set[int]:
+        """Return the steps at which the run has a value."""
+        return {m.step for m in self._client.get_metric_history(self._run_id, metric)}
+
+
+def _preload_matplotlib() -> None:
+    """Do now, while training runs, what the figure at the end would wait for."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    Figure().savefig(io.BytesIO())

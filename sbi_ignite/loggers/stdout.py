@@ -1,0 +1,146 @@
+"""Numbers come in; a line per epoch, or in a terminal or notebook a progress bar, goes out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sbi_ignite.loggers.base import Backend, EpochRow, RunInfo
+
+if TYPE_CHECKING:
+    from sbi_ignite.summary import TrainingSummary
+
+UNBOUNDED = 2**31 - 1
+"""A budget of this many epochs means that only a rule ends the training."""
+
+_HEADER = (
+    "epoch",
+    "training loss",
+    "validation loss",
+    "best loss",
+    "learning rate",
+    "patience left",
+    "seconds",
+)
+
+
+class Stdout(Backend):
+    """Prints: aligned lines into a log file or pipe, a tqdm bar into a terminal or notebook.
+
+    Exactly one of them: the bar where somebody watches and progress is welcome, else the lines.
+    """
+
+    name: str = "stdout"
+    shows_progress: bool = True
+    _bar: Any = None
+
+    def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
+        """Print the header, or open the bar."""
+        self._bar = None
+        if info.show_progress and somebody_watches():
+            self._bar = _open_bar(info)
+            return
+        self._say(_title(info, self.run_name, self.tags))
+        self._say("  ".join(_HEADER))
+
+    def log_epoch(self, row: EpochRow) -> None:
+        """Print a line, or move the bar."""
+        if row.replayed:
+            return
+        if self._bar is not None:
+            self._bar.update()
+            self._bar.set_postfix_str(_short(row))
+            return
+        self._say("  ".join(map(_aligned, _HEADER, _cells(row))))
+
+    def log_iteration(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Print a line between those of the epochs; the bar shows epochs only."""
+        if self._bar is None:
+            loss, rate = values["iteration_loss"], values["iteration_learning_rate"]
+            self._say(f"       iteration {iteration}: loss {loss:.4f}, learning rate {rate:.3g}")
+
+    def finish(self, summary: TrainingSummary) -> None:
+        """Print why and where it ended, or leave the bar as it stands."""
+        if not self._close_bar():
+            reason = summary.stop_reason + (
+                f" ({summary.stop_message})" * bool(summary.stop_message)
+            )
+            self._say(
+                f"stopped by {reason} after epoch {summary.epochs_trained}; best validation loss "
+                f"{summary.best_validation_loss:.4f} at epoch {summary.best_epoch}"
+            )
+
+    def fail(self, status: str, message: str) -> None:
+        """Print what happened."""
+        self._close_bar()
+        self._say(f"{status}: {message}")
+
+    def _close_bar(self) -> bool:
+        """Close the bar, if there is one, and say whether there was."""
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.close()
+        return bar is not None
+
+    def _say(self, line: str) -> None:
+        print(line, flush=True)
+
+
+def somebody_watches() -> bool:
+    """Say whether the output goes to a terminal or a notebook."""
+    return _in_notebook() or bool(getattr(sys.stdout, "isatty", bool)())
+
+
+def _in_notebook() -> bool:
+    """Say whether a notebook's kernel runs this, without importing IPython for the question."""
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
+    return hasattr(get_ipython(), "kernel")
+
+
+def _open_bar(info: RunInfo) -> Any:
+    """Return tqdm's bar for notebooks or terminals, with the epochs already done."""
+    total = None if info.max_epochs >= UNBOUNDED else info.max_epochs
+    shown: dict[str, Any] = {"total": total, "initial": info.epochs_done, "unit": "epoch"}
+    description = f"{info.method} round {info.round_index}" if info.round_index else info.method
+    if _in_notebook():
+        from tqdm.notebook import tqdm as notebook_tqdm
+
+        return notebook_tqdm(desc=description, **shown)
+    from tqdm import tqdm
+
+    return tqdm(desc=description, file=sys.stdout, dynamic_ncols=True, **shown)
+
+
+def _title(info: RunInfo, run_name: str | None, tags: Mapping[str, str]) -> str:
+    """Return the line above the header."""
+    marks = [f"{name}={value}" if value else name for name, value in tags.items()]
+    begins = f"continues after epoch {info.last_step_kept}" if info.last_step_kept else ""
+    words = [info.method, f"round {info.round_index}" if info.round_index else "", run_name, *marks]
+    return ", ".join(word for word in (*words, begins) if word)
+
+
+def _cells(row: EpochRow) -> tuple[str, ...]:
+    v = row.values
+    return (
+        str(row.step),
+        f"{v['training_loss']:.4f}",
+        f"{v['validation_loss']:.4f}",
+        f"{v['best_validation_loss']:.4f}",
+        f"{v['learning_rate']:.3g}",
+        "-" if row.patience_left is None else str(row.patience_left),
+        f"{v['epoch_durations_sec']:.2f}",
+    )
+
+
+def _aligned(head: str, cell: str) -> str:
+    return cell.rjust(len(head))
+
+
+def _short(row: EpochRow) -> str:
+    v = row.values
+    left = "" if row.patience_left is None else f", patience left {row.patience_left}"
+    return (
+        f"training {v['training_loss']:.3f}, validation {v['validation_loss']:.3f}, "
+        f"best {v['best_validation_loss']:.3f}{left}"
+    )

@@ -1,0 +1,82 @@
+"""Numbers come in; an object that follows sbi's `Tracker` protocol is told about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sbi_ignite.loggers.base import (
+    EPOCH_METRICS,
+    Backend,
+    EpochRow,
+    RunInfo,
+    origins,
+    parameters,
+    results,
+)
+
+if TYPE_CHECKING:
+    from sbi_ignite.summary import TrainingSummary
+
+
+class SbiTracker(Backend):
+    """Tells an sbi `Tracker` everything while training runs.
+
+    Args:
+        tracker: The user's object; it is flushed, never closed.
+        metrics: Names of the metrics to hand on.
+        offset: Added to the steps; sbi's own loop counts epochs from 0, which is -1 here.
+        only_metrics: Leave out parameters, results and figure.
+    """
+
+    name: str = "tracker"
+
+    def __init__(
+        self,
+        tracker: Any,
+        *,
+        metrics: Sequence[str] = EPOCH_METRICS,
+        offset: int = 0,
+        only_metrics: bool = False,
+    ) -> None:
+        super().__init__()
+        self.tracker, self._metrics = tracker, tuple(metrics)
+        self._offset, self._only_metrics = offset, only_metrics
+        self._step = 0
+
+    def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
+        """Hand on the settings."""
+        if not self._only_metrics:
+            came_from = {f"origin.{name}": origin for name, origin in origins(info).items()}
+            self.tracker.log_params({**parameters(info), **came_from})
+
+    def log_epoch(self, row: EpochRow) -> None:
+        """Hand on the numbers and let them be written."""
+        if row.replayed:
+            return
+        self._step = row.step + self._offset
+        self.tracker.log_metrics({name: row.values[name] for name in self._metrics}, self._step)
+        self._flush()
+
+    def finish(self, summary: TrainingSummary) -> None:
+        """Hand on the results and the loss curve."""
+        if not self._only_metrics:
+            self.tracker.log_params(results(summary))
+            self.tracker.add_figure("loss_curve", summary.plot(), self._step)
+        self._flush()
+
+    def fail(self, status: str, message: str) -> None:
+        """Hand on what happened."""
+        if not self._only_metrics:
+            self.tracker.log_params({"status": status, "error": message})
+        self._flush()
+
+    def _flush(self) -> None:
+        if hasattr(self.tracker, "flush"):
+            self.tracker.flush()
+
+
+def is_tracker(candidate: object) -> bool:
+    """Say whether an object follows sbi's protocol, log_dir aside."""
+    methods = ("log_metric", "log_metrics", "log_params", "add_figure")
+    return all(callable(getattr(candidate, name, None)) for name in methods)
