@@ -65,6 +65,7 @@ class TrainingState:
         best_epoch: Epoch of that loss, counted from 1; 0 before the first.
         learning_rate: Current rate of the first parameter group.
         gradient_norm: Mean gradient norm of the last finished epoch before clipping.
+        validated: Whether there is validation data; without, the training loss is watched instead.
         history: All values so far.
         stop_reason: Why training is about to stop, one of `STOP_REASONS`; None while it runs.
         stop_message: The words given with `stop`, "" without any.
@@ -85,6 +86,7 @@ class TrainingState:
     best_epoch: int = 0
     learning_rate: float = math.nan
     gradient_norm: float = math.nan
+    validated: bool = True
     history: History = field(default_factory=History)
     stop_reason: str | None = None
     stop_message: str = ""
@@ -125,9 +127,8 @@ class TrainingState:
 
 
 def watched_loss(state: TrainingState) -> float:
-    """Return the validation loss, or the training loss where nothing was validated."""
-    validated = any(not math.isnan(loss) for loss in state.history.validation_loss)
-    return state.validation_loss if validated else state.train_loss
+    """Return the validation loss, or the training loss where nothing is validated."""
+    return state.validation_loss if state.validated else state.train_loss
 
 
 @runtime_checkable

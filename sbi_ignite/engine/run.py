@@ -79,7 +79,8 @@ class Host:
         parts: More objects with a state, saved and continued with the training.
         on_epoch_end: Called after validation, before any rule is asked, with the time at which the
             epoch started (seconds since 1970).
-        keep_snapshot: Receives a snapshot of the last weights when training ends.
+        keep_snapshot: Receives a snapshot of the last weights after every epoch and at the end,
+            from which a later call can go on, also after an exception.
         loggers: Loggers besides those that the settings name.
         directory: Run directory instead of the one in the settings.
         manifest: What the run directory and loggers are told besides settings and versions.
@@ -173,12 +174,13 @@ def run_training(
     )
     config = settings.train
     _refuse_what_is_not_built(config)
-    _check_arguments(model, loss_fn, train_loader, val_loader)
+    _check_arguments(model, loss_fn, train_loader, val_loader, optimizer, scheduler)
 
     on = _device(device or config.device, model)
     model.to(on)
     optimizer = optimizer or make_optimizer(config, model.parameters())
     state = host.state or TrainingState(model=model)
+    state.validated = val_loader is not None
     schedule = Schedule(scheduler or make_scheduler(config, optimizer), optimizer, state)
     best = host.best_weights or BestWeights()
     clipping = GradientClipping(model.parameters(), config.clip_max_norm)
@@ -226,6 +228,8 @@ def run_training(
             host.on_epoch_end(epoch_started)
         best.update(state)
         trainer.fire_event(TrainingEvents.VALIDATED)
+        if host.keep_snapshot is not None:
+            host.keep_snapshot(snapshot(parts))
 
     schedule.attach(trainer)
     stopping = StopOnRules(rules, state)
@@ -267,13 +271,13 @@ def run_training(
         found = host.resume_from if saved is None else saved.found
         if found is not None:
             first_epoch = 0
+            schedule.note_rate()
             _continue_at(trainer, state, len(train_loader), parts, found)
 
         # sbi's budget is one epoch longer than its name says.
         budget = config.max_epochs + config.sbi_compat
         resumed_from = state.epoch
         stopping.ask_before_training()
-        done = state.stop_reason is not None or state.epoch >= budget
         loggers.start(
             RunInfo(
                 method=method,
@@ -295,7 +299,7 @@ def run_training(
             _errors_reported(model, best, users, loggers),
             nullcontext() if saved is None else saved.running(),
         ):
-            if not done:
+            if state.stop_reason is None and state.epoch < budget:
                 trainer.run(
                     train_loader, max_epochs=budget - first_epoch, epoch_length=len(train_loader)
                 )
@@ -395,13 +399,25 @@ def _continue_at(
         restore(inside_epoch if in_mid_epoch else {}, found)
 
 
-def _check_arguments(model: Any, loss_fn: Any, train_loader: Any, val_loader: Any) -> None:
+def _check_arguments(
+    model: Any, loss_fn: Any, train_loader: Any, val_loader: Any, optimizer: Any, scheduler: Any
+) -> None:
     """Refuse arguments of the wrong type with a sentence that says what is expected."""
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model: expected a torch.nn.Module, got {type(model).__name__}.")
     if not callable(loss_fn):
         raise ArgumentError(
             f"loss_fn: expected a callable (model, batch) -> losses, got {loss_fn!r}."
+        )
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise ArgumentError(
+            f"optimizer: expected a torch Optimizer of the model's parameters, got {optimizer!r}. "
+            "Names such as 'adamw' go into TrainConfig(optimizer=...)."
+        )
+    if scheduler is not None and not callable(getattr(scheduler, "step", None)):
+        raise ArgumentError(
+            f"scheduler: expected a torch scheduler, got {scheduler!r}. Names such as 'plateau' go "
+            "into TrainConfig(lr_schedule=...)."
         )
     for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
         if loader is None and name == "val_loader":

@@ -27,7 +27,7 @@ class Schedule:
 
     def __init__(self, scheduler: Any, optimizer: Optimizer, state: TrainingState) -> None:
         self.scheduler, self._optimizer, self._state = scheduler, optimizer, state
-        self._note_rate()
+        self.note_rate()
 
     def attach(self, engine: Engine) -> None:
         """Step after iterations or after the validation of epochs."""
@@ -42,13 +42,14 @@ class Schedule:
     def _step_after_epoch(self) -> None:
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(watched_loss(self._state))
-            self._note_rate()
+            self.note_rate()
         else:
             self._step()
 
     def _step(self) -> None:
         self.scheduler.step()
-        self._note_rate()
+        self.note_rate()
 
-    def _note_rate(self) -> None:
+    def note_rate(self) -> None:
+        """Write the optimizer's current rate into the state."""
         self._state.learning_rate = float(self._optimizer.param_groups[0]["lr"])

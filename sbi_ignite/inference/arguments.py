@@ -106,7 +106,7 @@ def parse_call(
 
     settings = resolve(
         train=config,
-        keywords={_FIELDS[name]: value for name, value in sbi.items() if name in _FIELDS},
+        keywords={name: value for name, value in sbi.items() if name in SBI_NAMES.values()},
         early_stopping=new["early_stopping"],
         stop_after_epochs=sbi.get("stop_after_epochs"),
         logging=new["logging"],
@@ -124,9 +124,6 @@ def parse_call(
         ema_loss_decay=sbi.get("ema_loss_decay", 0.1),
         callbacks=_callbacks(new["callbacks"]),
     )
-
-
-_FIELDS = {keyword: field for field, keyword in SBI_NAMES.items()}
 
 
 def _parameters(sbi_train: Callable[..., Any]) -> list[str]:

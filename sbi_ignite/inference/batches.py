@@ -31,6 +31,8 @@ def split(
         keep: Keep the split of an earlier call.
     """
     rows = _valid_rows(x, call.exclude_invalid_x)
+    # A script that always resumes must be able to begin.
+    keep = keep and (call.sbi_compat or hasattr(trainer, "train_indices"))
     if not keep:
         trainer.train_indices, trainer.val_indices = split_rows(rows, validation_fraction)
     sizes = len(trainer.train_indices), len(trainer.val_indices)

@@ -133,24 +133,31 @@ def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] |
     """Return the state from which training counts on, and the snapshot that it continues."""
     config = call.settings.train
     state = TrainingState(model=trainer._neural_net)
-    earlier = getattr(trainer, "training_summary", None)
     if not config.resume_training or not hasattr(trainer, "optimizer"):
         trainer.optimizer = make_optimizer(config, trainer._neural_net.parameters())
         trainer.epoch, trainer._val_loss = 0, math.inf
-        trainer._ignite_snapshot = None
-        return state, None
+        trainer._ignite_state, trainer._ignite_snapshot = None, None
+        trainer._ignite_rate = config.learning_rate
+        return _noted(trainer, state), None
     state.epoch = trainer.epoch
+    earlier: TrainingState | None = getattr(trainer, "_ignite_state", None)
     if earlier is not None:
-        for name in vars(state.history):
-            getattr(state.history, name).extend(getattr(earlier, name))
-        state.best_epoch = earlier.best_epoch
+        state.history, state.best_epoch = deepcopy(earlier.history), earlier.best_epoch
+    _noted(trainer, state)
     snapshot = getattr(trainer, "_ignite_snapshot", None)
-    if config.sbi_compat or snapshot is None or earlier is None:
+    if config.sbi_compat or snapshot is None:
         return state, None
     if call.settings.origin("train.learning_rate").source == "default":
         return state, snapshot
-    before = earlier.config["train"]["learning_rate"]["value"]
-    return state, _with_rate(snapshot, config.learning_rate / before)
+    factor = config.learning_rate / trainer._ignite_rate
+    trainer._ignite_rate = config.learning_rate
+    return state, _with_rate(snapshot, factor)
+
+
+def _noted(trainer: Any, state: TrainingState) -> TrainingState:
+    """Keep a state on its trainer, where a later call finds it also after an exception."""
+    trainer._ignite_state = state
+    return state
 
 
 def _with_rate(snapshot: Mapping[str, Any], factor: float) -> Mapping[str, Any]:

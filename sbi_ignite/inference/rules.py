@@ -17,6 +17,7 @@ from sbi_ignite.engine.run import make_rule
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.stopping import Rule
 from sbi_ignite.inference.arguments import Call
+from sbi_ignite.inference.losses import is_sbis_own
 from sbi_ignite.settings import EarlyStopping
 
 
@@ -92,6 +93,15 @@ class SbiConverged(_Trainers):
         super().__init__(trainer, max_epochs)
         self._patience = patience
         self.converged = False
+        self._continued = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether `_converged` has ended the training."""
+        return {"converged": self.converged}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue without asking again, which would count a fruitless epoch too many."""
+        self.converged, self._continued = state["converged"], True
 
     def should_stop(self, state: TrainingState) -> bool:
         """Ask after an epoch; as in sbi, not after the last one of the budget."""
@@ -103,7 +113,12 @@ class SbiConverged(_Trainers):
 
     def already_stopped(self, state: TrainingState) -> bool:
         """Ask before the first epoch, which also resets the trainer's memory at epoch 0."""
-        return self._ask(state)
+        if not self._continued:
+            return self._ask(state)
+        if is_sbis_own(self._trainer, "_converged"):
+            patient = self._trainer._epochs_since_last_improvement < self._patience
+            self.converged = self.converged and not patient
+        return self.converged
 
     def _ask(self, state: TrainingState) -> bool:
         if self.spent:
