@@ -104,7 +104,7 @@ def load_estimator(
         CheckpointMismatchError: If `build` makes another network than the run's.
     """
     path = Path(path)
-    folder = next((f for f in (path, *reversed(_rounds(path))) if (f / "best.pt").exists()), path)
+    folder = next((f for f in (*reversed(_rounds(path)), path) if (f / "best.pt").exists()), path)
     manifest, best = read_manifest(folder), read_best(folder)
     if manifest is None or best is None:
         raise CheckpointError(f"{path} holds no weights yet: there is no best.pt in it.")
