@@ -65,6 +65,7 @@ def main() -> None:
         program = SCENARIOS.get(name) or CONTROLS[name]
         record = observe(program, inference, chosen.folder / name)
         records[name] = {
+            "door": chosen.door,
             "record": record,
             "engine runs": runs[0] - before,
             "seconds": time.perf_counter() - start,
