@@ -1,0 +1,157 @@
+"""Imports run one way, each foreign library has an address, and importing does nothing else."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.small import ROOT, python
+
+PACKAGE = ROOT / "sbi_ignite"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+FLOORS = {
+    "words": ("callback", "summary", "exceptions", "settings", "_version"),
+    "works": ("methods", "data", "handlers", "loggers", "runs"),
+    "engine": ("engine",),
+    "inference": ("inference",),
+}
+FLOOR = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path, top_level_only: bool = False):
+    """Yield the modules that a file imports, without those for type checkers."""
+
+    def visit(node: ast.AST):
+        for child in ast.iter_child_nodes(node):
+            guard = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+            if guard or (inner and top_level_only):
+                continue
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}: relative import"
+                yield str(child.module)
+            yield from visit(child)
+
+    yield from visit(ast.parse(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    """inference, then engine, then methods, data, handlers, loggers and runs, then words."""
+    room = room_of(path)
+    if room not in FLOOR:
+        return
+    for module in imports(path):
+        parts = module.split(".")
+        if parts[0] == "sbi_ignite" and len(parts) > 1 and parts[1] in FLOOR:
+            assert FLOOR[parts[1]] <= FLOOR[room], f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_words_know_neither_sbi_nor_ignite_nor_torch(path):
+    if FLOOR.get(room_of(path)) == 0:
+        foreign = {module.split(".")[0] for module in imports(path)} & {"sbi", "ignite", "torch"}
+        assert not foreign, f"{path} imports {foreign}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_private_names_of_sbi_are_spoken_in_one_room(path):
+    """Outside inference/ nobody imports sbi's trainers or anything of sbi with an underscore."""
+    if room_of(path) in ("inference", "cli", "__main__"):
+        return
+    for module in imports(path):
+        if module.split(".")[0] == "sbi":
+            private = any(part.startswith("_") for part in module.split("."))
+            assert not private, f"{path} imports {module}"
+            assert not module.startswith("sbi.inference"), f"{path} imports {module}"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    touched = {
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and ast.unparse(node.value) in ("trainer", "inference")
+    }
+    assert not touched, f"{path} reaches into a trainer: {touched}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_optional_libraries_are_imported_where_they_are_used(path):
+    """Never when a module is imported, only inside functions."""
+    optional = {"wandb", "mlflow", "h5py", "tensorboard"}
+    for module in imports(path, top_level_only=True):
+        assert module.split(".")[0] not in optional, f"{path} imports {module}"
+        assert module != "torch.utils.tensorboard", f"{path} imports {module}"
+
+
+def loaded(statement: str) -> set[str]:
+    """Return the top-level packages that a statement loads in a fresh python."""
+    script = f"import sys\n{statement}\nprint(' '.join({{m.split('.')[0] for m in sys.modules}}))"
+    done = python("-c", script)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_the_package_alone_costs_next_to_nothing():
+    heavy = {"torch", "sbi", "ignite", "pydantic", "pydantic_settings", "matplotlib", "numpy"}
+    assert not loaded("import sbi_ignite") & heavy
+
+
+def test_settings_cost_neither_torch_nor_sbi():
+    assert not loaded("from sbi_ignite import TrainConfig, EarlyStopping") & {
+        "torch",
+        "sbi",
+        "ignite",
+    }
+
+
+def test_trainers_load_no_optional_library():
+    """With sbi comes tensorboard's writer; with ours nothing more may come."""
+    before = loaded("import sbi.inference")
+    after = loaded("import sbi_ignite.inference")
+    assert not (after - before) & {"wandb", "mlflow", "h5py", "tensorboard", "tensorflow"}
+
+
+def test_importing_changes_nothing_of_the_process():
+    """No logging configuration, no environment, no seed, no warning filter, no default dtype."""
+    script = """
+import json, logging, os, random, signal, sys, warnings
+import numpy, torch, sbi.inference, ignite.engine
+
+def picture():
+    return {
+        "handlers": [str(h) for h in logging.getLogger().handlers],
+        "level": logging.getLogger().level,
+        "environment": sorted(os.environ.items()),
+        "python": hash(random.getstate()),
+        "numpy": numpy.random.get_state()[1].tolist(),
+        "torch": torch.get_rng_state().tolist(),
+        "dtype": str(torch.get_default_dtype()),
+        "threads": torch.get_num_threads(),
+        "filters": [str(f) for f in warnings.filters],
+        "interrupt": str(signal.getsignal(signal.SIGINT)),
+        "terminate": str(signal.getsignal(signal.SIGTERM)),
+        "folder": sorted(os.listdir(".")),
+    }
+
+before = picture()
+import sbi_ignite, sbi_ignite.inference
+for name in sbi_ignite.__all__:
+    getattr(sbi_ignite, name)
+after = picture()
+print(json.dumps([name for name in before if before[name] != after[name]]))
+"""
+    done = python("-c", script)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == []

@@ -1,0 +1,117 @@
+"""The losses of the methods are sbi's, row by row, under the same random state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sbi_ignite.inference.losses import TrainersOwnLoss, loss_of
+from sbi_ignite.methods.base import LossArgs
+from tests.small import METHODS, SBI_WARNS, ready, second_round
+
+pytestmark = SBI_WARNS
+
+
+class ArgumentsFoundError(Exception):
+    """Ends a training as soon as its loss arguments are known."""
+
+
+def loss_arguments(trainer, monkeypatch, **keywords):
+    """Train once, and return what sbi's train() hands to the loop in a second call."""
+    trainer.train(max_num_epochs=1, **keywords)
+
+    def capture(self, train_loader, val_loader, train_config, loss_args=None, **kwargs):
+        raise ArgumentsFoundError(loss_args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(trainer), "_run_training_loop", capture)
+        with pytest.raises(ArgumentsFoundError) as caught:
+            trainer.train(max_num_epochs=1, **keywords, resume_training=True)
+    return caught.value.args[0]
+
+
+def both(trainer, args, batch, validate=False):
+    """Return our losses and sbi's, from the same random state."""
+    ours = loss_of(trainer, args)
+    assert not isinstance(ours, TrainersOwnLoss)
+    ours = getattr(ours, "validate", ours) if validate else ours
+    torch.manual_seed(5)
+    one = ours(trainer._neural_net, batch)
+    torch.manual_seed(5)
+    if args is None:
+        return one, trainer._get_losses(batch=batch)
+    if hasattr(args, "times") and not validate:
+        args = replace(args, times=None)
+    return one, trainer._get_losses(batch=batch, loss_args=args)
+
+
+@pytest.mark.parametrize("validate", [False, True], ids=["train", "validate"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "MarginalTrainer"])
+def test_a_loss_is_bitwise_that_of_sbi(name, validate, monkeypatch):
+    trainer = ready(name, num_rows=100)
+    args = loss_arguments(trainer, monkeypatch)
+    batch = tuple(tensor[:20] for tensor in trainer.get_simulations())
+    ours, sbis = both(trainer, args, batch, validate)
+    assert torch.equal(ours, sbis)
+    assert ours.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords"),
+    [
+        ("NRE_B", {"num_atoms": 3}),
+        ("NRE_C", {"num_classes": 2, "gamma": 3.0}),
+        ("BNRE", {"regularization_strength": 7.0}),
+        ("NPE_C", {"calibration_kernel": lambda x: x[:, 0].abs()}),
+        ("FMPE", {"calibration_kernel": lambda x: x[:, 0].abs()}),
+    ],
+)
+def test_a_loss_with_arguments_is_bitwise_that_of_sbi(name, keywords, monkeypatch):
+    trainer = ready(name, num_rows=100)
+    args = loss_arguments(trainer, monkeypatch, **keywords)
+    batch = tuple(tensor[:20] for tensor in trainer.get_simulations())
+    ours, sbis = both(trainer, args, batch)
+    assert torch.equal(ours, sbis)
+
+
+def test_the_atomic_loss_is_bitwise_that_of_sbi(monkeypatch):
+    trainer = ready("NPE_C", num_rows=100)
+    trainer.train(max_num_epochs=1)
+    second_round(trainer)
+    args = loss_arguments(trainer, monkeypatch)
+    batch = tuple(tensor[:20] for tensor in trainer.get_simulations())
+    ours, sbis = both(trainer, args, batch)
+    assert torch.equal(ours, sbis)
+
+
+def test_a_trainer_that_overrides_the_loss_keeps_its_own():
+    """On the class or on the instance."""
+    import sbi_ignite.inference
+
+    class Doubled(sbi_ignite.inference.NPE):
+        def _loss(self, *args, **kwargs):
+            return 2 * super()._loss(*args, **kwargs)
+
+    trainer = ready()
+    trainer.__class__ = Doubled
+    trainer.train(max_num_epochs=1)
+    assert isinstance(loss_of(trainer, None), TrainersOwnLoss)
+
+    plain = ready()
+    plain._get_losses = lambda **kwargs: None
+    assert isinstance(loss_of(plain, None), TrainersOwnLoss)
+
+
+def test_every_family_of_loss_arguments_builds_on_the_base():
+    import sbi_ignite
+
+    families = [
+        getattr(sbi_ignite, name) for name in sbi_ignite.__all__ if name.startswith("LossArgs")
+    ]
+    assert len(families) == 8
+    for kind in families:
+        assert issubclass(kind, LossArgs)
+        assert kind(exclude_invalid_x=True) == kind(exclude_invalid_x=True)
+        assert hash(kind()) == hash(kind())
