@@ -17,6 +17,9 @@ from sbi_ignite.runs.directory import RunDirectory
 from sbi_ignite.runs.load import load_run
 from tests.runs.conftest import same, states_at, write_run
 
+OLDER_AND_NEWER = (1, 3, 4)
+"""Iterations of checkpoints; the last two are kept and need different best weights."""
+
 Damage = Callable[[Path, Path], None]
 
 
@@ -24,7 +27,8 @@ Damage = Callable[[Path, Path], None]
 def originals(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """Two runs with the same names of files, and a folder for copies."""
     folder = tmp_path_factory.mktemp("runs")
-    return write_run(folder / "one"), write_run(folder / "other"), folder / "copy"
+    one, other = (write_run(folder / name, OLDER_AND_NEWER) for name in ("one", "other"))
+    return one, other, folder / "copy"
 
 
 def truncate(share: float) -> Damage:
@@ -53,7 +57,8 @@ def remove(file: Path, other: Path) -> None:
 
 
 def replace_by_other_run(file: Path, other: Path) -> None:
-    shutil.copyfile(other / file.name, file)
+    theirs = other / file.name
+    shutil.copyfile(theirs if theirs.exists() else other / "best.pt", file)
 
 
 def replace_by_neighbour(file: Path, other: Path) -> None:
@@ -76,8 +81,8 @@ FILES = (
     "summary.json",
     "best.pt",
     "best-*.pt",
-    "checkpoint-000000002.pt",
     "checkpoint-000000003.pt",
+    "checkpoint-000000004.pt",
     ".lock",
 )
 
@@ -107,14 +112,14 @@ def check(originals: tuple[Path, Path, Path], pattern: str, damage: Damage) -> N
         if isinstance(checkpoint, CheckpointError):
             assert str(copy) in str(checkpoint)
         else:
-            assert checkpoint.iteration in (2, 3)
+            assert checkpoint.iteration in (3, 4)
             assert same(checkpoint.states, states_at(checkpoint.iteration))
             assert len(messages) <= 1
-            removed = not (copy / "checkpoint-000000003.pt").exists()
-            assert checkpoint.iteration == 3 or messages or removed
+            removed = not (copy / "checkpoint-000000004.pt").exists()
+            assert checkpoint.iteration == 4 or messages or removed
         best, _ = attempt(directory.read_best)
         if isinstance(best, dict):
-            assert same(best["weights"], states_at(3)["best_weights"]["weights"])
+            assert same(best["weights"], states_at(4)["best_weights"]["weights"])
         else:
             assert best is None or str(copy) in str(best)
     run, _ = attempt(lambda: load_run(copy))
@@ -157,7 +162,7 @@ def test_an_emptied_file_is_noticed(originals, pattern):
 def test_no_single_bit_of_a_checkpoint_matters_unnoticed(originals):
     """Bits all over the newest checkpoint, flipped one at a time, all lead to the one before."""
     one, _, copy = originals
-    file = copy / "checkpoint-000000003.pt"
+    file = copy / "checkpoint-000000004.pt"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(one, copy)
     data = file.read_bytes()
@@ -167,5 +172,5 @@ def test_no_single_bit_of_a_checkpoint_matters_unnoticed(originals):
             damaged[place] ^= 1 << (place % 8)
             file.write_bytes(damaged)
             checkpoint, messages = attempt(directory.latest)
-            assert checkpoint.iteration == 2, place
-            assert "checkpoint-000000003.pt is damaged" in messages[0]
+            assert checkpoint.iteration == 3, place
+            assert "checkpoint-000000004.pt is damaged" in messages[0]
