@@ -189,18 +189,21 @@ def run_training(
     loggers = make_loggers((*settings.logging, *host.loggers))
     add_up = summed_as_sbi if config.sbi_compat else summed
 
-    trainer = _engine(host.train_step or TrainStep(model, loss_fn, optimizer, on, add_up))
+    first_epoch, epoch_started = state.epoch, 0.0
+
+    def now() -> tuple[int, int]:
+        return first_epoch + trainer.state.epoch, trainer.state.iteration
+
+    trainer = _engine(host.train_step or TrainStep(model, loss_fn, optimizer, on, add_up, now))
     train_loss = _epoch_mean(train_loader, config.sbi_compat)
     train_loss.attach(trainer)
     clipping.attach(trainer)
 
     evaluator = _engine(
-        host.validation_step or ValidationStep(model, loss_fn, on, add_up, config.sbi_compat)
+        host.validation_step or ValidationStep(model, loss_fn, on, add_up, now, config.sbi_compat)
     )
     validation_loss = _epoch_mean(() if val_loader is None else val_loader, config.sbi_compat)
     validation_loss.attach(evaluator)
-
-    first_epoch, epoch_started = state.epoch, 0.0
 
     @trainer.on(Events.EPOCH_STARTED)
     def train_mode() -> None:

@@ -31,6 +31,7 @@ class TrainStep:
         optimizer: Steps over the network's parameters.
         device: Where batches are moved.
         summed: How the losses of a batch add up, `summed` or `summed_as_sbi`.
+        now: Returns current epoch and iteration, for errors.
     """
 
     model: nn.Module
@@ -38,17 +39,18 @@ class TrainStep:
     optimizer: torch.optim.Optimizer
     device: torch.device
     summed: Callable[[Tensor, Any], StepOutput]
+    now: Callable[[], tuple[int, int]]
 
     def __call__(self, engine: Engine, batch: Any) -> StepOutput:
         """Take one step and return the losses' sum."""
         self.optimizer.zero_grad()
         batch = convert_tensor(batch, device=self.device)
-        with _translated_errors(engine, batch):
+        with _translated_errors(engine, self.now, batch):
             losses = self.loss(self.model, batch)
         mean = torch.mean(losses)
         output = self.summed(losses, batch)
         if not np.isfinite(output.loss_sum):
-            raise non_finite_loss(engine, batch, losses)
+            raise non_finite_loss(engine, self.now(), batch, losses)
         mean.backward()
         engine.fire_event(TrainingEvents.BACKWARD_COMPLETED)
         self.optimizer.step()
@@ -64,6 +66,7 @@ class ValidationStep:
         loss: Losses of a batch; its method `validate`, where it has one, is used instead.
         device: Where batches are moved.
         summed: How the losses of a batch add up, `summed` or `summed_as_sbi`.
+        now: Returns current epoch and iteration, for errors.
         refuse_non_finite: Raise on NaN and infinity, as sbi does.
     """
 
@@ -71,6 +74,7 @@ class ValidationStep:
     loss: Callable[[Any, Any], Tensor]
     device: torch.device
     summed: Callable[[Tensor, Any], StepOutput]
+    now: Callable[[], tuple[int, int]]
     refuse_non_finite: bool = False
 
     def __call__(self, engine: Engine, batch: Any) -> StepOutput:
@@ -81,7 +85,7 @@ class ValidationStep:
             losses = loss(self.model, batch)
         output = self.summed(losses, batch)
         if self.refuse_non_finite and not np.isfinite(output.loss_sum):
-            raise non_finite_loss(engine, batch, losses)
+            raise non_finite_loss(engine, self.now(), batch, losses)
         return output
 
 
@@ -108,8 +112,11 @@ def num_rows(batch: Any) -> int:
     return next((num_rows(value) for value in values if not isinstance(value, str)), 1)
 
 
-def non_finite_loss(engine: Engine, batch: Any, losses: Tensor | None) -> NonFiniteLossError:
+def non_finite_loss(
+    engine: Engine, now: tuple[int, int], batch: Any, losses: Tensor | None
+) -> NonFiniteLossError:
     """Build the error that says when and for which rows a loss was NaN or infinite."""
+    epoch, iteration = now
     size = num_rows(batch)
     if losses is not None and losses.ndim:
         bad = (~torch.isfinite(losses.detach().reshape(-1))).nonzero().reshape(-1) % size
@@ -122,12 +129,12 @@ def non_finite_loss(engine: Engine, batch: Any, losses: Tensor | None) -> NonFin
     listed = rows.tolist()
     shown = ", ".join(map(str, listed[:10])) + (", ..." if len(listed) > 10 else "")
     return NonFiniteLossError(
-        f"The loss became NaN or infinite in epoch {engine.state.epoch}, iteration "
-        f"{engine.state.iteration}, for {len(listed)} of {size} rows of the batch "
+        f"The loss became NaN or infinite in epoch {epoch}, iteration "
+        f"{iteration}, for {len(listed)} of {size} rows of the batch "
         f"({'row numbers' if known else 'positions in the batch'} {shown}). Look at these "
         "simulations, lower learning_rate or clip_max_norm; the best weights so far are kept.",
-        epoch=engine.state.epoch,
-        iteration=engine.state.iteration,
+        epoch=epoch,
+        iteration=iteration,
         rows=listed,
     )
 
@@ -143,14 +150,16 @@ def _non_finite_inputs(batch: Any, size: int) -> Tensor:
 
 
 @contextmanager
-def _translated_errors(engine: Engine, batch: Any) -> Iterator[None]:
+def _translated_errors(
+    engine: Engine, now: Callable[[], tuple[int, int]], batch: Any
+) -> Iterator[None]:
     """Turn the error by which sbi's own losses report NaN into ours, which says where."""
     try:
         yield
     except ValueError as error:
         if isinstance(error, NonFiniteLossError) or not str(error).startswith("NaN/Inf present"):
             raise
-        raise non_finite_loss(engine, batch, None) from error
+        raise non_finite_loss(engine, now(), batch, None) from error
 
 
 @contextmanager

@@ -26,13 +26,7 @@ class UserCallbacks:
 
     def __init__(self, callbacks: Iterable[Any], state: TrainingState) -> None:
         self._callbacks, self._state = tuple(callbacks), state
-        for callback in self._callbacks:
-            if not any(hasattr(callback, name) for name in (*CALLBACK_METHODS, "attach")):
-                raise ArgumentError(
-                    "callbacks: expected objects with one of the methods "
-                    f"{', '.join(CALLBACK_METHODS)} or with ignite's attach(engine), got "
-                    f"{callback!r}."
-                )
+        check_callbacks(self._callbacks)
 
     def attach(self, engine: Engine) -> None:
         """Attach ignite handlers and call `on_epoch_end` after validation."""
@@ -61,3 +55,20 @@ class UserCallbacks:
             method = getattr(callback, name, None)
             if method is not None:
                 method(*args)
+
+
+def check_callbacks(callbacks: Iterable[Any]) -> None:
+    """Refuse objects that are neither callbacks nor ignite handlers.
+
+    Args:
+        callbacks: What a user passed.
+
+    Raises:
+        ArgumentError: If an object has none of the methods.
+    """
+    for callback in callbacks:
+        if not any(hasattr(callback, name) for name in (*CALLBACK_METHODS, "attach")):
+            raise ArgumentError(
+                "callbacks: expected objects with one of the methods "
+                f"{', '.join(CALLBACK_METHODS)} or with ignite's attach(engine), got {callback!r}."
+            )

@@ -16,6 +16,7 @@ from typing import Any
 from sbi.inference.trainers._contracts import TrainConfig as SbiTrainConfig
 
 from sbi_ignite.exceptions import ArgumentError
+from sbi_ignite.handlers.callbacks import check_callbacks
 from sbi_ignite.inference.families import Family, family_of
 from sbi_ignite.methods.base import LossArgs
 from sbi_ignite.settings import Resolved, TrainConfig, resolve
@@ -246,7 +247,9 @@ def _add_settings(
 
 
 def _callbacks(callbacks: Any) -> tuple[Any, ...]:
-    """Return callbacks as a tuple; one alone is a tuple of one."""
+    """Return callbacks as a tuple, checked; one alone is a tuple of one."""
     if callbacks is None:
         return ()
-    return tuple(callbacks) if isinstance(callbacks, list | tuple) else (callbacks,)
+    several = tuple(callbacks) if isinstance(callbacks, list | tuple) else (callbacks,)
+    check_callbacks(several)
+    return several
