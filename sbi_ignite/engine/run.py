@@ -189,10 +189,10 @@ def run_training(
     loggers = make_loggers((*settings.logging, *host.loggers))
     add_up = summed_as_sbi if config.sbi_compat else summed
 
-    first_epoch, epoch_started = state.epoch, 0.0
+    first_epoch, first_iteration, epoch_started = state.epoch, state.iteration, 0.0
 
     def now() -> tuple[int, int]:
-        return first_epoch + trainer.state.epoch, trainer.state.iteration
+        return first_epoch + trainer.state.epoch, first_iteration + trainer.state.iteration
 
     trainer = _engine(host.train_step or TrainStep(model, loss_fn, optimizer, on, add_up, now))
     train_loss = _epoch_mean(train_loader, config.sbi_compat)
@@ -213,7 +213,7 @@ def run_training(
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def count() -> None:
-        state.iteration = trainer.state.iteration
+        state.iteration = first_iteration + trainer.state.iteration
 
     @trainer.on(Events.EPOCH_COMPLETED)
     def validate() -> None:
@@ -273,7 +273,7 @@ def run_training(
             restore(parts, host.resume_from)
         found = host.resume_from if saved is None else saved.found
         if found is not None:
-            first_epoch = 0
+            first_epoch = first_iteration = 0
             schedule.note_rate()
             _continue_at(trainer, state, len(train_loader), parts, found)
 

@@ -143,6 +143,7 @@ def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] |
     earlier: TrainingState | None = getattr(trainer, "_ignite_state", None)
     if earlier is not None:
         state.history, state.best_epoch = deepcopy(earlier.history), earlier.best_epoch
+        state.iteration = earlier.iteration
     _noted(trainer, state)
     snapshot = getattr(trainer, "_ignite_snapshot", None)
     if config.sbi_compat or snapshot is None:
