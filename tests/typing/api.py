@@ -35,7 +35,7 @@ from sbi_ignite import (
     patch_sbi,
     run_training,
 )
-from sbi_ignite.inference import NPE_A as RenamedImport
+from sbi_ignite.inference import NPE_A
 
 
 class Print(Callback):
@@ -85,7 +85,7 @@ assert_type(NLE().train(config), ConditionalDensityEstimator)
 assert_type(NRE().train(config, LossArgsNRE(num_atoms=3)), RatioEstimator)
 assert_type(FMPE().train(config, LossArgsVF()), ConditionalVectorFieldEstimator)
 assert_type(MarginalTrainer().train(config), UnconditionalDensityEstimator)
-assert_type(RenamedImport().train(), ConditionalDensityEstimator)
+assert_type(NPE_A().train(), ConditionalDensityEstimator)
 
 
 def loss(model: nn.Module, batch: Tensor) -> Tensor:
@@ -109,4 +109,4 @@ TrainConfig(optimizer="adamax")  # pyright: ignore[reportArgumentType]
 EarlyStopping.validation_loss(patience="3")  # pyright: ignore[reportArgumentType]
 LossArgsNRE(num_atom=3)  # pyright: ignore[reportCallIssue]
 run_training(config, "mlp", loss, [])  # pyright: ignore[reportArgumentType]
-npe.training_summary.epochs_trained  # pyright: ignore[reportOptionalMemberAccess]
+print(npe.training_summary.epochs_trained)  # pyright: ignore[reportOptionalMemberAccess]

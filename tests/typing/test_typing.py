@@ -18,11 +18,12 @@ API = Path(__file__).with_name("api.py")
 def pyright(path: Path, tmp_path: Path) -> list[str]:
     """Return pyright's errors about a file."""
     pytest.importorskip("pyright", reason="pyright is not installed")
+    (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     settings = tmp_path / "pyrightconfig.json"
     settings.write_text(
         json.dumps(
             {
-                "include": [str(path)],
+                "include": [path.name],
                 "extraPaths": [str(ROOT)],
                 "pythonVersion": "3.10",
                 "typeCheckingMode": "standard",
