@@ -57,6 +57,9 @@ if TYPE_CHECKING:
     from sbi_ignite.methods.nre import LossArgsNRE_A as LossArgsNRE_A
     from sbi_ignite.methods.nre import LossArgsNRE_C as LossArgsNRE_C
     from sbi_ignite.methods.vector_field import LossArgsVF as LossArgsVF
+    from sbi_ignite.runs.load import Run as Run
+    from sbi_ignite.runs.load import load_estimator as load_estimator
+    from sbi_ignite.runs.load import load_run as load_run
     from sbi_ignite.settings import CheckpointConfig as CheckpointConfig
     from sbi_ignite.settings import EarlyStopping as EarlyStopping
     from sbi_ignite.settings import LoggingConfig as LoggingConfig
@@ -83,6 +86,7 @@ _HOMES = {
     "methods.npe": "LossArgsNPE",
     "methods.nre": "LossArgsBNRE LossArgsNRE LossArgsNRE_A LossArgsNRE_C",
     "methods.vector_field": "LossArgsVF",
+    "runs.load": "Run load_estimator load_run",
     "settings": "CheckpointConfig EarlyStopping LRSchedule LoggingConfig TrainConfig",
     "summary": "TrainingSummary",
 }

@@ -15,15 +15,17 @@ from sbi.inference import NeuralInference
 
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.engine.optimizers import make_optimizer
+from sbi_ignite.engine.persistence import tensors_of
 from sbi_ignite.engine.run import Host, run_training
 from sbi_ignite.engine.steps import Step
 from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.inference.arguments import LOSS_KEYWORDS, Call
 from sbi_ignite.inference.books import TrainerBooks, TrainersTracker
 from sbi_ignite.inference.losses import is_sbis_own
-from sbi_ignite.inference.rounds import begin_round, directory_of, end_round
+from sbi_ignite.inference.rounds import Round, begin_round, directory_of, end_round
 from sbi_ignite.inference.rules import rules_of
 from sbi_ignite.methods.base import Loss
+from sbi_ignite.runs.networks import describe_network
 
 
 def fit(
@@ -93,7 +95,7 @@ def fit(
             parts={"books": TrainerBooks(trainer)},
             loggers=_trackers(trainer, call),
             directory=directory_of(trainer, call, now),
-            manifest={"round": now.index, "loss_arguments": _loss_arguments(call)},
+            manifest=_manifest(trainer, call, now, train_loader),
             round_index=now.index,
             first_step=now.first_step,
             first_iteration=now.first_iteration,
@@ -108,6 +110,20 @@ def fit(
 def _summarizer(trainer: Any) -> Callable[..., None]:
     """Return sbi's plain way of noting an epoch in its summary, bound to a trainer."""
     return NeuralInference._summarize_epoch.__get__(trainer)
+
+
+def _manifest(trainer: Any, call: Call, now: Round, train_loader: Any) -> dict[str, Any]:
+    """Return what a run directory is told about the trainer."""
+    manifest = {"round": now.index, "loss_arguments": _loss_arguments(call)}
+    if call.settings.checkpoint is None:
+        return manifest
+    known = getattr(trainer, "_ignite_network", None)
+    if known is None or call.settings.train.retrain_from_scratch:
+        # Masks come third and are nothing to a builder, which sees the training rows alone.
+        rows, tensors = trainer.train_indices, tensors_of(train_loader) or ()
+        known = describe_network(trainer._build_neural_net, *(t[rows] for t in tensors[:2]))
+        trainer._ignite_network = known
+    return {**manifest, "estimator": known}
 
 
 def _logs_to_screen(call: Call) -> bool:

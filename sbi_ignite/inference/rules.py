@@ -152,8 +152,12 @@ class KeptBySbi(BestWeights):
         self._trainer._best_model_state_dict = state["weights"]
 
     def update(self, state: TrainingState) -> None:
-        """Leave the weights to `_converged`."""
-        self._state = state
+        """Leave the weights to `_converged`, which never sees the last epoch of a spent budget."""
+        trainer, self._state = self._trainer, state
+        if self._rule.spent and trainer._val_loss < trainer._best_val_loss:
+            trainer._best_val_loss = state.best_validation_loss = trainer._val_loss
+            trainer._best_model_state_dict = deepcopy(state.model.state_dict())
+            state.best_epoch = state.epoch
 
     def restore(self, model: nn.Module) -> None:
         """Load the best weights that the trainer has."""
@@ -161,13 +165,8 @@ class KeptBySbi(BestWeights):
             model.load_state_dict(self._trainer._best_model_state_dict)
 
     def conclude(self, model: nn.Module) -> None:
-        """Do what `_converged` has not done: it never sees the last epoch of a spent budget."""
-        trainer = self._trainer
-        if self._rule.spent and trainer._val_loss < trainer._best_val_loss:
-            trainer._best_val_loss = self._state.best_validation_loss = trainer._val_loss
-            trainer._best_model_state_dict = deepcopy(model.state_dict())
-            self._state.best_epoch = self._state.epoch
-        elif not self._rule.converged:
+        """Load the best weights, unless `_converged` has ended the training and done so."""
+        if not self._rule.converged:
             self.restore(model)
 
 
