@@ -15,7 +15,7 @@ from ignite.engine import Engine
 from torch import Tensor
 
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.engine.state import Stateful, restore, states_of
+from sbi_ignite.engine.state import Saved, Stateful, restore, states_of
 from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError
 from sbi_ignite.handlers.checkpoint import CheckpointHandler, ends_epoch
 from sbi_ignite.handlers.signals import StopOnSignals
@@ -52,7 +52,7 @@ class Persistence:
         self._directory, self._config, self._manifest = directory, config, manifest
         self._parts, self._state, self._mid_epoch = parts, state, mid_epoch
         self._signals = StopOnSignals(state)
-        self._extra: Mapping[str, Stateful] = {}
+        self._extra: Mapping[str, Saved] = {}
         self._engine: Engine | None = None
         self._handler = CheckpointHandler(directory, config, self._take, state, mid_epoch)
         self.found = self._find()
@@ -84,7 +84,7 @@ class Persistence:
             self._state.stop(stopped["message"] or stopped["reason"])
             self._state.stop_reason = stopped["reason"]
 
-    def attach(self, engine: Engine, extra: Mapping[str, Stateful]) -> None:
+    def attach(self, engine: Engine, extra: Mapping[str, Saved]) -> None:
         """Save during training; attach it last.
 
         Args:

@@ -422,9 +422,10 @@ def _check_arguments(
             f"scheduler: expected a torch scheduler, got {scheduler!r}. Names such as 'plateau' go "
             "into TrainConfig(lr_schedule=...)."
         )
-    for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
-        if loader is None and name == "val_loader":
-            continue
+    loaders: dict[str, Any] = {"train_loader": train_loader}
+    if val_loader is not None:
+        loaders["val_loader"] = val_loader
+    for name, loader in loaders.items():
         if not (hasattr(loader, "__iter__") and hasattr(loader, "__len__")):
             raise ArgumentError(
                 f"{name}: expected an iterable of batches with a length, such as a torch "
@@ -452,7 +453,7 @@ def _engine(step: Step) -> Engine:
 
 def _epoch_mean(loader: Any, sbi_compat: bool) -> EpochMean:
     """Return the mean over the rows seen, or over as many as sbi takes for granted."""
-    size = getattr(loader, "batch_size", None)
+    size: int | None = getattr(loader, "batch_size", None)
     return EpochMean(rows=len(loader) * size if sbi_compat and size else None)
 
 

@@ -11,12 +11,16 @@ import numpy as np
 import torch
 
 
-class Stateful(Protocol):
-    """Anything that can be saved and continued."""
+class Saved(Protocol):
+    """Anything that can be saved."""
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return the state."""
         ...
+
+
+class Stateful(Saved, Protocol):
+    """Anything that can be saved and continued."""
 
     def load_state_dict(self, state: Any, /) -> Any:
         """Continue from a state."""

@@ -285,6 +285,5 @@ def _named(
 @cache
 def _adapter(cls: type[Settings], field: str) -> TypeAdapter[Any]:
     info = cls.model_fields[field]
-    return TypeAdapter(
-        Annotated[(info.annotation, *info.metadata)], config=ConfigDict(allow_inf_nan=False)
-    )
+    kind: Any = Annotated[(info.annotation, *info.metadata)]  # pyright: ignore # made at run time
+    return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
