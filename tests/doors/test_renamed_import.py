@@ -99,6 +99,7 @@ def test_an_unknown_sbi_is_refused_at_import():
     assert "0.27" in done.stdout
 
 
+@pytest.mark.filterwarnings("ignore:We discourage the use the simple interface")
 def test_infer_trains_by_sbi_ignite_and_leaves_sbi_as_it_was(monkeypatch):
     import torch
 

@@ -6,6 +6,7 @@ import ast
 import doctest
 import importlib
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_a_module_says_in_a_sentence_what_comes_in_and_what_goes_out(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_public_functions_classes_and_methods_are_documented(module):
     spec = FILES[module]
-    tree = ast.parse(open(spec.origin, encoding="utf-8").read())  # noqa: SIM115
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     missing = []
 
     def visit(node: ast.AST, where: str) -> None:

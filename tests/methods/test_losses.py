@@ -110,7 +110,7 @@ def test_every_family_of_loss_arguments_builds_on_the_base():
     families = [
         getattr(sbi_ignite, name) for name in sbi_ignite.__all__ if name.startswith("LossArgs")
     ]
-    assert len(families) == 8
+    assert len(families) == 9
     for kind in families:
         assert issubclass(kind, LossArgs)
         assert kind(exclude_invalid_x=True) == kind(exclude_invalid_x=True)
