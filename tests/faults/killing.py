@@ -1,9 +1,8 @@
-"""A program's name and a seed come in; it is killed at random moments until a given count, then let
-finish; both its results and those of an undisturbed run go out.
+"""A program's name and a seed come in; the results of killed runs, compared with calm ones, go out.
 
-Run as `python -m tests.faults.killing NAME SEED KILLS FOLDER`. This process imports everything once and
-forks a child per start, so that a start costs milliseconds instead of seconds; the children are real
-processes and die by SIGKILL.
+Run as `python -m tests.faults.killing NAME SEED KILLS FOLDER`. This process imports everything once
+and forks a child per start, so that a start costs milliseconds instead of seconds; the children are
+real processes and die by SIGKILL.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def undisturbed(name: str, folder: Path) -> tuple[dict[str, Any], float]:
 def disturbed(name: str, folder: Path, seed: int, kills: int, seconds: float) -> dict[str, Any]:
     """Return the results of a run that is killed `kills` times at random moments."""
     chance = random.Random(seed)
-    directory, out = folder / "killed run – größer", folder / "killed.pt"
+    directory, out = folder / "killed run größer", folder / "killed.pt"
     done = 0
     while done < kills:
         child = start(name, directory, out)

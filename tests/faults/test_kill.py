@@ -1,4 +1,4 @@
-"""A training that is killed at any instant, as often as you like, ends as if nobody had touched it."""
+"""A training that is killed at any instant, often, ends as if nobody had touched it."""
 
 from __future__ import annotations
 
