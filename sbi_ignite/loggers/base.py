@@ -29,6 +29,9 @@ EPOCH_METRICS = (
 ITERATION_METRICS = ("iteration_loss", "iteration_learning_rate")
 """What every backend gets every n iterations, if asked, over iterations instead of epochs."""
 
+_NO_PARAMETERS = ("settings", "status")
+"""What a manifest says besides parameters: the settings again, and the state of the run."""
+
 
 @dataclass(frozen=True)
 class RunInfo:
@@ -198,7 +201,7 @@ def new_run_name(method: str) -> str:
 
 def parameters(info: RunInfo) -> dict[str, Any]:
     """Return settings and manifest as one flat mapping of names to plain values."""
-    manifest = {key: value for key, value in info.manifest.items() if key != "settings"}
+    manifest = {n: v for n, v in info.manifest.items() if n not in _NO_PARAMETERS}
     return {
         "method": info.method,
         **{name: entry["value"] for name, entry in _settings(info.config)},
@@ -207,10 +210,11 @@ def parameters(info: RunInfo) -> dict[str, Any]:
 
 
 def origins(info: RunInfo) -> dict[str, str]:
-    """Return where each setting came from, "environment SBI_IGNITE_TRAIN__SEED", ... ."""
+    """Return where each setting that has a value came from: "call", "environment NAME", ... ."""
     return {
         name: f"{entry['origin']} {entry['where']}".strip()
         for name, entry in _settings(info.config)
+        if entry["value"] is not None or entry["origin"] != "default"
     }
 
 

@@ -90,13 +90,21 @@ def backend_class(name: str) -> type[Backend]:
 
 
 def check_package(name: str) -> None:
-    """Raise if a backend's package is missing; a folder of that name is no package."""
+    """Raise if a backend's package is missing."""
     package = backend_class(name).package
     if package is None:
         return
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
+    if not _is_installed(package):
         raise MissingPackageError(
             f"Logging to {name} needs the package {package!r}, which is not installed. Install it "
             f'with: pip install "sbi-ignite[{package}]"'
         )
+
+
+def _is_installed(package: str) -> bool:
+    """Say whether a package can be imported; a folder of that name is none."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.origin is not None
