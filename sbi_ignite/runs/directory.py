@@ -373,18 +373,25 @@ class RunDirectory:
         """
         write_whole(self.path / "metrics.jsonl", map(json_line, rows))
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
+    def write_summary(self, summary: Mapping[str, Any]) -> bool:
         """Write summary.json, together with a checksum of metrics.jsonl as it is now.
 
         Args:
             summary: Plain data: `TrainingSummary.to_dict()`.
 
-        Raises:
-            CheckpointError: If it cannot be written.
+        Returns:
+            Whether it was written. If not, there is a warning: a training that has ended is not
+            lost for want of a file.
         """
-        found = metrics_checksum(self.path)
-        whole = {"summary": strict(summary), "metrics_checksum": found, "run": self.run}
-        self._save(lambda: write_json(self.path / "summary.json", whole), "summary.json")
+        self.wait()
+        try:
+            found = metrics_checksum(self.path)
+            whole = {"summary": strict(summary), "metrics_checksum": found, "run": self.run}
+            write_json(self.path / "summary.json", whole)
+        except OSError as error:
+            self.report(error)
+            return False
+        return True
 
     def read_summary(self) -> dict[str, Any] | None:
         """Return what `write_summary` was given (NaN as None), None if the run is not complete.

@@ -316,3 +316,21 @@ def test_files_are_not_larger_than_four_times_the_weights(tmp_path):
         directory.write_checkpoint(1, 1, states)
     assert (tmp_path / "checkpoint-000000001.pt").stat().st_size < 4 * size
     assert (tmp_path / "best.pt").stat().st_size < 1.1 * size
+
+
+def test_a_summary_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch):
+    """Hours of training do not end in an error because the last file found no room."""
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with RunDirectory.open(tmp_path) as directory:
+        directory.write_manifest({})
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.warns(SbiIgniteWarning, match="No space left"):
+            assert not directory.write_summary({"method": "NPE_C"})
+        with pytest.raises(CheckpointError, match=r"run\.json cannot be written: No space left"):
+            directory.write_manifest({"status": "complete"})
+        monkeypatch.undo()
+        assert directory.write_summary({"method": "NPE_C"})
+        assert directory.read_summary()["method"] == "NPE_C"
