@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -200,7 +201,6 @@ def even_bounds(num_rows: int, num_batches: int) -> list[int]:
 
 def permutation(length: int, seed: int, number: int) -> Tensor:
     """Return permutation `number` of the stream that `seed` names, shape (length,)."""
-    generator = torch.Generator()
-    # Two 31-bit halves keep (seed, number) apart: neighbouring seeds do not share permutations.
-    generator.manual_seed(((seed & 0x7FFFFFFF) << 32) | (number & 0xFFFFFFFF))
-    return torch.randperm(length, generator=generator)
+    # torch's generator heeds 32 bits of a seed: both numbers must have been mixed into them.
+    (mixed,) = np.random.SeedSequence((seed, number)).generate_state(1)
+    return torch.randperm(length, generator=torch.Generator().manual_seed(int(mixed)))
