@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 import io
@@ -65,6 +64,7 @@ def epoch(number: int) -> TrainingState:
     """Return the state after an epoch of a made-up training."""
     model = torch.nn.Linear(1, 1)
     torch.nn.init.constant_(model.weight, number)
+    torch.nn.init.zeros_(model.bias)
     state = TrainingState(
         model=model,
         epoch=number,
@@ -143,16 +143,6 @@ def test_new_limits_hold_for_a_restored_rule():
     second = Patience(4)
     second.load_state_dict(first.state_dict())
     assert [second.observe(2.0) for _ in range(3)] == [False, False, True]
-
-
-def test_a_saved_state_does_not_change_when_the_object_goes_on():
-    """For states that are kept in memory: lists are copied, not shared."""
-    rule = TwoStandardDeviations(2, 0.5)
-    rule.observe(1.0)
-    state = copy.deepcopy(rule.state_dict())
-    kept = rule.state_dict()
-    rule.observe(2.0)
-    assert kept == state
 
 
 def test_training_state_and_history_round_trip():
