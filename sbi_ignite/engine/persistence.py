@@ -12,17 +12,107 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine
-from torch import Tensor
+from torch import Tensor, nn
 
 from sbi_ignite.callback import TrainingState
+from sbi_ignite.data.in_memory import Batches
+from sbi_ignite.engine.host import Host
 from sbi_ignite.engine.state import Saved, Stateful, restore, states_of
 from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError
 from sbi_ignite.handlers.checkpoint import CheckpointHandler, ends_epoch
 from sbi_ignite.handlers.signals import StopOnSignals
 from sbi_ignite.runs.directory import RunDirectory
 from sbi_ignite.runs.fingerprint import differences
-from sbi_ignite.settings import CheckpointConfig
+from sbi_ignite.runs.manifest import make_manifest
+from sbi_ignite.settings import CheckpointConfig, Resolved
 from sbi_ignite.summary import TrainingSummary
+
+
+@contextmanager
+def persistence(
+    settings: Resolved,
+    host: Host,
+    model: nn.Module,
+    parts: Mapping[str, Stateful],
+    state: TrainingState,
+    train_loader: Any,
+) -> Iterator[Persistence | NoPersistence]:
+    """Hold the run directory that the settings or the host name, for the time of a training.
+
+    Args:
+        settings: All settings.
+        host: What a host library brings along.
+        model: The network.
+        parts: The parts of the training that remember something.
+        state: The training's numbers.
+        train_loader: Batches, whose tensors are what the run is recognised by.
+    """
+    method, manifest = host.method or type(model).__name__, {}
+    if settings.checkpoint is not None or settings.logging:
+        manifest = make_manifest(
+            method=method,
+            settings=settings.to_dict(),
+            seed=settings.train.seed,
+            data=tensors_of(train_loader),
+            network=model,
+        )
+        manifest.update(host.manifest)
+    if settings.checkpoint is None:
+        yield NoPersistence(method, manifest, parts, host.resume_from)
+        return
+    path = host.directory or settings.checkpoint.directory
+    with RunDirectory.open(path, settings.checkpoint.keep_last) as directory:
+        yield Persistence(
+            directory,
+            settings.checkpoint,
+            method,
+            manifest,
+            parts,
+            state,
+            mid_epoch=isinstance(train_loader, Batches),
+        )
+
+
+class NoPersistence:
+    """A training without a run directory; it may continue an earlier call of the same process.
+
+    Args:
+        method: Name of the method.
+        manifest: What the training is about.
+        parts: The parts of the training that remember something.
+        found: Snapshot of an earlier call; None for a fresh training.
+    """
+
+    path: Path | None = None
+
+    def __init__(
+        self,
+        method: str,
+        manifest: Mapping[str, Any],
+        parts: Mapping[str, Stateful],
+        found: Mapping[str, Any] | None,
+    ) -> None:
+        self.method, self.manifest, self.found = method, manifest, found
+        self._parts = parts
+
+    def attach(self, engine: Engine, extra: Mapping[str, Saved]) -> None:
+        """Save nothing."""
+
+    def resume(self) -> None:
+        """Bring all parts to where the snapshot stood."""
+        if self.found is not None:
+            restore(self._parts, self.found)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Let the training run."""
+        yield
+
+    def finish(self) -> None:
+        """Save nothing."""
+
+    def conclude(self, summary: TrainingSummary) -> None:
+        """Write nothing."""
 
 
 class Persistence:
@@ -31,6 +121,7 @@ class Persistence:
     Args:
         directory: The directory, held by this process.
         config: How often to save and whether to continue.
+        method: Name of the method.
         manifest: What the training is about, from `make_manifest`.
         parts: The parts of the training that remember something.
         state: The training's numbers.
@@ -44,12 +135,14 @@ class Persistence:
         self,
         directory: RunDirectory,
         config: CheckpointConfig,
+        method: str,
         manifest: Mapping[str, Any],
         parts: Mapping[str, Stateful],
         state: TrainingState,
         mid_epoch: bool,
     ) -> None:
-        self._directory, self._config, self._manifest = directory, config, manifest
+        self._directory, self._config = directory, config
+        self.method, self.manifest = method, manifest
         self._parts, self._state, self._mid_epoch = parts, state, mid_epoch
         self._signals = StopOnSignals(state)
         self._extra: Mapping[str, Saved] = {}
@@ -63,7 +156,7 @@ class Persistence:
         if self._config.resume == "never":
             directory.set_aside()
         saved = directory.read_manifest()
-        different = differences(saved, self._manifest) if saved is not None else []
+        different = differences(saved, self.manifest) if saved is not None else []
         if different:
             raise CheckpointMismatchError(f"{directory.path}: " + "\n".join(different))
         checkpoint = directory.latest()
@@ -98,7 +191,7 @@ class Persistence:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Hold signals off for the time of the training, and note how it ended."""
-        self._directory.write_manifest(self._manifest)
+        self._directory.write_manifest(self.manifest)
         self._handler.start()
         self._handler.save_now()
         try:
@@ -135,7 +228,7 @@ class Persistence:
         raise SystemExit(self._signals.exit_code)
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Path | None:
         """Where the files are."""
         return self._directory.path
 

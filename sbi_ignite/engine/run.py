@@ -7,107 +7,40 @@ handler that is attached below, in the order in which it acts.
 from __future__ import annotations
 
 import logging as python_logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.data.in_memory import Batches
+from sbi_ignite.engine.checks import check_arguments, refuse_what_is_not_built
+from sbi_ignite.engine.epochs import Epochs, validation_randomness
+from sbi_ignite.engine.host import Host
 from sbi_ignite.engine.optimizers import make_optimizer, make_scheduler
-from sbi_ignite.engine.persistence import Persistence, tensors_of
-from sbi_ignite.engine.state import Stateful, restore, snapshot
-from sbi_ignite.engine.steps import (
-    Step,
-    TrainStep,
-    ValidationStep,
-    fixed_random_state,
-    summed,
-    summed_as_sbi,
-)
-from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, NotYetError
+from sbi_ignite.engine.persistence import NoPersistence, Persistence, persistence
+from sbi_ignite.engine.state import Stateful, snapshot
+from sbi_ignite.engine.steps import Step, TrainStep, ValidationStep, summed, summed_as_sbi
+from sbi_ignite.exceptions import NonFiniteLossError
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.callbacks import UserCallbacks
 from sbi_ignite.handlers.epoch_mean import EpochMean
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.handlers.gradient_clipping import GradientClipping
 from sbi_ignite.handlers.schedule import Schedule
-from sbi_ignite.handlers.stopping import (
-    LearningRateThreshold,
-    Patience,
-    Rule,
-    StopOnRules,
-    TwoStandardDeviations,
-    When,
-)
+from sbi_ignite.handlers.stopping import Rule, StopOnRules, make_rule
 from sbi_ignite.handlers.time_limit import TimeLimit
 from sbi_ignite.loggers import Loggers, RunInfo, make_loggers
-from sbi_ignite.runs.directory import RunDirectory
-from sbi_ignite.runs.manifest import make_manifest
 from sbi_ignite.settings import CheckpointConfig, EarlyStopping, Resolved, TrainConfig, resolve
 from sbi_ignite.summary import TrainingSummary
-
-VALIDATION_SEED = 20201127
-"""Seed of the random state under which every validation runs, the same in all trainings."""
 
 _logger = python_logging.getLogger("sbi_ignite.engine")
 # Without a handler of its own, ignite's messages about errors, which are raised anyway, would reach
 # the terminal of users who never configured logging.
 _logger.addHandler(python_logging.NullHandler())
-
-
-@dataclass(frozen=True)
-class Host:
-    """What a library that trains through `run_training` may bring along instead of the defaults.
-
-    Attributes:
-        method: Name of the method in the summary; None takes the model's class.
-        settings: Settings that are resolved already.
-        state: State to count on from, for a training that an earlier call began.
-        rules: Stopping rules instead of those that the settings name.
-        best_weights: Keeper of the best weights.
-        train_step: Process function of the training engine.
-        validation_step: Process function of the validation engine.
-        resume_from: Snapshot of an earlier call to continue exactly.
-        parts: More objects with a state, saved and continued with the training.
-        on_epoch_end: Called after validation, before any rule is asked, with the time at which the
-            epoch started (seconds since 1970).
-        keep_snapshot: Receives a snapshot of the last weights after every epoch and at the end,
-            from which a later call can go on, also after an exception.
-        loggers: Loggers besides those that the settings name.
-        directory: Run directory instead of the one in the settings.
-        manifest: What the run directory and loggers are told besides settings and versions.
-        round_index: Round of a sequential method, from 0.
-        first_step: Epochs of earlier rounds, so that rounds share one axis.
-        first_iteration: Optimizer steps of earlier rounds.
-        show_progress: Whether a progress bar is welcome.
-    """
-
-    method: str | None = None
-    settings: Resolved | None = None
-    state: TrainingState | None = None
-    rules: Sequence[Rule] | None = None
-    best_weights: BestWeights | None = None
-    train_step: Step | None = None
-    validation_step: Step | None = None
-    resume_from: Mapping[str, Any] | None = None
-    parts: Mapping[str, Stateful] = field(default_factory=dict)
-    on_epoch_end: Callable[[float], None] | None = None
-    keep_snapshot: Callable[[dict[str, Any]], None] | None = None
-    loggers: Sequence[Any] = ()
-    directory: Path | None = None
-    manifest: Mapping[str, Any] = field(default_factory=dict)
-    round_index: int = 0
-    first_step: int = 0
-    first_iteration: int = 0
-    show_progress: bool = True
 
 
 def run_training(
@@ -172,267 +105,108 @@ def run_training(
     settings = host.settings or resolve(
         train=config, early_stopping=early_stopping, logging=logging, checkpoint=checkpoint
     )
-    config = settings.train
-    _refuse_what_is_not_built(config)
-    _check_arguments(model, loss_fn, train_loader, val_loader, optimizer, scheduler)
+    config, as_sbi = settings.train, settings.train.sbi_compat
+    refuse_what_is_not_built(config)
+    check_arguments(model, loss_fn, train_loader, val_loader, optimizer, scheduler)
+    loggers = make_loggers((*settings.logging, *host.loggers))
 
-    on = _device(device or config.device, model)
-    model.to(on)
+    # What is trained, and by which rules.
+    device = _device(device or config.device, model)
+    model.to(device)
     optimizer = optimizer or make_optimizer(config, model.parameters())
     state = host.state or TrainingState(model=model)
     state.validated = val_loader is not None
     schedule = Schedule(scheduler or make_scheduler(config, optimizer), optimizer, state)
     best = host.best_weights or BestWeights()
-    clipping = GradientClipping(model.parameters(), config.clip_max_norm)
     rules = tuple(host.rules if host.rules is not None else map(make_rule, settings.early_stopping))
+    stopping = StopOnRules(rules, state)
     users = UserCallbacks(callbacks or (), state)
-    loggers = make_loggers((*settings.logging, *host.loggers))
-    add_up = summed_as_sbi if config.sbi_compat else summed
 
-    first_epoch, first_iteration, epoch_started = state.epoch, state.iteration, 0.0
+    # Two engines: one trains, one validates.
+    clipping = GradientClipping(model.parameters(), config.clip_max_norm)
+    train_loss = _epoch_mean(train_loader, as_sbi)
+    validation_loss = _epoch_mean(() if val_loader is None else val_loader, as_sbi)
 
-    def now() -> tuple[int, int]:
-        return first_epoch + trainer.state.epoch, first_iteration + trainer.state.iteration
+    def validate() -> float:
+        with validation_randomness(as_sbi, device):
+            evaluator.run(val_loader, max_epochs=1, epoch_length=len(val_loader or ()))
+        return validation_loss.value
 
-    trainer = _engine(host.train_step or TrainStep(model, loss_fn, optimizer, on, add_up, now))
-    train_loss = _epoch_mean(train_loader, config.sbi_compat)
-    train_loss.attach(trainer)
-    clipping.attach(trainer)
-
-    evaluator = _engine(
-        host.validation_step or ValidationStep(model, loss_fn, on, add_up, now, config.sbi_compat)
+    epochs = Epochs(
+        state,
+        train_loss,
+        clipping,
+        validate if state.validated else None,
+        host.on_epoch_end,
+        best.update,
     )
-    validation_loss = _epoch_mean(() if val_loader is None else val_loader, config.sbi_compat)
+    add_up = summed_as_sbi if as_sbi else summed
+    trainer = _engine(
+        host.train_step or TrainStep(model, loss_fn, optimizer, device, add_up, epochs.now)
+    )
+    evaluator = _engine(
+        host.validation_step or ValidationStep(model, loss_fn, device, add_up, epochs.now, as_sbi)
+    )
     validation_loss.attach(evaluator)
 
-    @trainer.on(Events.EPOCH_STARTED)
-    def train_mode() -> None:
-        nonlocal epoch_started
-        model.train()
-        epoch_started = time.time()
-
-    @trainer.on(Events.ITERATION_COMPLETED)
-    def count() -> None:
-        state.iteration = first_iteration + trainer.state.iteration
-
-    @trainer.on(Events.EPOCH_COMPLETED)
-    def validate() -> None:
-        model.eval()
-        state.epoch = first_epoch + trainer.state.epoch
-        state.train_loss = train_loss.value
-        if val_loader is not None:
-            with _validation_randomness(config, on):
-                evaluator.run(val_loader, max_epochs=1, epoch_length=len(val_loader))
-            state.validation_loss = validation_loss.value
-        state.gradient_norm = clipping.mean_norm
-        _record(state, time.time() - epoch_started)
-        trainer.state.metrics.update(_metrics(state))
-        if host.on_epoch_end is not None:
-            host.on_epoch_end(epoch_started)
-        best.update(state)
-        trainer.fire_event(TrainingEvents.VALIDATED)
-        if host.keep_snapshot is not None:
-            host.keep_snapshot(snapshot(parts))
-
-    schedule.attach(trainer)
-    stopping = StopOnRules(rules, state)
-    stopping.attach(trainer)
-    users.attach(trainer)
+    # What happens when: handlers act in the order in which they are attached.
+    for handler in (train_loss, clipping, epochs, schedule, stopping, users):
+        handler.attach(trainer)
     if config.max_time is not None:
         TimeLimit(config.max_time, state).attach(trainer)
     loggers.attach(trainer, state)
 
-    parts: dict[str, Stateful] = {
-        "model": model,
-        "optimizer": optimizer,
-        "state": state,
-        "best_weights": best,
-        "train_loss": train_loss,
-        "clipping": clipping,
-        **{f"rule-{i}": rule for i, rule in enumerate(rules)},
-        **host.parts,
-    }
-    if schedule.scheduler is not None:
-        parts["schedule"] = schedule.scheduler
-    for name, source in (("batches", train_loader), ("indices", _sampler(train_loader))):
-        if hasattr(source, "state_dict"):
-            parts[name] = source
+    parts = _parts(
+        {
+            "model": model,
+            "optimizer": optimizer,
+            "schedule": schedule.scheduler,
+            "state": state,
+            "best_weights": best,
+            "train_loss": train_loss,
+            "clipping": clipping,
+            "batches": train_loader,
+            "indices": getattr(train_loader, "batch_sampler", None),
+            **{f"rule-{i}": rule for i, rule in enumerate(rules)},
+            **host.parts,
+        }
+    )
+    if host.keep_snapshot is not None:
+        keep = host.keep_snapshot
+        trainer.add_event_handler(TrainingEvents.VALIDATED, lambda: keep(snapshot(parts)))
 
-    with _run_directory(settings, host) as directory:
-        method = host.method or type(model).__name__
-        manifest = _manifest(method, settings, host, model, train_loader)
-        saved = None
-        if directory is not None and settings.checkpoint is not None:
-            mid_epoch = isinstance(train_loader, Batches)
-            saved = Persistence(
-                directory, settings.checkpoint, manifest, parts, state, mid_epoch=mid_epoch
-            )
-            saved.resume()
-            saved.attach(trainer, {"loggers": loggers})
-        elif host.resume_from is not None:
-            restore(parts, host.resume_from)
-        found = host.resume_from if saved is None else saved.found
-        if found is not None:
-            first_epoch = first_iteration = 0
+    with persistence(settings, host, model, parts, state, train_loader) as files:
+        files.attach(trainer, {"loggers": loggers})
+        files.resume()
+        if files.found is not None:
             schedule.note_rate()
-            _continue_at(trainer, state, len(train_loader), parts, found)
-
-        # sbi's budget is one epoch longer than its name says.
-        budget = config.max_epochs + config.sbi_compat
+            epochs.continue_at(len(train_loader), parts, files.found)
         resumed_from = state.epoch
+        # sbi's budget is one epoch longer than its name says.
+        budget = config.max_epochs + as_sbi
         stopping.ask_before_training()
-        loggers.start(
-            RunInfo(
-                method=method,
-                round_index=host.round_index,
-                config=settings.to_dict(),
-                manifest=manifest,
-                run_directory=None if saved is None else saved.path,
-                first_step=host.first_step,
-                first_iteration=host.first_iteration,
-                epochs_done=state.epoch,
-                max_epochs=config.max_epochs,
-                patience=next((getattr(r, "patience", None) for r in rules), None),
-                show_progress=host.show_progress,
-                identity=(saved.found or {}).get("loggers", {}) if saved is not None else {},
-            )
-        )
+        loggers.start(_run_info(settings, host, files, state, rules))
         users.on_train_start()
-        with (
-            _errors_reported(model, best, users, loggers),
-            nullcontext() if saved is None else saved.running(),
-        ):
+
+        with _errors_reported(model, best, users, loggers), files.running():
             if state.stop_reason is None and state.epoch < budget:
                 trainer.run(
-                    train_loader, max_epochs=budget - first_epoch, epoch_length=len(train_loader)
+                    train_loader,
+                    max_epochs=budget - epochs.before_this_engine,
+                    epoch_length=len(train_loader),
                 )
+
         state.stop("max_epochs" if state.epoch >= budget else "callback")
         if host.keep_snapshot is not None:
             host.keep_snapshot(snapshot(parts))
-        if saved is not None:
-            saved.finish()
+        files.finish()
         best.conclude(model)
         model.zero_grad(set_to_none=True)
-        where = None if saved is None else saved.path
-        summary = _summary(method, state, settings, resumed_from, on, where)
+        summary = _summary(files, state, settings, resumed_from, device)
         loggers.finish(summary)
         users.on_train_end(summary)
-        if saved is not None:
-            saved.conclude(summary)
+        files.conclude(summary)
     return model, summary
-
-
-def make_rule(early_stopping: EarlyStopping, smoothing: float = 0.1) -> Rule:
-    """Return the rule that a setting describes.
-
-    Args:
-        early_stopping: The setting.
-        smoothing: Weight of the newest loss for the rule of two standard deviations.
-    """
-    if early_stopping.kind == "validation_loss":
-        return Patience(early_stopping.patience, early_stopping.min_delta)
-    if early_stopping.kind == "two_standard_deviations":
-        return TwoStandardDeviations(early_stopping.patience, smoothing)
-    if early_stopping.kind == "lr_threshold":
-        return LearningRateThreshold(early_stopping.min_lr)
-    if early_stopping.kind == "when" and early_stopping.rule is not None:
-        return When(early_stopping.rule)
-    return When(lambda state: False)
-
-
-def _refuse_what_is_not_built(train: TrainConfig) -> None:
-    """Raise before training for settings that are announced but not built."""
-    missing = {
-        "ema_decay": train.ema_decay is not None,
-        f"compile={train.compile!r}": train.compile not in ("auto", "off"),
-        f"precision={train.precision!r}": train.precision != "32",
-    }
-    for name in (name for name, asked in missing.items() if asked):
-        raise NotYetError(f"{name} is not built yet; leave it out for now.")
-
-
-@contextmanager
-def _run_directory(settings: Resolved, host: Host) -> Iterator[RunDirectory | None]:
-    """Hold the run directory that the settings or the host name; None without one."""
-    if settings.checkpoint is None:
-        yield None
-        return
-    path = host.directory or settings.checkpoint.directory
-    with RunDirectory.open(path, settings.checkpoint.keep_last) as directory:
-        yield directory
-
-
-def _manifest(
-    method: str, settings: Resolved, host: Host, model: nn.Module, train_loader: Any
-) -> dict[str, Any]:
-    """Return what run directory and loggers are told; empty if there are none to tell."""
-    if settings.checkpoint is None and not settings.logging:
-        return {}
-    manifest = make_manifest(
-        method=method,
-        settings=settings.to_dict(),
-        seed=settings.train.seed,
-        data=tensors_of(train_loader),
-        network=model,
-    )
-    return {**manifest, **host.manifest}
-
-
-def _continue_at(
-    trainer: Engine,
-    state: TrainingState,
-    epoch_length: int,
-    parts: Mapping[str, Stateful],
-    found: Mapping[str, Any],
-) -> None:
-    """Let the engine begin where the saved training stood, in mid-epoch if need be."""
-    trainer.load_state_dict(
-        {
-            "iteration": state.iteration,
-            "max_epochs": state.iteration // epoch_length + 1,
-            "epoch_length": epoch_length,
-        }
-    )
-    inside_epoch = {n: p for n, p in parts.items() if n in ("train_loss", "clipping")}
-    in_mid_epoch = state.iteration % epoch_length != 0
-
-    @trainer.on(Events.EPOCH_STARTED(once=state.iteration // epoch_length + 1))
-    def restore_again() -> None:
-        # The start of an epoch resets its sums, and users' handlers may have drawn random numbers.
-        restore(inside_epoch if in_mid_epoch else {}, found)
-
-
-def _check_arguments(
-    model: Any, loss_fn: Any, train_loader: Any, val_loader: Any, optimizer: Any, scheduler: Any
-) -> None:
-    """Refuse arguments of the wrong type with a sentence that says what is expected."""
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model: expected a torch.nn.Module, got {type(model).__name__}.")
-    if not callable(loss_fn):
-        raise ArgumentError(
-            f"loss_fn: expected a callable (model, batch) -> losses, got {loss_fn!r}."
-        )
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise ArgumentError(
-            f"optimizer: expected a torch Optimizer of the model's parameters, got {optimizer!r}. "
-            "Names such as 'adamw' go into TrainConfig(optimizer=...)."
-        )
-    if scheduler is not None and not callable(getattr(scheduler, "step", None)):
-        raise ArgumentError(
-            f"scheduler: expected a torch scheduler, got {scheduler!r}. Names such as 'plateau' go "
-            "into TrainConfig(lr_schedule=...)."
-        )
-    loaders: dict[str, Any] = {"train_loader": train_loader}
-    if val_loader is not None:
-        loaders["val_loader"] = val_loader
-    for name, loader in loaders.items():
-        if not (hasattr(loader, "__iter__") and hasattr(loader, "__len__")):
-            raise ArgumentError(
-                f"{name}: expected an iterable of batches with a length, such as a torch "
-                f"DataLoader, got {type(loader).__name__}."
-            )
-        if len(loader) == 0:
-            raise ArgumentError(f"{name}: expected at least one batch, got none.")
 
 
 def _device(device: str | torch.device | None, model: nn.Module) -> torch.device:
@@ -457,39 +231,34 @@ def _epoch_mean(loader: Any, sbi_compat: bool) -> EpochMean:
     return EpochMean(rows=len(loader) * size if sbi_compat and size else None)
 
 
-@contextmanager
-def _validation_randomness(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """Validate under one fixed random state; in sbi's form under the running one, as sbi does."""
-    if config.sbi_compat:
-        yield
-    else:
-        with fixed_random_state(VALIDATION_SEED, device):
-            yield
+def _parts(candidates: Mapping[str, Any]) -> dict[str, Stateful]:
+    """Return those that have a state to save."""
+    return {name: part for name, part in candidates.items() if hasattr(part, "state_dict")}
 
 
-def _record(state: TrainingState, seconds: float) -> None:
-    """Append the values of the epoch to the history."""
-    history = state.history
-    history.training_loss.append(state.train_loss)
-    history.validation_loss.append(state.validation_loss)
-    history.learning_rate.append(state.learning_rate)
-    history.gradient_norm.append(state.gradient_norm)
-    history.epoch_durations_sec.append(seconds)
-
-
-def _metrics(state: TrainingState) -> dict[str, float]:
-    """Return what ignite handlers of users find in `engine.state.metrics`."""
-    return {
-        "training_loss": state.train_loss,
-        "validation_loss": state.validation_loss,
-        "learning_rate": state.learning_rate,
-        "gradient_norm": state.gradient_norm,
-    }
-
-
-def _sampler(loader: Any) -> Any:
-    """Return a DataLoader's source of indices, whose passes are counted for resuming."""
-    return getattr(loader, "batch_sampler", None)
+def _run_info(
+    settings: Resolved,
+    host: Host,
+    files: Persistence | NoPersistence,
+    state: TrainingState,
+    rules: Sequence[Rule],
+) -> RunInfo:
+    """Return what loggers are told before the first step."""
+    patience = [rule.patience for rule in rules if hasattr(rule, "patience")]  # type: ignore[attr-defined] # just asked
+    return RunInfo(
+        method=files.method,
+        round_index=host.round_index,
+        config=settings.to_dict(),
+        manifest=files.manifest,
+        run_directory=files.path,
+        first_step=host.first_step,
+        first_iteration=host.first_iteration,
+        epochs_done=state.epoch,
+        max_epochs=settings.train.max_epochs,
+        patience=patience[0] if patience else None,
+        show_progress=host.show_progress,
+        identity=(files.found or {}).get("loggers", {}),
+    )
 
 
 @contextmanager
@@ -509,18 +278,17 @@ def _errors_reported(
 
 
 def _summary(
-    method: str,
+    files: Persistence | NoPersistence,
     state: TrainingState,
     settings: Resolved,
     resumed_from: int,
     device: torch.device,
-    directory: Path | None,
 ) -> TrainingSummary:
     """Return the summary of a training that has ended."""
     history = state.history
     reason = state.stop_reason or "callback"
     return TrainingSummary(
-        method=method,
+        method=files.method,
         epochs_trained=state.epoch,
         best_epoch=state.best_epoch,
         best_validation_loss=state.best_validation_loss,
@@ -533,10 +301,10 @@ def _summary(
         stop_message=state.stop_message,
         complete=reason not in ("time_limit", "signal"),
         resumed_from_epoch=resumed_from,
-        run_directory=None if directory is None else str(directory),
+        run_directory=None if files.path is None else str(files.path),
         device=str(device),
         config=settings.to_dict(),
     )
 
 
-__all__ = ["Host", "make_rule", "run_training"]
+__all__ = ["Host", "run_training"]

@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 
 from sbi_ignite.callback import TrainingState, watched_loss
 from sbi_ignite.handlers.events import TrainingEvents
+from sbi_ignite.settings import EarlyStopping
 
 
 class Rule(Protocol):
@@ -205,6 +206,24 @@ class When:
         """Hand the state back to the user's rule."""
         if hasattr(self.rule, "load_state_dict"):
             self.rule.load_state_dict(state)  # type: ignore[attr-defined] # just asked
+
+
+def make_rule(early_stopping: EarlyStopping, smoothing: float = 0.1) -> Rule:
+    """Return the rule that a setting describes.
+
+    Args:
+        early_stopping: The setting.
+        smoothing: Weight of the newest loss for the rule of two standard deviations.
+    """
+    if early_stopping.kind == "validation_loss":
+        return Patience(early_stopping.patience, early_stopping.min_delta)
+    if early_stopping.kind == "two_standard_deviations":
+        return TwoStandardDeviations(early_stopping.patience, smoothing)
+    if early_stopping.kind == "lr_threshold":
+        return LearningRateThreshold(early_stopping.min_lr)
+    if early_stopping.kind == "when" and early_stopping.rule is not None:
+        return When(early_stopping.rule)
+    return When(lambda state: False)
 
 
 class StopOnRules:

@@ -13,9 +13,8 @@ from typing import Any
 from torch import nn
 
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.engine.run import make_rule
 from sbi_ignite.handlers.best_weights import BestWeights
-from sbi_ignite.handlers.stopping import Rule
+from sbi_ignite.handlers.stopping import Rule, make_rule
 from sbi_ignite.inference.arguments import Call
 from sbi_ignite.inference.losses import is_sbis_own
 from sbi_ignite.settings import EarlyStopping

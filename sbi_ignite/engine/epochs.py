@@ -1,0 +1,138 @@
+"""An epoch of batches has been trained on; its numbers go into the state, and all are told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from sbi_ignite.callback import TrainingState
+from sbi_ignite.engine.state import Stateful, restore
+from sbi_ignite.engine.steps import fixed_random_state
+from sbi_ignite.handlers.epoch_mean import EpochMean
+from sbi_ignite.handlers.events import TrainingEvents
+from sbi_ignite.handlers.gradient_clipping import GradientClipping
+
+VALIDATION_SEED = 20201127
+"""Seed of the random state under which every validation runs, the same in all trainings."""
+
+
+class Epochs:
+    """Counts epochs and steps, validates after every epoch, and keeps the training state.
+
+    Args:
+        state: The state to keep.
+        train_loss: Mean training loss of the epoch.
+        clipping: Knows the gradient norm.
+        validate: Returns the validation loss; None without validation data.
+        before_rules: Called with the epoch's start (seconds since 1970) when its numbers are known.
+        keep_best: Looks at the epoch for better weights.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        train_loss: EpochMean,
+        clipping: GradientClipping,
+        validate: Callable[[], float] | None,
+        before_rules: Callable[[float], None] | None,
+        keep_best: Callable[[TrainingState], None],
+    ) -> None:
+        self._state, self._train_loss, self._clipping = state, train_loss, clipping
+        self._validate, self._before_rules, self._keep_best = validate, before_rules, keep_best
+        self._first_epoch, self._first_iteration = state.epoch, state.iteration
+        self._started = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Listen to the training engine."""
+        self._engine = engine
+        engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+
+    @property
+    def before_this_engine(self) -> int:
+        """Epochs of earlier calls that the engine does not count."""
+        return self._first_epoch
+
+    def now(self) -> tuple[int, int]:
+        """Return the running epoch and iteration, counted over all legs of the training."""
+        engine = self._engine.state
+        return self._first_epoch + engine.epoch, self._first_iteration + engine.iteration
+
+    def continue_at(
+        self, epoch_length: int, parts: Mapping[str, Stateful], found: Mapping[str, Any]
+    ) -> None:
+        """Let the engine begin where a saved training stood, in mid-epoch if need be.
+
+        Args:
+            epoch_length: Batches in an epoch.
+            parts: The parts of the training.
+            found: Their saved states, which have been restored once.
+        """
+        self._first_epoch = self._first_iteration = 0
+        epochs, inside = divmod(self._state.iteration, epoch_length)
+        self._engine.load_state_dict(
+            {
+                "iteration": self._state.iteration,
+                "max_epochs": epochs + 1,
+                "epoch_length": epoch_length,
+            }
+        )
+        sums = {n: p for n, p in parts.items() if n in ("train_loss", "clipping") and inside}
+        # The start of an epoch resets its sums, and users' handlers may have drawn random numbers.
+        again = Events.EPOCH_STARTED(once=epochs + 1)
+        self._engine.add_event_handler(again, lambda: restore(sums, found))
+
+    def _epoch_started(self) -> None:
+        self._state.model.train()
+        self._started = time.time()
+
+    def _iteration_completed(self) -> None:
+        self._state.iteration = self.now()[1]
+
+    def _epoch_completed(self) -> None:
+        state = self._state
+        state.model.eval()
+        state.epoch = self.now()[0]
+        state.train_loss = self._train_loss.value
+        if self._validate is not None:
+            state.validation_loss = self._validate()
+        state.gradient_norm = self._clipping.mean_norm
+        self._record(time.time() - self._started)
+        if self._before_rules is not None:
+            self._before_rules(self._started)
+        self._keep_best(state)
+        self._engine.fire_event(TrainingEvents.VALIDATED)
+
+    def _record(self, seconds: float) -> None:
+        """Append the epoch to the history, and show it to ignite handlers of users."""
+        state, history = self._state, self._state.history
+        numbers = {
+            "training_loss": state.train_loss,
+            "validation_loss": state.validation_loss,
+            "learning_rate": state.learning_rate,
+            "gradient_norm": state.gradient_norm,
+        }
+        self._engine.state.metrics.update(numbers)
+        for name, value in {**numbers, "epoch_durations_sec": seconds}.items():
+            getattr(history, name).append(value)
+
+
+@contextmanager
+def validation_randomness(as_it_runs: bool, device: torch.device) -> Iterator[None]:
+    """Validate under one fixed random state, or under the running one, as sbi does.
+
+    Args:
+        as_it_runs: Whether to leave the random state alone.
+        device: Where the model is.
+    """
+    if as_it_runs:
+        yield
+    else:
+        with fixed_random_state(VALIDATION_SEED, device):
+            yield
