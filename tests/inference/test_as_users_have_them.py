@@ -148,7 +148,8 @@ def test_several_rounds_in_the_typed_form(name):
     """The second round trains on both, and each round has its line in the summary."""
     trainer = empty(name)
     # NPE_B weighs rows by their proposals and wants to be told the first one, too.
-    trainer.append_simulations(*draw(100), **({"proposal": box()} if name == "NPE_B" else {}))
+    known = {"proposal": trainer._prior} if name == "NPE_B" else {}
+    trainer.append_simulations(*draw(100), **known)
     trainer.train(TrainConfig(max_epochs=3), early_stopping=EarlyStopping.never())
     if name in ("NLE_A", "NRE_A", "NRE_B"):
         trainer.append_simulations(*draw(60))
