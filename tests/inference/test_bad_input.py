@@ -50,7 +50,7 @@ def untouched(trained) -> bool:
             SettingsError,
             r"batch_size.*training_batch_size|training_batch_size.*batch_size",
         ),
-        (lambda t: t.train(training_batch_size="5"), TypeError, r"training_batch_size.*'5'"),
+        (lambda t: t.train(training_batch_size="5"), TypeError, r"'5'.*training_batch_size"),
         (lambda t: t.train(TrainConfig(), early_stopping="patience"), TypeError, "early_stopping"),
         (lambda t: t.train(RESUME, callbacks=[object()]), TypeError, "callbacks"),
         (lambda t: t.train(TrainConfig(), num_classes=3), TypeError, "num_classes"),
