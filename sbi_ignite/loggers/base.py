@@ -124,6 +124,9 @@ class Backend:
     """The optional package that it needs, also the name of the extra that installs it."""
     shows_progress: bool = False
 
+    waited: float = 0.0
+    """Seconds that training has waited inside calls of this backend."""
+
     afterwards: str = ""
     """What becomes of the rest when nobody waits any longer, as the end of a sentence."""
 
@@ -139,6 +142,9 @@ class Backend:
     ) -> None:
         self.run_name, self.tags = run_name, tags_as_dict(tags)
         self.every_n_iterations = every_n_iterations
+
+    def grant(self, seconds: float) -> None:
+        """Take in how long, in all, training may wait inside calls; comes before `start`."""
 
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
         """Take in what is known before the first step.

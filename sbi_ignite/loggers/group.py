@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 MAX_WAIT_SECONDS = 5.0
 """The longest that one training waits for its backends, all of them together."""
 
+_SHARE_INSIDE_CALLS = 0.4
+"""The part of it that may be spent while training runs; the rest is for the end."""
+
 _LAST_CHANCE = 1.0
 """Seconds to wait where all that are left are known to be in trouble."""
 
@@ -81,6 +84,8 @@ class Loggers:
         if not self.backends:
             return
         self._info = self._counted_on(info)
+        for backend in self.backends:
+            backend.grant(self._limit * _SHARE_INSIDE_CALLS / len(self.backends))
         for name, backend in self._named():
             self._call(backend, backend.start, self._info, info.identity.get(name, {}))
         self._log_epochs()
@@ -119,6 +124,10 @@ class Loggers:
         return {**{n: s for n, s in states.items() if s}, "iterations": self._iterations}
 
     # --- telling
+
+    @property
+    def _limit(self) -> float:
+        return MAX_WAIT_SECONDS if self._max_wait is None else self._max_wait
 
     def _named(self) -> list[tuple[str, Backend]]:
         """Return every backend under a name of its own."""
@@ -198,7 +207,7 @@ class Loggers:
         for backend in tuple(self._alive):
             self._call(backend, getattr(backend, method), *args)
         waiting = list(self._alive)
-        limit = MAX_WAIT_SECONDS if self._max_wait is None else self._max_wait
+        limit = max(self._limit - sum(backend.waited for backend in self.backends), 0.0)
         began = time.perf_counter()
         while waiting:
             waiting = [b for b in waiting if b in self._alive and not self._settled(b)]
@@ -207,7 +216,7 @@ class Loggers:
                 break
             time.sleep(_POLL_SECONDS)
         for backend in waiting:
-            trouble = backend.trouble or f"not everything was taken in within {limit:g} s"
+            trouble = backend.trouble or f"not everything was taken in within {self._limit:g} s"
             self._warn(backend, f"{trouble}{backend.afterwards}")
         for backend in self.backends:
             self._quietly(backend.abandon)

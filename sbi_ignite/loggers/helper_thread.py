@@ -15,16 +15,13 @@ from sbi_ignite.loggers.base import Backend, EpochRow, RunInfo
 if TYPE_CHECKING:
     from sbi_ignite.summary import TrainingSummary
 
-PATIENCE_SECONDS = 2.0
-"""How long, in all, training waits for calls to return before it goes on beside them."""
-
 
 class OnHelperThread(Backend):
     """Calls a backend on a daemon thread.
 
-    Training waits for each call, so that a user's object is called in time and in order and cannot
-    move the global random states, until the waits add up to `PATIENCE_SECONDS`. From then on the
-    calls queue up beside the training.
+    Training waits for each call, so that a user's object is called in time and cannot move the
+    global random states, until the waits add up to what was granted. From then on the calls queue
+    up beside the training.
 
     Args:
         inner: The backend that does the work.
@@ -44,12 +41,16 @@ class OnHelperThread(Backend):
         self._waiting = 0
         self._lock = threading.Lock()
         self._error: Exception | None = None
-        self._patience = PATIENCE_SECONDS
+        self._patience = 0.0
         self._thread: threading.Thread | None = None
+
+    def grant(self, seconds: float) -> None:
+        """Wait no longer than this in all."""
+        self._patience = seconds
 
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
         """Begin the thread and hand on."""
-        self._error, self._patience = None, PATIENCE_SECONDS
+        self._error, self.waited = None, 0.0
         self._thread = threading.Thread(
             target=self._work, name=f"sbi_ignite-{self.name}", daemon=True
         )
@@ -96,7 +97,9 @@ class OnHelperThread(Backend):
             self._jobs.put(job)
             if self._patience > 0:
                 self._idle.wait(self._patience)
-        self._patience -= time.perf_counter() - before
+        waited = time.perf_counter() - before
+        self._patience -= waited
+        self.waited += waited
         self._raise_error()
 
     def _raise_error(self) -> None:

@@ -34,7 +34,12 @@ RESUMABLE: dict[str, tuple[Callable[[Path], LoggingConfig], Callable[[Path], rea
 
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "mlflow" else n for n in RESUMABLE]
+    "name",
+    [
+        "jsonl",
+        "tensorboard",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("wandb", "mlflow")),
+    ],
 )
 def test_a_resumed_run_has_every_step_once(name: str, tmp_path: Path) -> None:
     """Killed after five epochs, saved after three, resumed from there, then a second round."""

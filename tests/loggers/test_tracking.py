@@ -21,6 +21,7 @@ def _break() -> None:
     raise ZeroDivisionError("the user's callback")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("patient")
 def test_a_run_on_an_mlflow_server_is_complete(server: str, tmp_path: Path) -> None:
     """Parameters, metrics, tags, figure and run.json; FINISHED."""
@@ -98,6 +99,7 @@ def test_a_run_of_wandb_is_complete(tmp_path: Path) -> None:
     assert list(tmp_path.glob("wandb/*run-2*/files/media/images/loss_curve_*.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("patient")
 def test_a_failed_run_of_wandb_says_so(tmp_path: Path) -> None:
     """What was logged before is readable, and the exit code is not 0."""
@@ -157,8 +159,8 @@ from sbi_ignite import LoggingConfig
 from tests.loggers.small import AfterEpoch, trained
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
-config = [LoggingConfig("mlflow", tracking_uri="sqlite:///m.db"), LoggingConfig("wandb", mode="offline")]
-trained(config, do=AfterEpoch(3, die))
+mlflow = LoggingConfig("mlflow", tracking_uri="sqlite:///m.db")
+trained([mlflow, LoggingConfig("wandb", mode="offline")], do=AfterEpoch(3, die))
 """
 
 
