@@ -187,9 +187,9 @@ def _header(fields: Mapping[str, Any]) -> Header:
 
 
 def _digest(fields: Mapping[str, Any], payload: Chunk) -> str:
-    digest = hashlib.blake2b(_canonical(fields), digest_size=16)
+    digest = hashlib.sha256(_canonical(fields))
     digest.update(payload)
-    return digest.hexdigest()
+    return digest.hexdigest()[:32]
 
 
 # --- files for people: JSON with a checksum
@@ -258,7 +258,7 @@ def _not_finite(value: float) -> str | None:
 
 def checksum(data: bytes) -> str:
     """Return a short digest of bytes."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def _canonical(value: Mapping[str, Any]) -> bytes:

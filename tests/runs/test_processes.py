@@ -113,8 +113,9 @@ KILL = """
     path, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     rng = random.Random(seed)
 
-    def write(background):
+    def write(background, ready):
         with RunDirectory.open(path) as directory:
+            os.write(ready, b"!")
             checkpoint = directory.latest()
             iteration = checkpoint.iteration if checkpoint else 0
             directory.write_manifest({"status": "running"})
@@ -127,13 +128,17 @@ KILL = """
 
     last = 0
     for number in range(kills):
+        listen, ready = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                write(background=number % 2 == 0)
+                write(number % 2 == 0, ready)
             finally:
                 os._exit(1)
-        time.sleep(rng.uniform(0.0, 0.15))
+        os.close(ready)
+        os.read(listen, 1)
+        os.close(listen)
+        time.sleep(rng.uniform(0.0, 0.1))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), f"the writer failed, seed {seed}, kill {number}"
