@@ -68,12 +68,12 @@ def test_every_dtype_and_empty_tensors_have_fingerprints(dtype):
 
 @pytest.mark.slow
 def test_a_gigabyte_takes_about_a_second():
-    """The fingerprint is fast beside anything that is done with such data."""
+    """Measured in processor time, which other work on the machine does not stretch."""
     values = torch.zeros(1 << 28)
-    began = time.perf_counter()
+    began = time.process_time()
     fingerprint_data([values])
-    seconds = time.perf_counter() - began
-    print(f"{values.numel() * 4 / seconds / 1e9:.2f} GB/s")
+    seconds = time.process_time() - began
+    print(f"{values.numel() * 4 / seconds / 1e9:.2f} GB per second of processor time")
     assert seconds < 4
 
 

@@ -9,7 +9,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbi_ignite.engine.state import random_states
@@ -40,6 +40,7 @@ nested = st.recursive(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(max_size=3), nested))
 def test_what_is_unpacked_is_what_was_packed(states):
     """Numbers, texts, tensors and containers come back with values, types and shapes."""
