@@ -87,7 +87,7 @@ def snapshot(trainer: Any) -> Record:
         "epochs_since_last_improvement": trainer._epochs_since_last_improvement,
         "train_indices": _plain(trainer.train_indices),
         "val_indices": _plain(trainer.val_indices),
-        CALLS: getattr(trainer._tracker, "calls", []),
+        CALLS: list(getattr(trainer._tracker, "calls", [])),
     }
 
 
