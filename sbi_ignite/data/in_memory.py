@@ -31,7 +31,7 @@ class Batches(ABC):
         self.indices = indices.to(self.tensors[0].device)
         self.batch_size = batch_size
         self.rows = indices[:0]
-        self._position = 0
+        self._handed_out = 0
         self._skip = 0
 
     @abstractmethod
@@ -50,17 +50,18 @@ class Batches(ABC):
         order, bounds = self._order(), self._bounds()
         first, self._skip = self._skip, 0
         for position in range(first, len(self)):
-            self._position = position
+            self._handed_out = position + 1
             self.rows = order[bounds[position] : bounds[position + 1]]
             yield tuple(tensor.index_select(0, self.rows) for tensor in self.tensors)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to continue this pass after the batch handed out last."""
-        return {"position": self._position + 1}
+        return {"handed_out": self._handed_out}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next pass begin after the batch at which `state_dict` was called."""
-        self._skip = state["position"] % len(self)
+        self._handed_out = state["handed_out"]
+        self._skip = self._handed_out % len(self)
 
 
 class SbiOrderBatches(Batches):

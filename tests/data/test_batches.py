@@ -139,3 +139,25 @@ def test_a_split_that_leaves_too_little_says_what_would_do():
         check_split(2, 1, 2, 0.1)
     with pytest.raises(DataError, match=r"training set would have 1 of 20.*lower"):
         check_split(1, 19, 2, 0.95)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("batches", [0, 1, 2])
+def test_a_source_that_was_brought_somewhere_says_so_before_it_moves(name, batches):
+    """A training saved again right after a resume must not forget its position."""
+    first, second, third = (SOURCES[name]() for _ in range(3))
+    passing = iter(first)
+    for _ in range(batches):
+        next(passing)
+    second.load_state_dict(first.state_dict())
+    third.load_state_dict(second.state_dict())
+    left = [batch[0] for batch in passing]
+    # A pass that had not begun yet begins from the same random state.
+    state = torch.get_rng_state()
+    again = [batch[0] for batch in second]
+    torch.set_rng_state(state)
+    once_more = [batch[0] for batch in third]
+    assert len(once_more) == len(again) == len(first) - batches
+    assert all(map(torch.equal, again, once_more))
+    if batches:
+        assert all(map(torch.equal, left, again))
