@@ -30,16 +30,15 @@ from tests.loggers.small import (
 )
 
 LIMIT_SECONDS = 5.0
-SLACK_SECONDS = 2.0
-"""For the training itself on a machine that does other things."""
+SLACK_SECONDS = 1.0
+"""For a machine that does other things when the time is up."""
 
 
-def assert_unharmed(outcome: Outcome, words: str, since: float | None = None) -> None:
+def assert_unharmed(outcome: Outcome, words: str) -> None:
     """One warning with these words, the weights of an unlogged run, no more than 5 s."""
-    delay = outcome.seconds if since is None else time.perf_counter() - since
     assert len(outcome.warnings) == 1, outcome.warnings
     assert words in outcome.warnings[0]
-    assert delay < LIMIT_SECONDS + SLACK_SECONDS
+    assert outcome.delay < LIMIT_SECONDS + SLACK_SECONDS
     assert outcome.is_unharmed()
 
 
@@ -197,7 +196,7 @@ trained(())
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 for config in {configs}:
     outcome = trained(LoggingConfig(**config), epochs=60)
-    print(config["backend"], len(outcome.warnings), outcome.is_unharmed(), outcome.seconds)
+    print(config["backend"], len(outcome.warnings), outcome.is_unharmed(), outcome.delay)
 """
 
 _FILES = [{"backend": "jsonl", "log_dir": "logs"}, {"backend": "tensorboard", "log_dir": "tb"}]
@@ -261,7 +260,7 @@ def test_the_core_process_of_wandb_is_killed(tmp_path: Path) -> None:
 
     after = AfterEpoch(2, kill)
     outcome = trained(LoggingConfig("wandb", mode="offline"), epochs=10, do=after)
-    assert_unharmed(outcome, "wandb", since=after.done_at)
+    assert_unharmed(outcome, "wandb")
 
 
 # --- mlflow
@@ -311,13 +310,13 @@ def test_the_mlflow_server_is_killed_or_frozen(number: signal.Signals, tmp_path:
     with mlflow_server(tmp_path / "server") as (uri, group):
 
         def hit() -> None:
-            wait_until(lambda: _holds_epoch(uri, 2))
+            wait_until(lambda: _holds_epoch(uri, 1), 120)  # 2 is logged after callbacks
             os.killpg(group, number)
 
         after = AfterEpoch(2, hit)
         config = LoggingConfig("mlflow", tracking_uri=uri, experiment_name="faults")
         outcome = trained(config, epochs=20, do=after)
-        assert_unharmed(outcome, "mlflow", since=after.done_at)
+        assert_unharmed(outcome, "mlflow")
 
 
 def _holds_epoch(uri: str, epoch: int) -> bool:
@@ -367,7 +366,7 @@ def test_the_couriers_process_is_killed_or_frozen(tmp_path: Path) -> None:
         finally:
             for pid in couriers:
                 _end(pid)
-        assert_unharmed(outcome, "wandb", since=after.done_at)
+        assert_unharmed(outcome, "wandb")
 
 
 def _end(pid: int) -> None:
