@@ -40,6 +40,16 @@ FILES = (
     "training_dataclasses_test",
 )
 MARKERS = "not slow and not gpu and not mcmc"
+LONG = (
+    "linearGaussian_vector_field_test.py::test_c2st_vector_field_on_linearGaussian[",
+    "linearGaussian_vector_field_test.py::test_vfinference_with_different_models",
+    "marginal_estimator_test.py::test_marginal_estimator[nsf-cpu-dist1]",
+    "marginal_estimator_test.py::test_marginal_estimator[build_fn-cpu-dist1]",
+    "embedding_net_test.py::test_embedding_api_with_multiple_trials[mcmc",
+    "mnle_test.py::test_mnle_api[independent-nsf-vi]",
+    "mnle_test.py::test_mnle_api[none-nsf-vi]",
+)
+"""A few tests that take more than half of the time, most of it sampling, left out by `--quick`."""
 AGREED = ("passed", "xfailed")
 """Outcomes that need no second look: sbi's own settings make an unexpected pass a failure."""
 
@@ -72,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.downstream", description=__doc__)
     parser.add_argument("files", nargs="*", default=FILES, help="names of sbi's test files")
     parser.add_argument("-n", "--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--quick", action="store_true", help="leave out the longest tests")
     parser.add_argument("-k", dest="expression", help="pytest's -k")
     parser.add_argument(
         "--compare-all", action="store_true", help="run every test without the patch too"
@@ -99,6 +110,8 @@ def run_tests(
     command += ["-n", str(options.workers), "-m", MARKERS, "--durations", "15"]
     # One stuck test must not take the rest with it.
     command += ["--timeout", "1800"]
+    if options.quick:
+        command += [f"--deselect=tests/{test}" for test in LONG]
     if options.expression and patch == "on":
         command += ["-k", options.expression]
     code = subprocess.run(
