@@ -79,6 +79,11 @@ class Call:
         """Whether sbi's semantics hold, bit for bit."""
         return self.settings.train.sbi_compat
 
+    @property
+    def logs_to_screen(self) -> bool:
+        """Whether a logger shows progress, so that sbi's own lines would be some too many."""
+        return any(getattr(asked, "backend", None) == "stdout" for asked in self.settings.logging)
+
 
 def parse_call(
     trainer: Any, sbi_train: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -88,7 +88,7 @@ def report_end(trainer: Any, call: Call) -> None:
     config, epoch = call.settings.train, trainer.epoch
     if config.sbi_compat:
         _report_convergence(trainer, epoch, config.max_epochs)
-    elif trainer._show_progress_bars:
+    elif trainer._show_progress_bars and not call.logs_to_screen:
         reason = trainer.training_summary.stop_reason
         print("\r", f"Training ended after {epoch} epochs ({reason}).", end="")
     close_books(trainer, config)

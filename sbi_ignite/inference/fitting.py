@@ -53,7 +53,6 @@ def fit(
     state, resume_from = _start(trainer, call)
     rules, best = rules_of(trainer, call, continued=state.epoch > 0)
     now = begin_round(trainer, config.resume_training)
-    logs_to_screen = _logs_to_screen(call)
 
     def keep_books(epoch_started: float) -> None:
         trainer._val_loss = state.validation_loss
@@ -63,7 +62,7 @@ def fit(
             state.train_loss, trainer._val_loss, epoch_started, dict(summarization_kwargs or {})
         )
         trainer.epoch += 1
-        if not logs_to_screen:
+        if not call.logs_to_screen:
             trainer._maybe_show_progress(trainer._show_progress_bars, trainer.epoch)
 
     train_step = validation_step = None
@@ -124,12 +123,6 @@ def _manifest(trainer: Any, call: Call, now: Round, train_loader: Any) -> dict[s
         known = describe_network(trainer._build_neural_net, *(t[rows] for t in tensors[:2]))
         trainer._ignite_network = known
     return {**manifest, "estimator": known}
-
-
-def _logs_to_screen(call: Call) -> bool:
-    """Return whether a logger shows progress, so that sbi's own line would be one too many."""
-    backends = [getattr(logger, "backend", None) for logger in call.settings.logging]
-    return "stdout" in backends
 
 
 def _trackers(trainer: Any, call: Call) -> list[TrainersTracker]:
