@@ -153,7 +153,7 @@ KILL = """
             last = checkpoint.iteration
             assert same(checkpoint.states, states_at(last)), f"seed {seed}, kill {number}"
         load_run(path)
-    assert last > kills, "too few checkpoints to say anything"
+    assert last > kills // 4, "too few checkpoints to say anything"
     print(f"{kills} kills survived, {last} checkpoints written")
 """
 
