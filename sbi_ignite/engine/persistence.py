@@ -70,6 +70,8 @@ def persistence(
             parts,
             state,
             mid_epoch=isinstance(train_loader, Batches),
+            # A thread that writes must not run while a loader forks its workers.
+            background=not getattr(train_loader, "num_workers", 0),
         )
 
 
@@ -126,6 +128,7 @@ class Persistence:
         parts: The parts of the training that remember something.
         state: The training's numbers.
         mid_epoch: Whether the batches know their position inside an epoch.
+        background: Whether to write in another thread.
 
     Attributes:
         found: The states of the checkpoint that is continued; None in a fresh run.
@@ -140,6 +143,7 @@ class Persistence:
         parts: Mapping[str, Stateful],
         state: TrainingState,
         mid_epoch: bool,
+        background: bool = True,
     ) -> None:
         self._directory, self._config = directory, config
         self.method, self.manifest = method, manifest
@@ -147,7 +151,9 @@ class Persistence:
         self._signals = StopOnSignals(state)
         self._extra: Mapping[str, Saved] = {}
         self._engine: Engine | None = None
-        self._handler = CheckpointHandler(directory, config, self._take, state, mid_epoch)
+        self._handler = CheckpointHandler(
+            directory, config, self._take, state, mid_epoch, background
+        )
         self.found = self._find()
 
     def _find(self) -> Mapping[str, Any] | None:
