@@ -34,6 +34,8 @@ class Host:
         keep_snapshot: Receives a snapshot of the last weights after every epoch and at the end,
             from which a later call can go on, also after an exception.
         loggers: Loggers besides those that the settings name.
+        identity: What `keep_identity` received in the round before; loggers go on with its runs.
+        keep_identity: Receives what a later round needs to log to the same runs.
         directory: Run directory instead of the one in the settings.
         manifest: What the run directory and loggers are told besides settings and versions.
         round_index: Round of a sequential method, from 0.
@@ -54,6 +56,8 @@ class Host:
     on_epoch_end: Callable[[float], None] | None = None
     keep_snapshot: Callable[[dict[str, Any]], None] | None = None
     loggers: Sequence[Any] = ()
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    keep_identity: Callable[[dict[str, Any]], None] | None = None
     directory: Path | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
     round_index: int = 0

@@ -204,6 +204,8 @@ def run_training(
         model.zero_grad(set_to_none=True)
         summary = _summary(files, state, settings, resumed_from, device)
         loggers.finish(summary)
+        if host.keep_identity is not None:
+            host.keep_identity(loggers.state_dict())
         users.on_train_end(summary)
         files.conclude(summary)
     return model, summary
@@ -257,7 +259,7 @@ def _run_info(
         max_epochs=settings.train.max_epochs,
         patience=patience[0] if patience else None,
         show_progress=host.show_progress,
-        identity=(files.found or {}).get("loggers", {}),
+        identity=(files.found or {}).get("loggers") or host.identity,
     )
 
 

@@ -93,6 +93,8 @@ def fit(
             resume_from=resume_from,
             parts={"books": TrainerBooks(trainer)},
             loggers=_trackers(trainer, call),
+            identity=getattr(trainer, "_ignite_identity", {}),
+            keep_identity=_keep_on(trainer, "_ignite_identity"),
             directory=directory_of(trainer, call, now),
             manifest=_manifest(trainer, call, now, train_loader),
             round_index=now.index,
@@ -100,7 +102,7 @@ def fit(
             first_iteration=now.first_iteration,
             show_progress=trainer._show_progress_bars,
             on_epoch_end=keep_books,
-            keep_snapshot=None if config.sbi_compat else _keep_on(trainer),
+            keep_snapshot=None if config.sbi_compat else _keep_on(trainer, "_ignite_snapshot"),
         ),
     )
     end_round(trainer, state.iteration)
@@ -182,11 +184,11 @@ def _with_rate(snapshot: Mapping[str, Any], factor: float) -> Mapping[str, Any]:
     return scaled
 
 
-def _keep_on(trainer: Any) -> Callable[[dict[str, Any]], None]:
-    """Return what stores the last weights, optimizer and random state for an exact resume."""
+def _keep_on(trainer: Any, name: str) -> Callable[[dict[str, Any]], None]:
+    """Return what stores something on a trainer, for a later call."""
 
-    def keep(snapshot: dict[str, Any]) -> None:
-        trainer._ignite_snapshot = snapshot
+    def keep(value: dict[str, Any]) -> None:
+        setattr(trainer, name, value)
 
     return keep
 
