@@ -1,0 +1,178 @@
+"""The quickstart does what the README says of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from scipy.integrate import solve_ivp
+from scipy.stats import lognorm, truncnorm
+
+from tests.small import ROOT
+
+EXAMPLE = ROOT / "examples" / "quickstart.py"
+PICTURES = ("loss.png", "posterior.png", "predictions.png")
+RATES = ("alpha", "beta", "gamma", "delta")
+
+
+class Run(NamedTuple):
+    """What a run of the example printed and where it left its pictures."""
+
+    output: str
+    folder: Path
+
+    def table(self) -> dict[str, tuple[float, float, float, float]]:
+        """Return our mean and spread, and the published ones, by name of the parameter."""
+        number = r"(\d+\.\d+)"
+        pair = rf"{number} ± {number}"
+        rows = re.findall(rf"^(.{{12}})  .{{24}} *{pair} +{pair} ", self.output, re.MULTILINE)
+        return {name.strip(): tuple(map(float, numbers)) for name, *numbers in rows}
+
+
+def run(folder: Path, *budget: str) -> Run:
+    """Run the example in a process of its own, from `folder`."""
+    settings = {k: v for k, v in os.environ.items() if not k.startswith("SBI_IGNITE")}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE), *budget, "--out", "pictures"],
+        cwd=folder,
+        env=settings | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return Run(done.stdout, folder / "pictures")
+
+
+@pytest.fixture(scope="module")
+def quick_look(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with the smallest budget."""
+    return run(tmp_path_factory.mktemp("quickstart"), "--simulations", "2000", "--max-epochs", "2")
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    """The example as a module."""
+    specification = importlib.util.spec_from_file_location("quickstart", EXAMPLE)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", PICTURES)
+def test_it_leaves_a_picture(quick_look: Run, name: str):
+    """One that can be read and is not blank."""
+    pixels = imread(quick_look.folder / name)
+    assert min(pixels.shape[:2]) > 400
+    assert pixels[..., :3].std() > 0.01
+
+
+def test_it_leaves_no_other_files_beside_the_pictures(quick_look: Run):
+    assert sorted(path.name for path in quick_look.folder.iterdir()) == sorted(PICTURES)
+
+
+def test_it_prints_both_posteriors_side_by_side(quick_look: Run, example: ModuleType):
+    table = quick_look.table()
+    assert list(table) == [parameter.name for parameter in example.PARAMETERS]
+    for parameter in example.PARAMETERS:
+        assert table[parameter.name][2:] == (parameter.published_mean, parameter.published_sd)
+
+
+def test_it_prints_progress_in_both_rounds(quick_look: Run):
+    assert len(re.findall(r"^ +1 +-?\d", quick_look.output, re.MULTILINE)) == 2
+    assert len(re.findall(r"^ +2 +-?\d", quick_look.output, re.MULTILINE)) == 2
+
+
+def test_the_data_say_where_they_come_from(example: ModuleType):
+    assert "Hudson's Bay Company" in example.DATA.read_text(encoding="utf-8").splitlines()[0]
+    pelts = example.read_pelts(example.DATA)
+    assert pelts.shape == (21, 2)
+    assert pelts[0].tolist() == [30.0, 4.0]
+    assert pelts[-1].tolist() == pytest.approx([24.7, 8.6])
+
+
+def test_the_simulator_solves_the_equations(example: ModuleType):
+    """A general solver with small steps finds the same populations."""
+    values = torch.tensor([0.549, 0.028, 0.797, 0.024, 33.96, 5.949, 0.25, 0.25])
+
+    def slope(_: float, state: np.ndarray) -> list[float]:
+        hares, lynxes = state
+        alpha, beta, gamma, delta = values[:4].tolist()
+        return [(alpha - beta * lynxes) * hares, (delta * hares - gamma) * lynxes]
+
+    exact = solve_ivp(slope, (0, 20), values[4:6].tolist(), t_eval=range(21), rtol=1e-8, atol=1e-8)
+    ours = example.populations(values.log()[None]).exp()[0]
+    np.testing.assert_allclose(ours, exact.y.T, rtol=1e-3)
+
+
+def test_the_noise_is_that_of_the_parameters(example: ModuleType):
+    values = torch.tensor([0.549, 0.028, 0.797, 0.024, 33.96, 5.949, 0.1, 0.4])
+    theta = values.log().expand(20_000, 8)
+    deviation = (example.simulate(theta).reshape(-1, 21, 2) - example.populations(theta)).std(0)
+    torch.testing.assert_close(deviation, values[6:].expand(21, 2), rtol=0.05, atol=0)
+
+
+def test_the_prior_is_the_published_one(example: ModuleType):
+    """Its density is that of the logarithms of cut normals and of log-normals."""
+    prior = example.log_prior(torch.full((8,), 1e-4), torch.full((8,), torch.inf))
+    theta = prior.sample((100,))
+    values = theta.exp().double().numpy()
+    wanted = theta.double().sum(1).numpy()  # the logarithm's change of volume
+    for i, (mean, sd) in enumerate([(1, 0.5), (0.05, 0.05)] * 2):
+        wanted += truncnorm.logpdf(values[:, i], -mean / sd, np.inf, loc=mean, scale=sd)
+    for i, centre in enumerate([10, 10, np.exp(-1), np.exp(-1)]):
+        wanted += lognorm.logpdf(values[:, 4 + i], s=1, scale=centre)
+    np.testing.assert_allclose(prior.log_prob(theta), wanted, atol=0.02)
+
+
+def test_a_cut_prior_stays_between_its_ends(example: ModuleType):
+    low = torch.tensor([0.4, 0.02, 0.5, 0.01, 20.0, 4.0, 0.1, 0.1])
+    high = 2 * low
+    prior = example.log_prior(low, high)
+    values = prior.sample((10_000,)).exp()
+    assert (values >= 0.999 * low).all()
+    assert (values <= 1.001 * high).all()
+    assert (values.amax(0) - values.amin(0) > 0.9 * (high - low)).all()
+    assert prior.log_prob((1.1 * high).log()[None]).item() == -torch.inf
+
+
+def test_only_records_near_the_observed_one_are_kept(example: ModuleType):
+    observed = example.read_pelts(example.DATA).log().flatten()
+    prior = example.log_prior(torch.full((8,), 1e-4), torch.full((8,), torch.inf))
+    theta, x = example.simulate_near(observed, 10.0, prior, 200)
+    assert theta.shape == (200, 8)
+    assert x.shape == (200, 42)
+    ratio = (x - observed).abs().amax(1).exp()
+    assert ratio.max() < 10
+    assert ratio.max() > 8
+
+
+def test_the_table_counts_in_published_spreads(example: ModuleType):
+    """A posterior one spread above the published mean is said to be that."""
+    means = torch.tensor([p.published_mean for p in example.PARAMETERS])
+    spreads = torch.tensor([p.published_sd for p in example.PARAMETERS])
+    rows = example.comparison((means + spreads).expand(2, 8)).splitlines()[2:]
+    assert all(row.endswith(" +1.0 sd") for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_posterior_agrees_with_the_published_one(tmp_path: Path):
+    """The means of the rates within the published spread, and spreads of a similar size."""
+    table = run(tmp_path).table()
+    for rate in RATES:
+        mean, sd, published_mean, published_sd = table[rate]
+        assert abs(mean - published_mean) < published_sd
+        assert 0.6 < sd / published_sd < 1.7
