@@ -62,6 +62,7 @@ def test_error(broken): pass
 """
 
 
+@pytest.mark.downstream
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "xdist"])
 def test_a_session_that_trains_through_the_engine_passes(tmp_path: Path, workers: tuple[str, ...]):
     """The plugin turns the patch on, in the workers of xdist too, and counts engine runs."""
@@ -70,12 +71,14 @@ def test_a_session_that_trains_through_the_engine_passes(tmp_path: Path, workers
     assert record["engine runs"]["some_test.py::test_train"] > 0
 
 
+@pytest.mark.downstream
 def test_a_session_in_which_the_engine_never_ran_fails(tmp_path: Path):
     """A patch that does nothing cannot pass."""
     status, _ = session(tmp_path, "def test_nothing(): pass")
     assert status == 9
 
 
+@pytest.mark.downstream
 def test_the_patch_is_off_where_it_is_said_to_be(tmp_path: Path):
     """The comparison is with sbi alone."""
     loaded = "import sys\ndef test_alone(): assert 'sbi_ignite' not in sys.modules"
