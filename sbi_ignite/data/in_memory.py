@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, TensorDataset
 
 
 class Batches(ABC):
@@ -33,6 +33,11 @@ class Batches(ABC):
         self.rows = indices[:0]
         self._handed_out = 0
         self._skip = 0
+
+    @property
+    def dataset(self) -> TensorDataset:
+        """All rows, of which `indices` are handed out, as on a torch DataLoader."""
+        return TensorDataset(*self.tensors)
 
     @abstractmethod
     def __len__(self) -> int:

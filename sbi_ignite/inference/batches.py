@@ -85,6 +85,7 @@ def make_loaders(
     call: Call,
     tensors: Sequence[Tensor],
     batch_size: int,
+    validation_fraction: float,
     dataloader_kwargs: Mapping[str, Any] | None,
 ) -> tuple[Any, Any]:
     """Return batches over the trainer's split: in sbi's order, or every row and in a fixed order.
@@ -94,15 +95,21 @@ def make_loaders(
         call: The call.
         tensors: Tensors that share their first dimension.
         batch_size: Rows in a batch, at most.
+        validation_fraction: Share of the rows kept for validation.
         dataloader_kwargs: Users' arguments for torch's DataLoader; None slices batches by index.
     """
     train_rows, val_rows = trainer.train_indices, trainer.val_indices
-    train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
     if call.sbi_compat:
-        return (
-            SbiOrderBatches(tensors, train_rows, train_size),
-            SbiOrderBatches(tensors, val_rows, val_size),
+        # As in sbi, the sizes follow the fraction even where the split is that of an earlier call.
+        num_rows = (
+            len(tensors[0]) if call.exclude_invalid_x is None else len(train_rows) + len(val_rows)
         )
+        num_train = int((1 - validation_fraction) * num_rows)
+        return (
+            SbiOrderBatches(tensors, train_rows, min(batch_size, num_train)),
+            SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train)),
+        )
+    train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
     seed = int(torch.empty((), dtype=torch.int64).random_().item())
     if dataloader_kwargs is None:
         return (

@@ -73,8 +73,9 @@ class TrainersTracker(Backend):
             return
         for name in self._METRICS:
             value = self._trainer._summary[name][-1]
-            # sbi counts the epochs of all rounds from 0.
-            self._trainer._tracker.log_metric(name=name, value=value, step=row.step - 1)
+            # sbi counts all epochs in its summary from 0, also those of a call that was broken off.
+            step = len(self._trainer._summary[name]) - 1
+            self._trainer._tracker.log_metric(name=name, value=value, step=step)
         self._trainer._tracker.flush()
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
+import sbi
 from sbi.inference import BNRE, NRE_A, NRE_B, NRE_C
 from sbi.inference.trainers._contracts import LossArgsVF as SbiLossArgsVF
 from sbi.inference.trainers.nle.nle_base import LikelihoodEstimatorTrainer
@@ -19,8 +23,10 @@ from sbi_ignite.methods.npe import PosteriorLoss
 from sbi_ignite.methods.nre import BalancedRatioLoss, RatioLossA, RatioLossB, RatioLossC
 from sbi_ignite.methods.vector_field import VectorFieldLoss
 
+_SBI = f"{Path(str(sbi.__file__)).parent}/"
 
-def loss_of(trainer: Any, args: Any) -> Loss:
+
+def loss_of(trainer: Any, args: Any, as_sbi: bool) -> Loss:
     """Return the loss of a trainer's method.
 
     A trainer that overrides `_loss` or `_get_losses` keeps its own.
@@ -28,18 +34,33 @@ def loss_of(trainer: Any, args: Any) -> Loss:
     Args:
         trainer: One of sbi's trainers, or of a user's subclass.
         args: sbi's loss arguments of this call; None for likelihood estimation.
+        as_sbi: Whether sbi's numbers must come out bit for bit.
     """
     make = _LOSSES.get(getattr(type(trainer), "_loss", None))
     if make is None or not all(is_sbis_own(trainer, name) for name in ("_loss", "_get_losses")):
         return TrainersOwnLoss(trainer, args)
+    if as_sbi and hasattr(args, "calibration_kernel"):
+        args = replace(args, calibration_kernel=as_sbi_hands_it_over(args.calibration_kernel))
     return make(trainer, args)
 
 
 def is_sbis_own(trainer: Any, name: str) -> bool:
-    """Return whether a method is sbi's, overridden by neither class nor instance."""
-    method = getattr(type(trainer), name, None)
-    module = getattr(method, "__module__", "")
-    return name not in vars(trainer) and (module == "sbi" or module.startswith("sbi."))
+    """Return whether a method is sbi's, overridden by neither class nor instance.
+
+    The code's file decides: a wrapper made with functools.wraps has the names of what it wraps.
+    """
+    code = getattr(getattr(type(trainer), name, None), "__code__", None)
+    return name not in vars(trainer) and code is not None and code.co_filename.startswith(_SBI)
+
+
+def as_sbi_hands_it_over(kernel: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a calibration kernel of which, as in sbi, every batch gets a copy.
+
+    It only matters for kernels that remember something; plain functions are never copied.
+    """
+    if isinstance(kernel, FunctionType | BuiltinFunctionType):
+        return kernel
+    return lambda x: deepcopy(kernel)(x)
 
 
 @dataclass(frozen=True)

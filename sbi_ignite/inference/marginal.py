@@ -14,6 +14,7 @@ from sbi_ignite.inference.arguments import Call, parse_call
 from sbi_ignite.inference.batches import make_loaders, split
 from sbi_ignite.inference.books import close_books, warn_budget_spent
 from sbi_ignite.inference.fitting import fit
+from sbi_ignite.inference.losses import is_sbis_own
 from sbi_ignite.inference.version import check_sbi_version
 from sbi_ignite.methods.marginal import MarginalLoss
 
@@ -44,7 +45,9 @@ def train(
         trainer._neural_net = trainer._build_neural_net(
             trainer.get_samples()[trainer.train_indices].to("cpu")
         )
-    fit(trainer, call, MarginalLoss(), train_loader, val_loader)
+    own = is_sbis_own(trainer, "loss")
+    loss = MarginalLoss() if own else (lambda model, batch: trainer.loss(batch[0]))
+    fit(trainer, call, loss, train_loader, val_loader)
     if config.sbi_compat and trainer.epoch > config.max_epochs:
         warn_budget_spent(config.max_epochs)
     close_books(trainer, config)
@@ -55,10 +58,12 @@ def _loaders(trainer: Any, call: Call) -> tuple[Any, Any]:
     """Return batches of x for training and validation."""
     config = call.settings.train
     kwargs = config.dataloader_kwargs
-    if call.sbi_compat and kwargs is not None:
+    if not is_sbis_own(trainer, "get_dataloaders") or (call.sbi_compat and kwargs is not None):
         return trainer.get_dataloaders(
-            config.batch_size, config.validation_fraction, dataloader_kwargs=dict(kwargs)
+            config.batch_size,
+            config.validation_fraction,
+            dataloader_kwargs=None if kwargs is None else dict(kwargs),
         )
     x = trainer.get_samples()
     split(trainer, call, x, config.validation_fraction)
-    return make_loaders(trainer, call, (x,), config.batch_size, kwargs)
+    return make_loaders(trainer, call, (x,), config.batch_size, config.validation_fraction, kwargs)

@@ -123,7 +123,9 @@ def get_dataloaders(
             True,
             dataloader_kwargs,
         )
-    return make_loaders(trainer, call, tensors, training_batch_size, dataloader_kwargs)
+    return make_loaders(
+        trainer, call, tensors, training_batch_size, validation_fraction, dataloader_kwargs
+    )
 
 
 def run_training_loop(
@@ -148,7 +150,7 @@ def run_training_loop(
         The trained network.
     """
     call = active_call(trainer) or _implied_call(trainer, train_config)
-    loss = loss_of(trainer, loss_args)
+    loss = loss_of(trainer, loss_args, call.sbi_compat)
     fit(trainer, call, loss, train_loader, val_loader, loss_args, summarization_kwargs or {})
     report_end(trainer, call)
     return trainer._neural_net
