@@ -17,7 +17,7 @@ from sbi.utils import BoxUniform
 
 from sbi_ignite import NPE, Callback, TrainConfig, TrainingState, TrainingSummary
 
-options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
 options.add_argument("--max-epochs", type=int, default=20)
 options.add_argument("--num-simulations", type=int, default=1000)
 choice = options.parse_args()

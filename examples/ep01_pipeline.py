@@ -21,7 +21,7 @@ from sbi import utils
 from sbi_ignite import EarlyStopping, LoggingConfig, LossArgsNPE, TrainConfig
 from sbi_ignite.inference import NPE, simulate_for_sbi
 
-options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
 options.add_argument("--num-simulations", type=int, default=10_000)
 options.add_argument("--max-epochs", type=int, default=1000)
 budget = options.parse_args()

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sbi_ignite import EarlyStopping, LRSchedule, TrainConfig, run_training
 
-options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
 options.add_argument("--max-epochs", type=int, default=300)
 options.add_argument("--picture", default="standalone_runner.png")
 choice = options.parse_args()
