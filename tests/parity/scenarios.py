@@ -1334,6 +1334,44 @@ def loaders_of_ones_own(inference: ModuleType, notes: Notes):
 
 
 @scenario()
+def loaders_rebuilt_from_those_of_super(inference: ModuleType, notes: Notes):
+    class Mine(inference.NPE_C):
+        def get_dataloaders(self, *args: Any, **kwargs: Any) -> Any:
+            loaders = super().get_dataloaders(*args, **kwargs)
+            kinds.append([isinstance(loader, data.DataLoader) for loader in loaders])
+            return [
+                data.DataLoader(
+                    loader.dataset,
+                    batch_size=loader.batch_size,
+                    sampler=loader.sampler,
+                    drop_last=loader.drop_last,
+                    num_workers=loader.num_workers,
+                    collate_fn=jittering,
+                )
+                for loader in loaders
+            ]
+
+    notes["kinds"] = kinds = []
+    trainer = make(Mine, density_estimator=small()).append_simulations(*draw())
+    trainer.train(**SHORT)
+    return trainer
+
+
+@scenario()
+def loaders_looked_into_by_an_epoch(inference: ModuleType, notes: Notes):
+    notes["seen"] = seen = []
+
+    class Mine(inference.NPE_C):
+        def _train_epoch(self, train_loader: Any, clip_max_norm: Any, loss_args: Any) -> float:
+            seen.append([len(train_loader.dataset), len(train_loader.sampler)])
+            return super()._train_epoch(train_loader, clip_max_norm, loss_args)
+
+    trainer = make(Mine, density_estimator=small()).append_simulations(*draw())
+    trainer.train(**SHORT)
+    return trainer
+
+
+@scenario()
 def loaders_without_super(inference: ModuleType, notes: Notes):
     class Mine(inference.NPE_C):
         def get_dataloaders(self, starting_round: int = 0, *args: Any, **kwargs: Any) -> Any:
