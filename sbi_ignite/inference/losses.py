@@ -23,7 +23,7 @@ from sbi_ignite.methods.npe import PosteriorLoss
 from sbi_ignite.methods.nre import BalancedRatioLoss, RatioLossA, RatioLossB, RatioLossC
 from sbi_ignite.methods.vector_field import VectorFieldLoss
 
-_SBI = f"{Path(str(sbi.__file__)).parent}/"
+_NOT_USERS = (f"{Path(str(sbi.__file__)).parent}/", f"{Path(__file__).parents[1]}/")
 
 
 def loss_of(trainer: Any, args: Any, as_sbi: bool) -> Loss:
@@ -45,12 +45,14 @@ def loss_of(trainer: Any, args: Any, as_sbi: bool) -> Loss:
 
 
 def is_sbis_own(trainer: Any, name: str) -> bool:
-    """Return whether a method is sbi's, overridden by neither class nor instance.
+    """Return whether a method is sbi's or ours, overridden by neither a user's class nor instance.
 
     The code's file decides: a wrapper made with functools.wraps has the names of what it wraps.
     """
     code = getattr(getattr(type(trainer), name, None), "__code__", None)
-    return name not in vars(trainer) and code is not None and code.co_filename.startswith(_SBI)
+    return (
+        name not in vars(trainer) and code is not None and code.co_filename.startswith(_NOT_USERS)
+    )
 
 
 def as_sbi_hands_it_over(kernel: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

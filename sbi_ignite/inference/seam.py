@@ -20,7 +20,7 @@ from sbi_ignite.inference.arguments import Call, parse_call
 from sbi_ignite.inference.batches import make_loaders, split
 from sbi_ignite.inference.books import report_end
 from sbi_ignite.inference.fitting import fit
-from sbi_ignite.inference.losses import loss_of
+from sbi_ignite.inference.losses import is_sbis_own, loss_of
 from sbi_ignite.inference.version import check_sbi_version
 from sbi_ignite.settings import TrainConfig
 
@@ -113,6 +113,8 @@ def get_dataloaders(
         )
     tensors = trainer.get_simulations(starting_round)
     split(trainer, call, tensors[1], validation_fraction, resume_training)
+    if dataloader_kwargs is None and _looks_into_loaders(trainer):
+        dataloader_kwargs = {}  # torch's own loaders, with nothing changed
     if call.sbi_compat and dataloader_kwargs is not None:
         # Splits as it stands: the indices have just been drawn.
         return sbi_get_dataloaders(
@@ -126,6 +128,12 @@ def get_dataloaders(
     return make_loaders(
         trainer, call, tensors, training_batch_size, validation_fraction, dataloader_kwargs
     )
+
+
+def _looks_into_loaders(trainer: Any) -> bool:
+    """Return whether a user's method gets the loaders to see, and may expect torch's own."""
+    names = ("get_dataloaders", "_train_epoch", "_validate_epoch", "_run_training_loop")
+    return not all(is_sbis_own(trainer, name) for name in names)
 
 
 def run_training_loop(
