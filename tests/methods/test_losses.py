@@ -34,7 +34,7 @@ def loss_arguments(trainer, monkeypatch, **keywords):
 
 def both(trainer, args, batch, validate=False):
     """Return our losses and sbi's, from the same random state."""
-    ours = loss_of(trainer, args)
+    ours = loss_of(trainer, args, as_sbi=True)
     assert not isinstance(ours, TrainersOwnLoss)
     ours = getattr(ours, "validate", ours) if validate else ours
     torch.manual_seed(5)
