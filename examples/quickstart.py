@@ -8,8 +8,9 @@ Dynamics", Stan case study, 2018), who used the same model and priors, and Hamil
     python examples/quickstart.py
     python examples/quickstart.py --simulations 2000 --max-epochs 2 --out /tmp/a-quick-look
 
-Two rounds. The first one looks everywhere that the prior allows; the second one looks closely at
-the part of the prior where the first found the posterior. All parameters are handled as logarithms.
+Simulations are cheap here, and only one record was observed. So the network learns from records
+that resemble it, in two rounds: the first looks everywhere that the prior allows, the second only
+where the first found the posterior. Parameters are handled as logarithms.
 """
 
 from __future__ import annotations
@@ -116,12 +117,15 @@ def simulate(theta: Tensor) -> Tensor:
 
 
 def simulate_near(
-    observed: Tensor, factor: float, prior: MultipleIndependent, num_simulations: int
+    observed: Tensor, prior: MultipleIndependent, num_simulations: int, factor: float
 ) -> tuple[Tensor, Tensor]:
     """Return parameters and simulations whose counts are all within a factor of the observed ones.
 
-    Which simulations are kept depends on x alone. So p(theta | x) is untouched wherever x is kept,
-    and the network spends its effort on records like the observed one.
+    Which simulations are kept depends on x alone, so p(theta | x) is the same with and without the
+    others, for every x that is near.
+
+    Returns:
+        Parameters of shape (num_simulations, 8) and simulations of shape (num_simulations, 42).
     """
     kept_theta, kept_x, found = [], [], 0
     while found < num_simulations:
@@ -135,11 +139,11 @@ def simulate_near(
 
 
 def infer(
-    observed: Tensor, factor: float, prior: MultipleIndependent, num_simulations: int, epochs: int
+    observed: Tensor, prior: MultipleIndependent, num_simulations: int, factor: float, epochs: int
 ) -> tuple[Tensor, TrainingSummary]:
     """Simulate, train, and return 5,000 samples of the posterior and what the training did."""
     started = time.perf_counter()
-    theta, x = simulate_near(observed, factor, prior, num_simulations)
+    theta, x = simulate_near(observed, prior, num_simulations, factor)
     print(f"{len(x):,} simulations in {time.perf_counter() - started:.1f} s", flush=True)
 
     network = posterior_nn("zuko_maf", hidden_features=256, num_transforms=3)
@@ -164,8 +168,9 @@ def infer(
 
 def read_pelts(path: Path) -> Tensor:
     """Return the counts of hares and lynxes in thousands, shape (21, 2)."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line[0] != "#"]
-    return torch.tensor([[float(row["hare"]), float(row["lynx"])] for row in csv.DictReader(lines)])
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+    return torch.tensor([[float(row["hare"]), float(row["lynx"])] for row in rows])
 
 
 def comparison(samples: Tensor) -> str:
@@ -227,23 +232,25 @@ def main() -> None:
     """Infer the rates, print them beside the published ones and save three pictures."""
     options = argparse.ArgumentParser(description="Infer how hares and lynxes live and die.")
     options.add_argument("--out", type=Path, default=Path("quickstart_output"))
-    options.add_argument("--simulations", type=int, default=50_000)
-    options.add_argument("--max-epochs", type=int, default=14)
+    options.add_argument("--simulations", type=int, default=60_000, help="2,000 at least")
+    options.add_argument("--max-epochs", type=int, default=12)
     options.add_argument("--seed", type=int, default=0)
     budget = options.parse_args()
     started = time.perf_counter()
     matplotlib.use("Agg")
+    torch.set_num_threads(1)  # more would wait for each other, dearly where others compute too
     torch.manual_seed(budget.seed)
     pelts = read_pelts(DATA)
     observed = pelts.log().flatten()
+    few, many, epochs = budget.simulations // 3, budget.simulations, budget.max_epochs
 
-    print("Round 1: the whole prior")
+    print("Round 1: the whole prior", flush=True)
     everything = log_prior(torch.full((8,), 1e-4), torch.full((8,), torch.inf))
-    first, _ = infer(observed, 10.0, everything, budget.simulations // 3, budget.max_epochs)
+    first, _ = infer(observed, everything, few, factor=10, epochs=epochs)
 
-    print("Round 2: the part of the prior where round 1 found the posterior")
+    print("\nRound 2: the part of the prior where round 1 found the posterior", flush=True)
     plausible = log_prior(*first.exp().quantile(torch.tensor([0.001, 0.999]), dim=0))
-    second, summary = infer(observed, 6.0, plausible, budget.simulations, budget.max_epochs)
+    second, summary = infer(observed, plausible, many, factor=5, epochs=epochs)
 
     samples = second.exp()
     print(f"\n{summary}\n\n{comparison(samples)}\n")

@@ -24,6 +24,8 @@ EXAMPLE = ROOT / "examples" / "quickstart.py"
 PICTURES = ("loss.png", "posterior.png", "predictions.png")
 RATES = ("alpha", "beta", "gamma", "delta")
 
+pytestmark = pytest.mark.timeout(900)  # whichever test is first runs the example
+
 
 class Run(NamedTuple):
     """What a run of the example printed and where it left its pictures."""
@@ -70,7 +72,6 @@ def example() -> ModuleType:
     return module
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", PICTURES)
 def test_it_leaves_a_picture(quick_look: Run, name: str):
     """One that can be read and is not blank."""
@@ -151,7 +152,7 @@ def test_a_cut_prior_stays_between_its_ends(example: ModuleType):
 def test_only_records_near_the_observed_one_are_kept(example: ModuleType):
     observed = example.read_pelts(example.DATA).log().flatten()
     prior = example.log_prior(torch.full((8,), 1e-4), torch.full((8,), torch.inf))
-    theta, x = example.simulate_near(observed, 10.0, prior, 200)
+    theta, x = example.simulate_near(observed, prior, 200, factor=10)
     assert theta.shape == (200, 8)
     assert x.shape == (200, 42)
     ratio = (x - observed).abs().amax(1).exp()
