@@ -97,11 +97,11 @@ def test_a_trainer_that_overrides_the_loss_keeps_its_own():
     trainer = ready()
     trainer.__class__ = Doubled
     trainer.train(max_num_epochs=1)
-    assert isinstance(loss_of(trainer, None), TrainersOwnLoss)
+    assert isinstance(loss_of(trainer, None, as_sbi=True), TrainersOwnLoss)
 
     plain = ready()
     plain._get_losses = lambda **kwargs: None
-    assert isinstance(loss_of(plain, None), TrainersOwnLoss)
+    assert isinstance(loss_of(plain, None, as_sbi=True), TrainersOwnLoss)
 
 
 def test_every_family_of_loss_arguments_builds_on_the_base():
