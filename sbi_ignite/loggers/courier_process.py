@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 from sbi_ignite.loggers.base import Backend, EpochRow, RunInfo
@@ -25,18 +25,26 @@ _END = ("finish", "fail")
 
 
 class Reports:
-    """Writes one JSON object per line to the training, as long as it listens."""
+    """Writes one JSON object per line to the training, as long as it listens.
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
+    Args:
+        stream: The training's end of a pipe.
+        when_gone: Called once, when the training is found to listen no more.
+    """
+
+    def __init__(self, stream: IO[str], when_gone: Callable[[], None]) -> None:
+        self._stream, self._when_gone = stream, when_gone
+        self._gone = False
 
     def __call__(self, **report: Any) -> None:
         """Send one report."""
         try:
             self._stream.write(json.dumps(report) + "\n")
             self._stream.flush()
-        except OSError:  # the training has ended
-            return
+        except OSError:  # the training has ended, perhaps in the middle of a retry here
+            if not self._gone:
+                self._gone = True
+                self._when_gone()
 
 
 def main(name: str) -> None:
@@ -130,7 +138,7 @@ def _take_pipes() -> tuple[Iterator[Any], Reports]:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 # for the life of the process
     os.set_blocking(incoming, True)
     os.set_blocking(outgoing, True)
-    return _messages(os.fdopen(incoming, "r")), Reports(os.fdopen(outgoing, "w"))
+    return _messages(os.fdopen(incoming, "r")), Reports(os.fdopen(outgoing, "w"), _limit_time)
 
 
 def _messages(lines: IO[str]) -> Iterator[Any]:
