@@ -40,7 +40,11 @@ def check_split(num_train: int, num_validation: int, at_least: int, fraction: fl
     if num_validation < at_least:
         enough = (f / 100 for f in range(1, 100) if total - int((1 - f / 100) * total) >= at_least)
         needed = next(enough, None) if total >= 2 * at_least else None
-        advice = f"at least {2 * at_least} in all" if needed is None else f"or take {needed:g}"
+        advice = (
+            f"at least {2 * at_least} in all"
+            if needed is None
+            else f"or take validation_fraction={needed:g}"
+        )
         raise DataError(
             f"The validation set would have {split.format(num_validation)}, expected at least "
             f"{at_least}. Add simulations, {advice}."

@@ -38,9 +38,9 @@ from sbi_ignite.settings import CheckpointConfig, EarlyStopping, Resolved, Train
 from sbi_ignite.summary import TrainingSummary
 
 _logger = python_logging.getLogger("sbi_ignite.engine")
-# Without a handler of its own, ignite's messages about errors, which are raised anyway, would reach
-# the terminal of users who never configured logging.
+# ignite logs errors that are raised anyway; whoever wants them twice adds a handler by name.
 _logger.addHandler(python_logging.NullHandler())
+_logger.propagate = False
 
 
 def run_training(

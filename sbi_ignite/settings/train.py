@@ -215,5 +215,5 @@ class TrainConfig(Settings):
         """
         raise NotYetError(
             "TrainConfig.fast() is not available yet: its recipe has not been measured; "
-            "name the fields yourself, e.g. TrainConfig(lr_schedule='cosine', ema_decay=0.999)"
+            "name the fields yourself, e.g. TrainConfig(lr_schedule='plateau')"
         )
