@@ -131,7 +131,7 @@ def test_a_split_is_random_complete_and_of_the_wanted_size():
 
 def test_a_split_that_leaves_too_little_says_what_would_do():
     """The advice, followed, is accepted."""
-    with pytest.raises(DataError, match=r"validation set would have 1 of 10.*take validation_fraction=0\.11"):
+    with pytest.raises(DataError, match=r"have 1 of 10.*take validation_fraction=0\.11"):
         check_split(9, 1, 2, 0.1)
     train = int((1 - 0.11) * 10)
     check_split(train, 10 - train, 2, 0.11)
