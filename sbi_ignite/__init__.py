@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from sbi_ignite.inference import NRE_B as NRE_B
     from sbi_ignite.inference import NRE_C as NRE_C
     from sbi_ignite.inference import MarginalTrainer as MarginalTrainer
+    from sbi_ignite.inference.learning_rate import LearningRateRange as LearningRateRange
+    from sbi_ignite.inference.learning_rate import find_learning_rate as find_learning_rate
     from sbi_ignite.inference.patch import patch_sbi as patch_sbi
     from sbi_ignite.inference.patch import unpatch_sbi as unpatch_sbi
     from sbi_ignite.methods.base import LossArgs as LossArgs
@@ -79,6 +81,7 @@ _HOMES = {
         "BNRE FMPE MNLE MNPE MarginalTrainer NLE NLE_A NPE NPE_A NPE_B NPE_C NPE_PFN NPSE NRE "
         "NRE_A NRE_B NRE_C"
     ),
+    "inference.learning_rate": "LearningRateRange find_learning_rate",
     "inference.patch": "patch_sbi unpatch_sbi",
     "methods.base": "LossArgs",
     "methods.marginal": "LossArgsMarginal",

@@ -49,6 +49,8 @@ NAMES = {
     "History",
     "TrainingState",
     "TrainingSummary",
+    "LearningRateRange",
+    "find_learning_rate",
     "patch_sbi",
     "run_training",
     "unpatch_sbi",

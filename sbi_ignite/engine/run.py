@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging as python_logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from ignite.engine import Engine
@@ -56,7 +56,7 @@ def run_training(
     *,
     logging: Any | None = None,
     early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
-    checkpoint: CheckpointConfig | str | None = None,
+    checkpoint: CheckpointConfig | str | Literal[False] | None = None,
     host: Host | None = None,
 ) -> tuple[nn.Module, TrainingSummary]:
     """Train a torch module and return it, with its best weights, and a summary.
@@ -80,7 +80,7 @@ def run_training(
         logging: A `LoggingConfig`, the name of a backend, or a list of these.
         early_stopping: One rule or several, of which any one stops; None waits 20 epochs for a
             lower validation loss.
-        checkpoint: Where to keep the run's files.
+        checkpoint: Where to keep the run's files; False keeps none.
         host: For libraries that train through this function, see `Host`.
 
     Returns:

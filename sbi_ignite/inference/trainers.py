@@ -49,7 +49,7 @@ class IgniteTrainer(Generic[EstimatorT]):
             *args: `train_config` and `loss_args`, or sbi's own positional arguments.
             logging: A `LoggingConfig`, the name of a backend, a logger, or a list of these.
             early_stopping: An `EarlyStopping`, or a list of them of which any one stops.
-            checkpoint: A `CheckpointConfig`, or the directory of the run.
+            checkpoint: A `CheckpointConfig`, or the directory of the run; False for none.
             callbacks: Objects with methods of `Callback`, or with ignite's `attach(engine)`.
             **kwargs: sbi's keywords of this method's `train()`, `exclude_invalid_x`,
                 `train_config`, `loss_args`.

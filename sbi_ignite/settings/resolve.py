@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 from sbi_ignite.exceptions import ArgumentError
 from sbi_ignite.settings.base import Settings
@@ -54,7 +54,7 @@ def resolve(
     early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
     stop_after_epochs: int | None = None,
     logging: object = None,
-    checkpoint: CheckpointConfig | str | PathLike[str] | None = None,
+    checkpoint: CheckpointConfig | str | PathLike[str] | Literal[False] | None = None,
     defaults: Mapping[str, object] | None = None,
     default_early_stopping: EarlyStopping | None = None,
 ) -> Resolved:
@@ -70,7 +70,8 @@ def resolve(
         early_stopping: One rule or several, any of which ends the training.
         stop_after_epochs: The patience that the call passed as sbi's keyword.
         logging: A LoggingConfig, a backend's name, a logger of other make, or a list of these.
-        checkpoint: A CheckpointConfig or the run directory.
+        checkpoint: A CheckpointConfig or the run directory; False saves nothing, whatever the
+            environment says.
         defaults: Fields of TrainConfig whose default is another one here.
         default_early_stopping: The rule where none is asked for; validation loss if not given.
 
@@ -318,6 +319,8 @@ def _logger(item: object, layers: tuple[Layer, ...]) -> tuple[object, _Said]:
 def _checkpoint(
     asked: object, layers: Iterable[Layer], origins: dict[str, Origin]
 ) -> CheckpointConfig | None:
+    if asked is False:
+        return None
     said = _asked_directory(asked)
     said.fill(_outside(layers, "checkpoint"))
     if "directory" not in said.values:
@@ -334,7 +337,8 @@ def _asked_directory(asked: object) -> _Said:
         return _passed(asked)
     if not isinstance(asked, str | PathLike):
         raise ArgumentError(
-            f"checkpoint: expected a CheckpointConfig or a directory, got {shorten(asked)}"
+            "checkpoint: expected a CheckpointConfig, a directory, or False for none at all, got "
+            f"{shorten(asked)}"
         )
     origin = Origin("call", "train(checkpoint=...)")
     return _Said({"directory": asked}, {"directory": origin})

@@ -635,6 +635,12 @@ def test_loggers_of_other_make_pass_untouched_and_an_empty_list_means_none(envir
 # --- checkpoint
 
 
+def test_checkpoint_false_saves_nothing_whatever_the_environment_says(environment):
+    environment(CHECKPOINT__DIRECTORY="runs/a")
+    assert resolve(checkpoint=False).checkpoint is None
+    assert resolve().checkpoint == CheckpointConfig("runs/a")
+
+
 def test_an_unchanged_script_is_saved_by_variables_alone(environment):
     environment(CHECKPOINT__DIRECTORY="runs/a", CHECKPOINT__KEEP_LAST="3")
     resolved = resolve()
