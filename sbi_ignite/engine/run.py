@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.engine.checks import check_arguments, refuse_what_is_not_built
 from sbi_ignite.engine.epochs import Epochs, validation_randomness
+from sbi_ignite.engine.flat import FlatOptimizer
 from sbi_ignite.engine.host import Host
 from sbi_ignite.engine.optimizers import make_optimizer, make_scheduler
 from sbi_ignite.engine.persistence import NoPersistence, Persistence, persistence
@@ -123,7 +124,10 @@ def run_training(
     users = UserCallbacks(callbacks or (), state)
 
     # Two engines: one trains, one validates.
-    clipping = GradientClipping(model.parameters(), config.clip_max_norm)
+    stepping = FlatOptimizer(optimizer)
+    # The norm of one tensor is found faster and rounded otherwise, as is a fused step.
+    flat_gradient = stepping.flat_gradient if stepping.fused else None
+    clipping = GradientClipping(model.parameters(), config.clip_max_norm, flat_gradient)
     train_loss = _epoch_mean(train_loader, as_sbi)
     validation_loss = _epoch_mean(() if val_loader is None else val_loader, as_sbi)
 
@@ -142,7 +146,7 @@ def run_training(
     )
     add_up = summed_as_sbi if as_sbi else summed
     trainer = _engine(
-        host.train_step or TrainStep(model, loss_fn, optimizer, device, add_up, epochs.now)
+        host.train_step or TrainStep(model, loss_fn, stepping, device, add_up, epochs.now)
     )
     evaluator = _engine(
         host.validation_step or ValidationStep(model, loss_fn, device, add_up, epochs.now, as_sbi)
@@ -188,7 +192,11 @@ def run_training(
         loggers.start(_run_info(settings, host, files, state, rules))
         users.on_train_start()
 
-        with _errors_reported(model, best, users, loggers), files.running():
+        with (
+            _errors_reported(model, best, users, loggers),
+            files.running(),
+            stepping.lent_memory(),
+        ):
             if state.stop_reason is None and state.epoch < budget:
                 trainer.run(
                     train_loader,

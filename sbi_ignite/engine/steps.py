@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,18 @@ from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.handlers.events import TrainingEvents
 
 Step = Callable[[Engine, Any], StepOutput]
+
+
+class Stepping(Protocol):
+    """What a step needs of an optimizer."""
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        ...
+
+    def step(self) -> Any:
+        """Take a step."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class TrainStep:
 
     model: nn.Module
     loss: Callable[[Any, Any], Tensor]
-    optimizer: torch.optim.Optimizer
+    optimizer: Stepping
     device: torch.device
     summed: Callable[[Tensor, Any], StepOutput]
     now: Callable[[], tuple[int, int]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,20 +16,30 @@ from sbi_ignite.handlers.events import TrainingEvents
 class GradientClipping:
     """Scale the gradients so that their total 2-norm is at most `max_norm`.
 
-    ignite has no such handler; it works between backward pass and optimizer step.
+    ignite has no such handler; it works between backward pass and optimizer step. On the CPU its
+    arithmetic is that of torch's `clip_grad_norm_`, without its search for common devices.
 
     Args:
         parameters: The parameters whose gradients count.
         max_norm: Largest total norm that is left alone; None clips and measures nothing.
+        flat_gradient: Returns all gradients as one tensor, whose norm is found faster, or None.
 
     Example:
         >>> GradientClipping([torch.nn.Parameter(torch.zeros(1))], max_norm=5.0).mean_norm
         nan
     """
 
-    def __init__(self, parameters: Iterable[Tensor], max_norm: float | None) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        max_norm: float | None,
+        flat_gradient: Callable[[], Tensor | None] | None = None,
+    ) -> None:
         self._parameters = list(parameters)
         self.max_norm = max_norm
+        self._flat_gradient = flat_gradient or (lambda: None)
+        kinds = {(parameter.device.type, parameter.dtype) for parameter in self._parameters}
+        self._on_cpu = len(kinds) == 1 and next(iter(kinds))[0] == "cpu"
         self._norms: Tensor | float = 0.0
         self._steps = 0
 
@@ -50,9 +60,24 @@ class GradientClipping:
 
     def _clip(self) -> None:
         assert self.max_norm is not None
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
         # The sum stays on the device: reading it here would wait for the device in every step.
-        self._norms = self._norms + clip_grad_norm_(self._parameters, max_norm=self.max_norm)
+        if self._on_cpu and gradients:
+            self._norms = self._norms + self._clip_on_cpu(gradients, self.max_norm)
+        else:
+            self._norms = self._norms + clip_grad_norm_(self._parameters, max_norm=self.max_norm)
         self._steps += 1
+
+    @torch.no_grad()
+    def _clip_on_cpu(self, gradients: list[Tensor], max_norm: float) -> Tensor:
+        """Return the total norm; gradients are only touched when it is too large."""
+        flat = self._flat_gradient()
+        norm = _total_norm(gradients) if flat is None else torch.linalg.vector_norm(flat)
+        factor = max_norm / (norm + 1e-6)
+        if not factor >= 1.0:  # NaN scales too, as in torch
+            for gradient in gradients:
+                gradient.mul_(factor)
+        return norm
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums inside the epoch."""
@@ -61,3 +86,8 @@ class GradientClipping:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the sums."""
         self._norms, self._steps = state["norms"], state["steps"]
+
+
+def _total_norm(gradients: list[Tensor]) -> Tensor:
+    """Return the 2-norm of all gradients together, by way of their own norms as in torch."""
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))

@@ -1,0 +1,291 @@
+"""A torch optimizer comes in; its step, taken on all parameters as one flat tensor, goes out.
+
+Small networks have many small tensors, and on a CPU an optimizer's step costs by the tensor: Adam
+takes 1.2 ms for a flow of 50 tensors, 0.1 ms for one tensor of the same 31,000 numbers. Its
+arithmetic is elementwise, so the results are equal bit for bit; with `fused=True`, whose kernel
+rounds the end of a tensor in its own way, up to the last bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._utils import _flatten_dense_tensors
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.adam import adam
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+_ALIGNED = 64
+"""Bytes: where torch's allocator lets tensors begin. The last bits of matrix products may depend on
+it, so parameters begin there inside the flat tensor too."""
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_TORCH = f"{Path(torch.__file__).parent}/"
+
+
+class FlatOptimizer:
+    """`zero_grad()` and `step()` of a torch optimizer, faster where that changes nothing.
+
+    Faster are Adam and AdamW with one group of parameters on the CPU. From the second step to the
+    end of `lent_memory`, parameters and moments lie side by side in flat tensors. They stay the
+    same `Parameter` objects and the same optimizer, whose state can be saved, loaded and stepped
+    by torch at any time. What is not elementwise, or cannot lie side by side, is left to the
+    optimizer: other kinds and options, hooks, parameters that share memory, and all steps after one
+    for which other parameters had gradients than before.
+
+    Args:
+        optimizer: The optimizer to step.
+
+    Example:
+        >>> net = torch.nn.Linear(2, 1)
+        >>> optimizer = FlatOptimizer(torch.optim.Adam(net.parameters()))
+        >>> with optimizer.lent_memory():
+        ...     for _ in range(3):
+        ...         optimizer.zero_grad()
+        ...         net(torch.ones(4, 2)).mean().backward()
+        ...         optimizer.step()
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self._memory: _FlatMemory | None = None
+        self._possible = False
+
+    @property
+    def fused(self) -> bool:
+        """Whether the step is torch's fused one, which is not bitwise the default."""
+        return all(group.get("fused") is True for group in self.optimizer.param_groups)
+
+    @contextmanager
+    def lent_memory(self) -> Iterator[None]:
+        """Let parameters lie in flat memory inside the block; at its end they get their own back.
+
+        Both moves keep values, and aliases made before the block see the values at its end.
+        """
+        self._possible = True
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        if self._memory is None:
+            self.optimizer.zero_grad()
+            return
+        for parameter in self._memory.group["params"]:
+            parameter.grad = None
+
+    def step(self) -> None:
+        """Take a step."""
+        gradient = self.flat_gradient()
+        if gradient is None or self._memory is None:
+            self.optimizer.step()
+            return
+        self._memory.step(gradient)
+        # torch's schedulers look whether the optimizer has stepped before them.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined] # known to schedulers only
+
+    def flat_gradient(self) -> Tensor | None:
+        """Return all gradients as one tensor, shape (num_numbers,); None if they cannot be flat.
+
+        Between parameters there are zeros. It is a copy for reading, made anew when a gradient has
+        been changed or replaced.
+        """
+        if self._memory is not None and not self._memory.in_use():
+            self._memory.give_back()
+            self._memory = None
+        # Before its first step, a torch optimizer has no state to move in with.
+        if self._memory is None and self._possible and self.optimizer.state:
+            self._memory = _FlatMemory.of(self.optimizer)
+            self._possible = self._memory is not None
+        gradient = None if self._memory is None else self._memory.gather()
+        if gradient is None and self._memory is not None:
+            self._leave()
+        return gradient
+
+    def _leave(self) -> None:
+        """Let parameters have their own memory, for good."""
+        if self._memory is not None:
+            self._memory.give_back()
+        self._memory, self._possible = None, False
+
+
+class _FlatMemory:
+    """The parameters of an optimizer that have gradients, and their moments, in flat tensors.
+
+    Args:
+        optimizer: Adam or AdamW, with a state.
+        parameters: The parameters.
+    """
+
+    def __init__(self, optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+        self._optimizer, self._parameters = optimizer, list(parameters)
+        self.group, self._state = optimizer.param_groups[0], optimizer.state
+        self._others = [p for p in self.group["params"] if p.grad is None]
+        self._patched = vars(optimizer).get("step")
+        first, unit = self._parameters[0], _ALIGNED // self._parameters[0].element_size()
+        pads = [-p.numel() % unit for p in self._parameters]
+        self._pads = [first.new_zeros(pad) for pad in pads]
+        self._own = [p.data for p in self._parameters]
+        self._steps = torch.stack([self._state[p]["step"] for p in self._parameters])
+        self._gathered: tuple[list[Tensor], list[int], Tensor] | None = None
+        self._values = self._flat(self._own)
+        self._moments = [
+            self._flat([self._state[p][name] for p in self._parameters]) for name in _MOMENTS
+        ]
+        self._move_in()
+        self._first = self._parameters[0], self._state[self._parameters[0]]
+        self._addresses = [p.data_ptr() for p in self._parameters]
+
+    @classmethod
+    def of(cls, optimizer: Optimizer) -> _FlatMemory | None:
+        """Return the memory for an optimizer, None where its step cannot be taken on flat ones."""
+        if not _is_elementwise(optimizer):
+            return None
+        parameters = [p for p in optimizer.param_groups[0]["params"] if p.grad is not None]
+        states = [optimizer.state.get(p, {}) for p in parameters]
+        if not (_can_lie_together(parameters) and all({"step", *_MOMENTS} == {*s} for s in states)):
+            return None
+        one_count = len({float(state["step"]) for state in states}) == 1
+        return cls(optimizer, parameters) if one_count else None
+
+    def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return a copy of tensors shaped as the parameters, in one, every one aligned."""
+        pairs = zip(tensors, self._pads, strict=True)
+        return _flatten_dense_tensors([piece for pair in pairs for piece in pair])
+
+    def _move_in(self) -> None:
+        """Let parameters and their state point into the flat tensors."""
+        begin = 0
+        for i, (parameter, pad) in enumerate(zip(self._parameters, self._pads, strict=True)):
+            shape, end = parameter.shape, begin + parameter.numel()
+            parameter.data = self._values[begin:end].view(shape)
+            state = self._state[parameter]
+            state["step"] = self._steps[i]
+            for name, moments in zip(_MOMENTS, self._moments, strict=True):
+                state[name] = moments[begin:end].view(shape)
+            begin = end + len(pad)
+
+    def in_use(self) -> bool:
+        """Say whether the optimizer, its parameters and its state are still as they were put."""
+        optimizer = self._optimizer
+        return (
+            optimizer.state is self._state
+            and self._state.get(self._first[0]) is self._first[1]
+            and len(optimizer.param_groups) == 1
+            and optimizer.param_groups[0] is self.group
+            and vars(optimizer).get("step") is self._patched
+            and [p.data_ptr() for p in self._parameters] == self._addresses
+        )
+
+    def gather(self) -> Tensor | None:
+        """Return the gradients as one tensor; None where a plain step would not be this one."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if (
+            len(gradients) < len(self._parameters)
+            or any(p.grad is not None for p in self._others)
+            or any(g.layout != torch.strided for g in gradients)
+            or _has_hooks(self._optimizer)
+        ):
+            return None
+        versions = [gradient._version for gradient in gradients]
+        if self._gathered is not None:
+            seen, seen_versions, flat = self._gathered
+            same = (a is b for a, b in zip(gradients, seen, strict=True))
+            if versions == seen_versions and all(same):
+                return flat
+        with torch.no_grad():
+            self._gathered = gradients, versions, self._flat(gradients)
+        return self._gathered[2]
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor) -> None:
+        """Take the step of torch's Adam or AdamW."""
+        group = self.group
+        beta1, beta2 = group["betas"]
+        adam(
+            [self._values],
+            [gradient],
+            [self._moments[0]],
+            [self._moments[1]],
+            [],
+            [self._steps[0]],
+            foreach=False,
+            fused=group["fused"],
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+            decoupled_weight_decay=group["decoupled_weight_decay"],
+        )
+        self._steps.fill_(self._steps[0])
+        self._gathered = None
+
+    @torch.no_grad()
+    def give_back(self) -> None:
+        """Let every parameter, with its present value, and every moment have its own memory."""
+        places = zip(self._parameters, self._own, self._addresses, strict=True)
+        for parameter, own, address in places:
+            if parameter.data_ptr() == address:
+                parameter.data = own.copy_(parameter)
+            state = self._state.get(parameter, {})
+            state.update({name: value.clone() for name, value in state.items()})
+
+
+def _is_elementwise(optimizer: Optimizer) -> bool:
+    """Return whether a step is torch's own Adam or AdamW, without options that look elsewhere."""
+    if type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) != 1:
+        return False
+    group = optimizer.param_groups[0]
+    numbers = (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
+    return (
+        not any(group[option] for option in ("amsgrad", "capturable", "differentiable"))
+        and not any(isinstance(number, Tensor) for number in numbers)
+        and "decoupled_weight_decay" in group  # torch before 2.7 keeps AdamW apart
+        and _is_torchs_own(optimizer.step)
+        and _is_torchs_own(optimizer.zero_grad)
+        and not hasattr(optimizer, "grad_scale")
+    )
+
+
+def _is_torchs_own(method: Callable[..., Any] | None) -> bool:
+    """Return whether a method is torch's, also where torch's schedulers have wrapped it."""
+    while method is not None:
+        if not method.__code__.co_filename.startswith(_TORCH):  # type: ignore[attr-defined] # a function
+            return False
+        method = getattr(method, "__wrapped__", None)
+    return True
+
+
+def _has_hooks(optimizer: Optimizer) -> bool:
+    """Return whether somebody wants to be told about steps."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+    )
+
+
+def _can_lie_together(parameters: Sequence[Tensor]) -> bool:
+    """Return whether parameters are dense CPU tensors of one type, each alone in its memory."""
+    if not parameters or parameters[0].dtype not in (torch.float32, torch.float64):
+        return False
+    return (
+        all(p.device.type == "cpu" and p.layout == torch.strided for p in parameters)
+        and all(
+            type(p) is torch.nn.Parameter and p.dtype == parameters[0].dtype for p in parameters
+        )
+        and all(p.is_contiguous() and not p.is_shared() for p in parameters)
+        and all(p.untyped_storage().nbytes() == p.numel() * p.element_size() for p in parameters)
+        and len({p.untyped_storage().data_ptr() for p in parameters}) == len(parameters)
+    )

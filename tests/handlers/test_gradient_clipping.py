@@ -1,0 +1,100 @@
+"""Clipping is torch's clip_grad_norm_, bit for bit."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from ignite.engine import Engine
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+
+from sbi_ignite.engine.flat import FlatOptimizer
+from sbi_ignite.handlers.events import TrainingEvents
+from sbi_ignite.handlers.gradient_clipping import GradientClipping
+
+SHAPES = [(1,), (17, 3), (), (129,), (64, 33)]
+
+
+def parameters(scale=1.0, without=(), dtypes=(torch.float32,)):
+    torch.manual_seed(2)
+    made = [
+        nn.Parameter(torch.randn(s, dtype=dtypes[i % len(dtypes)])) for i, s in enumerate(SHAPES)
+    ]
+    for i, parameter in enumerate(made):
+        parameter.grad = None if i in without else scale * torch.randn_like(parameter)
+    return made
+
+
+def clip(clipping):
+    """Let an engine take one step after whose backward pass gradients are clipped."""
+    engine = Engine(lambda engine, batch: engine.fire_event(TrainingEvents.BACKWARD_COMPLETED))
+    engine.register_events(*TrainingEvents)
+    clipping.attach(engine)
+    engine.run([0])
+
+
+CASES = {
+    "small": {"scale": 1e-3},
+    "large": {"scale": 30.0},
+    "just below": {"scale": 4.9999 / 46.5},
+    "infinite": {"scale": math.inf},
+    "not a number": {"scale": math.nan},
+    "zero": {"scale": 0.0},
+    "some without": {"scale": 30.0, "without": (1, 3)},
+    "all without": {"without": range(5)},
+    "two dtypes": {"scale": 30.0, "dtypes": (torch.float32, torch.float64)},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_and_norms_are_torchs_bit_for_bit(name):
+    expected, ours = parameters(**CASES[name]), parameters(**CASES[name])
+    norm = clip_grad_norm_(expected, 5.0)
+    clipping = GradientClipping(ours, 5.0)
+    clip(clipping)
+    for a, b in zip(expected, ours, strict=True):
+        if a.grad is None:
+            assert b.grad is None
+        else:
+            torch.testing.assert_close(b.grad, a.grad, rtol=0, atol=0, equal_nan=True)
+    assert clipping.mean_norm == pytest.approx(float(norm), abs=0, rel=0, nan_ok=True)
+
+
+def test_it_clips_where_torch_would_begin_to():
+    """Just around the largest norm, in float32 steps, gradients stay or shrink as torch's do."""
+    for nudge in range(-20, 20):
+        expected, ours = parameters(), parameters()
+        largest = float(clip_grad_norm_(parameters(), 1e9)) * (1 + nudge * 1e-7)
+        clip_grad_norm_(expected, largest)
+        clip(GradientClipping(ours, largest))
+        assert all(torch.equal(a.grad, b.grad) for a, b in zip(expected, ours, strict=True))
+
+
+def test_without_a_largest_norm_nothing_is_touched():
+    ours = parameters(scale=1e9)
+    before = [p.grad.clone() for p in ours]
+    clip(GradientClipping(ours, None))
+    assert all(torch.equal(p.grad, b) for p, b in zip(ours, before, strict=True))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0])
+def test_with_a_flat_gradient_the_norm_is_the_same_and_the_step_sees_what_was_clipped(scale):
+    expected, ours = parameters(), parameters()
+    plain = torch.optim.Adam(expected)
+    flat = FlatOptimizer(torch.optim.Adam(ours))
+    clipping = GradientClipping(ours, 5.0, flat.flat_gradient)
+    with flat.lent_memory():
+        for _ in range(3):
+            fresh = parameters(scale)
+            for a, b, source in zip(expected, ours, fresh, strict=True):
+                a.grad, b.grad = source.grad.clone(), source.grad.clone()
+            norm = clip_grad_norm_(expected, 5.0)
+            plain.step()
+            clip(clipping)
+            assert clipping.mean_norm == pytest.approx(float(norm), rel=1e-6)
+            flat.step()
+        assert flat.flat_gradient() is not None
+    for a, b in zip(expected, ours, strict=True):
+        torch.testing.assert_close(a, b)
