@@ -66,7 +66,9 @@ if TYPE_CHECKING:
     from sbi_ignite.settings import EarlyStopping as EarlyStopping
     from sbi_ignite.settings import LoggingConfig as LoggingConfig
     from sbi_ignite.settings import LRSchedule as LRSchedule
+    from sbi_ignite.settings import Stage as Stage
     from sbi_ignite.settings import TrainConfig as TrainConfig
+    from sbi_ignite.settings import WeightAveraging as WeightAveraging
     from sbi_ignite.summary import TrainingSummary as TrainingSummary
 
 _HOMES = {
@@ -90,7 +92,9 @@ _HOMES = {
     "methods.nre": "LossArgsBNRE LossArgsNRE LossArgsNRE_A LossArgsNRE_C",
     "methods.vector_field": "LossArgsVF",
     "runs.load": "Run load_estimator load_run",
-    "settings": "CheckpointConfig EarlyStopping LRSchedule LoggingConfig TrainConfig",
+    "settings": (
+        "CheckpointConfig EarlyStopping LRSchedule LoggingConfig Stage TrainConfig WeightAveraging"
+    ),
     "summary": "TrainingSummary",
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -64,6 +64,7 @@ class TrainingState:
         best_validation_loss: Lowest validation loss so far; infinite before the first.
         best_epoch: Epoch of that loss, counted from 1; 0 before the first.
         learning_rate: Current rate of the first parameter group.
+        learning_rate_rises: Whether the last step of the schedule raised it, as in a warm-up.
         gradient_norm: Mean gradient norm of the last finished epoch before clipping.
         validated: Whether there is validation data; without, the training loss is watched instead.
         history: All values so far.
@@ -85,6 +86,7 @@ class TrainingState:
     best_validation_loss: float = math.inf
     best_epoch: int = 0
     learning_rate: float = math.nan
+    learning_rate_rises: bool = False
     gradient_norm: float = math.nan
     validated: bool = True
     history: History = field(default_factory=History)
@@ -113,6 +115,7 @@ class TrainingState:
             "best_validation_loss",
             "best_epoch",
             "learning_rate",
+            "learning_rate_rises",
             "gradient_norm",
         )
         return {**{n: getattr(self, n) for n in names}, "history": self.history.state_dict()}

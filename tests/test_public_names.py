@@ -43,7 +43,9 @@ NAMES = {
     "LossArgsNRE_A",
     "LossArgsNRE_C",
     "LossArgsVF",
+    "Stage",
     "TrainConfig",
+    "WeightAveraging",
     # doors and runner
     "Callback",
     "History",

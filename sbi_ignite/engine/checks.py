@@ -14,7 +14,6 @@ from sbi_ignite.settings import TrainConfig
 def refuse_what_is_not_built(train: TrainConfig) -> None:
     """Raise before training for settings that are announced but not built."""
     missing = {
-        "ema_decay": train.ema_decay is not None,
         f"compile={train.compile!r}": train.compile not in ("auto", "off"),
         f"precision={train.precision!r}": train.precision != "32",
     }

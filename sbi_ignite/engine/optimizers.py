@@ -1,17 +1,15 @@
-"""Training settings and parameters come in; an optimizer and its schedule go out."""
+"""Training settings and parameters come in; an optimizer goes out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from sbi_ignite.exceptions import ArgumentError, NotYetError
-from sbi_ignite.settings import LRSchedule, TrainConfig
+from sbi_ignite.exceptions import ArgumentError
+from sbi_ignite.settings import TrainConfig
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -48,30 +46,4 @@ def make_optimizer(config: TrainConfig, parameters: Iterable[Tensor]) -> Optimiz
         faster = {}
     return OPTIMIZERS[config.optimizer](
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, **faster
-    )
-
-
-def make_scheduler(config: TrainConfig, optimizer: Optimizer) -> Any:
-    """Return the torch scheduler that the settings ask for, None for a constant rate.
-
-    Args:
-        config: Gives lr_schedule.
-        optimizer: The optimizer to schedule.
-
-    Raises:
-        NotYetError: For the schedules that are announced but not built.
-    """
-    wanted = config.lr_schedule
-    if wanted is None:
-        return None
-    if callable(wanted):
-        return wanted(optimizer)
-    schedule = LRSchedule(kind=wanted) if isinstance(wanted, str) else wanted
-    if schedule.kind == "plateau" and not schedule.warmup_steps:
-        return ReduceLROnPlateau(
-            optimizer, factor=schedule.factor, patience=schedule.patience, min_lr=schedule.min_lr
-        )
-    raise NotYetError(
-        f"lr_schedule={schedule!r} is not built yet. Use lr_schedule='plateau' without warm-up, or "
-        "a callable `optimizer -> torch scheduler`."
     )

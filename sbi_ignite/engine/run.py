@@ -21,17 +21,21 @@ from sbi_ignite.engine.checks import check_arguments, refuse_what_is_not_built
 from sbi_ignite.engine.epochs import Epochs, validation_randomness
 from sbi_ignite.engine.flat import FlatOptimizer
 from sbi_ignite.engine.host import Host
-from sbi_ignite.engine.optimizers import make_optimizer, make_scheduler
+from sbi_ignite.engine.optimizers import make_optimizer
 from sbi_ignite.engine.persistence import NoPersistence, Persistence, persistence
+from sbi_ignite.engine.recipe import filled_in
+from sbi_ignite.engine.schedules import epochs_to_train, make_schedulers
 from sbi_ignite.engine.state import Stateful, snapshot
 from sbi_ignite.engine.steps import Step, TrainStep, ValidationStep, summed, summed_as_sbi
 from sbi_ignite.exceptions import NonFiniteLossError
+from sbi_ignite.handlers.averaging import AveragedWeights, TrainedWeights
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.callbacks import UserCallbacks
 from sbi_ignite.handlers.epoch_mean import EpochMean
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.handlers.gradient_clipping import GradientClipping
-from sbi_ignite.handlers.schedule import Schedule
+from sbi_ignite.handlers.schedule import Schedule, Schedulers
+from sbi_ignite.handlers.stages import StageChanges, StageRule
 from sbi_ignite.handlers.stopping import Rule, StopOnRules, make_rule
 from sbi_ignite.handlers.time_limit import TimeLimit
 from sbi_ignite.loggers import Loggers, RunInfo, make_loggers
@@ -106,6 +110,7 @@ def run_training(
     settings = host.settings or resolve(
         train=config, early_stopping=early_stopping, logging=logging, checkpoint=checkpoint
     )
+    settings = filled_in(settings, train_loader)
     config, as_sbi = settings.train, settings.train.sbi_compat
     refuse_what_is_not_built(config)
     check_arguments(model, loss_fn, train_loader, val_loader, optimizer, scheduler)
@@ -117,9 +122,19 @@ def run_training(
     optimizer = optimizer or make_optimizer(config, model.parameters())
     state = host.state or TrainingState(model=model)
     state.validated = val_loader is not None
-    schedule = Schedule(scheduler or make_scheduler(config, optimizer), optimizer, state)
+    schedulers = (
+        Schedulers(scheduler) if scheduler else make_schedulers(config, optimizer, train_loader)
+    )
+    schedule = Schedule(schedulers, optimizer, state)
+    averages = AveragedWeights(model, config.averages.share) if config.averages else None
     best = host.best_weights or BestWeights()
     rules = tuple(host.rules if host.rules is not None else map(make_rule, settings.early_stopping))
+    stages = None
+    if config.stages:
+        stage_rule = StageRule(config.stages, config.weight_decay)
+        rules = (*rules, stage_rule)
+        stages = StageChanges(stage_rule, model, optimizer, schedule, best, averages)
+        stages.begin()
     stopping = StopOnRules(rules, state)
     users = UserCallbacks(callbacks or (), state)
 
@@ -154,17 +169,22 @@ def run_training(
     validation_loss.attach(evaluator)
 
     # What happens when: handlers act in the order in which they are attached.
+    if averages is not None:
+        averages.attach(trainer)
     for handler in (train_loss, clipping, epochs, schedule, stopping, users):
         handler.attach(trainer)
     if config.max_time is not None:
         TimeLimit(config.max_time, state).attach(trainer)
     loggers.attach(trainer, state)
+    if stages is not None:
+        stages.attach(trainer)
 
     parts = _parts(
         {
-            "model": model,
+            "model": model if averages is None else TrainedWeights(model, averages),
             "optimizer": optimizer,
-            "schedule": schedule.scheduler,
+            "averages": averages,
+            "schedule": schedule,
             "state": state,
             "best_weights": best,
             "train_loss": train_loss,
@@ -186,8 +206,7 @@ def run_training(
             schedule.note_rate()
             epochs.continue_at(len(train_loader), parts, files.found)
         resumed_from = state.epoch
-        # sbi's budget is one epoch longer than its name says.
-        budget = config.max_epochs + as_sbi
+        budget = epochs_to_train(config, schedulers)
         stopping.ask_before_training()
         loggers.start(_run_info(settings, host, files, state, rules))
         users.on_train_start()
@@ -208,6 +227,8 @@ def run_training(
         if host.keep_snapshot is not None:
             host.keep_snapshot(snapshot(parts))
         files.finish()
+        if averages is not None:
+            averages.show()
         best.conclude(model)
         model.zero_grad(set_to_none=True)
         summary = _summary(files, state, settings, resumed_from, device)

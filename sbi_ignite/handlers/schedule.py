@@ -1,15 +1,39 @@
-"""A torch scheduler comes in; it is stepped at the right moments of a training."""
+"""Torch schedulers come in; they are stepped at the right moments of a training."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ignite.engine import Engine, Events
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 from sbi_ignite.callback import TrainingState, watched_loss
 from sbi_ignite.handlers.events import TrainingEvents
+
+
+@dataclass(frozen=True)
+class Schedulers:
+    """What sets the learning rates of one training.
+
+    Attributes:
+        main: A torch scheduler; None for a constant rate.
+        warmup: Another one, stepped after each of the first iterations.
+        warmup_steps: How many those are; `main` is not asked before.
+        per_iteration: Whether `main` is stepped after every iteration; None: as its kind asks.
+        last_step: Steps of `main` after which the rate stays; None: it never ends.
+        epochs: Length in epochs; None for a schedule without an end.
+    """
+
+    main: Any = None
+    warmup: Any = None
+    warmup_steps: int = 0
+    per_iteration: bool | None = None
+    last_step: int | None = None
+    epochs: int | None = None
 
 
 class Schedule:
@@ -20,36 +44,121 @@ class Schedule:
     wrapper steps some of torch's schedulers at the wrong rate, hence this page.
 
     Args:
-        scheduler: The torch scheduler, None for a constant rate.
-        optimizer: Its optimizer, whose current rate goes into the state.
+        schedulers: The torch schedulers.
+        optimizer: Their optimizer, whose current rate goes into the state.
         state: Where losses are read and the rate is noted.
+
+    Attributes:
+        factor: What the schedulers' rates are multiplied by, for the stages of a training.
     """
 
-    def __init__(self, scheduler: Any, optimizer: Optimizer, state: TrainingState) -> None:
-        self.scheduler, self._optimizer, self._state = scheduler, optimizer, state
+    def __init__(self, schedulers: Schedulers, optimizer: Optimizer, state: TrainingState) -> None:
+        self._main, self._warmup = schedulers.main, schedulers.warmup
+        self._warmup_steps, self._last_step = schedulers.warmup_steps, schedulers.last_step
+        self._per_iteration = schedulers.per_iteration
+        self._optimizer, self._state = optimizer, state
+        self.factor = 1.0
+        self._rates = self._rates_in_force()
         self.note_rate()
 
     def attach(self, engine: Engine) -> None:
         """Step after iterations or after the validation of epochs."""
-        if self.scheduler is None:
+        if self._warmup is not None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._warm_up)
+        if self._main is None:
             return
-        per_iteration = isinstance(self.scheduler, OneCycleLR | CyclicLR)
-        if getattr(self.scheduler, "per_iteration", per_iteration):
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
+        if self._steps_by_iteration():
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._step_until_end)
         else:
             engine.add_event_handler(TrainingEvents.VALIDATED, self._step_after_epoch)
 
-    def _step_after_epoch(self) -> None:
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(watched_loss(self._state))
-            self.note_rate()
-        else:
-            self._step()
+    def scale(self, factor: float) -> None:
+        """Multiply the schedulers' rates, now and from now on.
 
-    def _step(self) -> None:
-        self.scheduler.step()
+        Args:
+            factor: Relative to the schedulers' own rates, not to an earlier factor.
+        """
+        self._rates = self._own_rates()
+        self.factor = factor
+        self._set_rates(rate * factor for rate in self._rates)
         self.note_rate()
 
     def note_rate(self) -> None:
         """Write the optimizer's current rate into the state."""
-        self._state.learning_rate = float(self._optimizer.param_groups[0]["lr"])
+        self._state.learning_rate = self._rates_in_force()[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the schedulers' states, the factor and the rates without it."""
+        return {
+            "main": _state_of(self._main),
+            "warmup": _state_of(self._warmup),
+            "factor": self.factor,
+            "rates": self._own_rates(),
+            "last_step": self._last_step,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned; the optimizer brings its rates itself."""
+        for scheduler, saved in ((self._main, "main"), (self._warmup, "warmup")):
+            if scheduler is not None and state[saved] is not None:
+                scheduler.load_state_dict(state[saved])
+        self.factor, self._rates = state["factor"], list(state["rates"])
+        self._last_step = state["last_step"]
+
+    def _steps_by_iteration(self) -> bool:
+        if self._per_iteration is not None:
+            return self._per_iteration
+        of_its_kind = isinstance(self._main, OneCycleLR | CyclicLR)
+        return bool(getattr(self._main, "per_iteration", of_its_kind))
+
+    def _warm_up(self) -> None:
+        if self._is_warm():
+            self._state.learning_rate_rises = False
+        else:
+            self._step(self._warmup)
+
+    def _is_warm(self) -> bool:
+        return self._warmup is None or self._warmup.last_epoch >= self._warmup_steps
+
+    def _step_until_end(self) -> None:
+        if self._last_step is None or self._main.last_epoch < self._last_step:
+            self._step(self._main)
+        else:
+            self._state.learning_rate_rises = False
+
+    def _step_after_epoch(self) -> None:
+        if not isinstance(self._main, ReduceLROnPlateau):
+            self._step(self._main)
+        elif self._is_warm():
+            self._step(self._main, watched_loss(self._state))
+
+    def _step(self, scheduler: Any, *loss: float) -> None:
+        """Step from the scheduler's own rates, which the factor is then put on."""
+        before = self._own_rates()
+        if self.factor != 1.0:
+            self._set_rates(before)
+        scheduler.step(*loss)
+        self._rates = self._rates_in_force()
+        if self.factor != 1.0:
+            self._set_rates(rate * self.factor for rate in self._rates)
+        self._state.learning_rate_rises = self._rates[0] > before[0]
+        self.note_rate()
+
+    def _own_rates(self) -> list[float]:
+        """Return the rates without the factor; without one, what a user has set counts, too."""
+        return self._rates_in_force() if self.factor == 1.0 else self._rates
+
+    def _rates_in_force(self) -> list[float]:
+        return [float(group["lr"]) for group in self._optimizer.param_groups]
+
+    def _set_rates(self, rates: Iterable[float]) -> None:
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+
+def _state_of(scheduler: Any) -> Any:
+    """Return a scheduler's state; None without one."""
+    return scheduler.state_dict() if hasattr(scheduler, "state_dict") else None

@@ -147,6 +147,8 @@ class TwoStandardDeviations(_PlainState):
 class LearningRateThreshold(_PlainState):
     """Stop when the learning rate has fallen below `min_lr`.
 
+    A rate that is just rising, as in a warm-up or at the beginning of a cycle, has not fallen.
+
     Args:
         min_lr: Lowest rate worth training with.
 
@@ -162,11 +164,11 @@ class LearningRateThreshold(_PlainState):
 
     def should_stop(self, state: TrainingState) -> bool:
         """Observe the learning rate with which the next epoch would begin."""
-        return self.observe(state.learning_rate)
+        return not state.learning_rate_rises and self.observe(state.learning_rate)
 
     def already_stopped(self, state: TrainingState) -> bool:
         """Say whether the rate was below the limit when an earlier call ended."""
-        return state.epoch > 0 and self.observe(state.learning_rate)
+        return state.epoch > 0 and self.should_stop(state)
 
     def observe(self, learning_rate: float) -> bool:
         """Take in one rate and say whether it is below the limit."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sbi.inference.trainers._contracts import TrainConfig as SbiTrainConfig
@@ -78,6 +78,10 @@ class Call:
     def sbi_compat(self) -> bool:
         """Whether sbi's semantics hold, bit for bit."""
         return self.settings.train.sbi_compat
+
+    def with_recipe(self, num_rows: int) -> Call:
+        """Return the call with its recipe, if it has one, filled in for so many training rows."""
+        return replace(self, settings=self.settings.with_recipe(num_rows))
 
     @property
     def logs_to_screen(self) -> bool:

@@ -176,12 +176,19 @@ def _with_rate(snapshot: Mapping[str, Any], factor: float) -> Mapping[str, Any]:
     """Return a snapshot whose learning rates are scaled, for a new rate given on resume."""
     if factor == 1.0:
         return snapshot
-    scaled = deepcopy(dict(snapshot))
-    for group in scaled["optimizer"]["param_groups"]:
-        group.update({n: group[n] * factor for n in ("lr", "initial_lr") if n in group})
-    if "base_lrs" in scaled.get("schedule", {}):
-        scaled["schedule"]["base_lrs"] = [r * factor for r in scaled["schedule"]["base_lrs"]]
-    return scaled
+    return {**snapshot, **{n: _scaled(snapshot[n], factor) for n in ("optimizer", "schedule")}}
+
+
+_RATES = frozenset({"lr", "initial_lr", "max_lr", "min_lr", "base_lrs", "_last_lr", "rates"})
+
+
+def _scaled(state: Any, factor: float, is_rate: bool = False) -> Any:
+    """Return a state in which everything that goes by the name of a rate is scaled."""
+    if isinstance(state, Mapping):
+        return {name: _scaled(v, factor, name in _RATES) for name, v in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_scaled(value, factor, is_rate) for value in state)
+    return state * factor if is_rate and state is not None else state
 
 
 def _keep_on(trainer: Any, name: str) -> Callable[[dict[str, Any]], None]:

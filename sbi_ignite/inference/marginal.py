@@ -7,8 +7,10 @@ replaced. Private names of sbi were read in 0.27.0.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from sbi_ignite.engine.recipe import filled_in
 from sbi_ignite.inference import seam
 from sbi_ignite.inference.arguments import Call, parse_call
 from sbi_ignite.inference.batches import make_loaders, split
@@ -36,11 +38,16 @@ def train(
     check_sbi_version()
     call = parse_call(trainer, sbi_train, args, kwargs)
     seam.check_simulations(trainer)
-    config = call.settings.train
-    seam.prepare(trainer, config)
+    return carry_out(trainer, call)
+
+
+def carry_out(trainer: Any, call: Call) -> Any:
+    """Carry out a call that has been understood and checked."""
+    seam.prepare(trainer, call.settings.train)
     trainer._round = 0  # sbi sets it too, for what it shares with other trainers
 
-    train_loader, val_loader = _loaders(trainer, call)
+    call, train_loader, val_loader = _loaders(trainer, call)
+    config = call.settings.train
     if trainer._neural_net is None:
         trainer._neural_net = trainer._build_neural_net(
             trainer.get_samples()[trainer.train_indices].to("cpu")
@@ -54,16 +61,20 @@ def train(
     return trainer._neural_net
 
 
-def _loaders(trainer: Any, call: Call) -> tuple[Any, Any]:
-    """Return batches of x for training and validation."""
+def _loaders(trainer: Any, call: Call) -> tuple[Call, Any, Any]:
+    """Return batches of x for training and validation, and the call, its recipe filled in."""
     config = call.settings.train
     kwargs = config.dataloader_kwargs
     if not is_sbis_own(trainer, "get_dataloaders") or (call.sbi_compat and kwargs is not None):
-        return trainer.get_dataloaders(
+        loaders = trainer.get_dataloaders(
             config.batch_size,
             config.validation_fraction,
             dataloader_kwargs=None if kwargs is None else dict(kwargs),
         )
+        return replace(call, settings=filled_in(call.settings, loaders[0])), *loaders
     x = trainer.get_samples()
     split(trainer, call, x, config.validation_fraction)
-    return make_loaders(trainer, call, (x,), config.batch_size, config.validation_fraction, kwargs)
+    call = call.with_recipe(len(trainer.train_indices))
+    size = call.settings.train.batch_size
+    loaders = make_loaders(trainer, call, (x,), size, config.validation_fraction, kwargs)
+    return call, *loaders

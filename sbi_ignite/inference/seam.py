@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 from ignite.utils import manual_seed
 from sbi.utils.torchutils import check_if_prior_on_device, process_device
 
+from sbi_ignite.engine.recipe import filled_in
 from sbi_ignite.exceptions import NoSimulationsError
 from sbi_ignite.inference.arguments import Call, parse_call
 from sbi_ignite.inference.batches import make_loaders, split
@@ -46,6 +48,11 @@ def train(
     check_sbi_version()
     call = parse_call(trainer, sbi_train, args, kwargs)
     check_simulations(trainer)
+    return carry_out(trainer, sbi_train, call)
+
+
+def carry_out(trainer: Any, sbi_train: Callable[..., Any], call: Call) -> Any:
+    """Carry out a call that has been understood and checked."""
     prepare(trainer, call.settings.train)
     with _activated(call):
         return sbi_train(trainer, **call.keywords)
@@ -113,6 +120,10 @@ def get_dataloaders(
         )
     tensors = trainer.get_simulations(starting_round)
     split(trainer, call, tensors[1], validation_fraction, resume_training)
+    if call.settings.awaits_recipe:
+        call = call.with_recipe(len(trainer.train_indices))
+        _current.set(call)
+        training_batch_size = call.settings.train.batch_size
     if dataloader_kwargs is None and _looks_into_loaders(trainer):
         dataloader_kwargs = {}  # torch's own loaders, with nothing changed
     if call.sbi_compat and dataloader_kwargs is not None:
@@ -158,6 +169,8 @@ def run_training_loop(
         The trained network.
     """
     call = active_call(trainer) or _implied_call(trainer, train_config)
+    # Still to be filled in where a user's own get_dataloaders made the loaders.
+    call = replace(call, settings=filled_in(call.settings, train_loader))
     loss = loss_of(trainer, loss_args, call.sbi_compat)
     fit(trainer, call, loss, train_loader, val_loader, loss_args, summarization_kwargs or {})
     report_end(trainer, call)

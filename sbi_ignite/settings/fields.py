@@ -42,7 +42,10 @@ __all__ = [
     "from_text",
     "is_outside",
     "is_text",
+    "number_or",
     "read_json",
+    "settings_or",
+    "several",
 ]
 
 _HOURS = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
@@ -283,6 +286,68 @@ def _wanted(listed: str, instance: type | None, call: str, info: ValidationInfo)
     if is_outside(info):
         return f"{text} (a callable {call} can be passed from Python only)"
     return f"{text} or a callable {call}"
+
+
+def settings_or(check: PlainValidator) -> BeforeValidator:
+    """Let pydantic go on after a check whose outcome may be settings.
+
+    Behind a PlainValidator it would write settings out twice, and complain the second time.
+    """
+    return BeforeValidator(check.func)
+
+
+def several(owner: Any) -> BeforeValidator:
+    """Make the check of a field that takes any number of values of one settings class.
+
+    Args:
+        owner: The class; mappings of its fields are taken as well, and text as JSON.
+
+    Returns:
+        The validator, which gives a tuple.
+    """
+    wanted = f"a sequence of {owner.__name__} values"
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        value = read_json(value) if is_text(value, info) else value
+        if not isinstance(value, list | tuple):
+            raise expected(wanted)
+        return tuple(one(item, info) for item in value)
+
+    def one(item: Any, info: ValidationInfo) -> Any:
+        built = item if isinstance(item, owner) else _from_fields(owner, item, info)
+        if built is None:
+            raise expected(wanted)
+        return built
+
+    return BeforeValidator(check)
+
+
+def number_or(name: str) -> PlainValidator:
+    """Make the check of a field that takes a number of at least 0, or one word.
+
+    Args:
+        name: The word.
+
+    Returns:
+        The validator, to be put into an annotation.
+    """
+    wanted = f"a number of at least 0, or {name!r}"
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        text = is_text(value, info)
+        if isinstance(value, str) and (value.strip() if text else value) == name:
+            return name
+        if not text and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise expected(wanted)
+        try:
+            number = _finite(float(value))
+        except (ValueError, OverflowError):
+            raise expected(wanted, wrong_type=False) from None
+        if number < 0:
+            raise expected(wanted, wrong_type=False)
+        return number
+
+    return PlainValidator(check)
 
 
 OrNone = BeforeValidator(_none)

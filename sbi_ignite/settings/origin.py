@@ -11,6 +11,7 @@ _IN_WORDS = {
     "call": "the call",
     "environment": "the environment variable",
     "file": "the file",
+    "recipe": "the recipe",
     "default": "the default",
 }
 
@@ -20,12 +21,13 @@ class Origin:
     """Where the value of one setting came from.
 
     Args:
-        source: The layer: the call, the environment, the file or the default.
+        source: The layer: the call, the environment, the file, the recipe or the default.
         where: The place in that layer: an argument ("TrainConfig(batch_size=...)"), the name of an
-            environment variable, or a file with its table; "" for a default.
+            environment variable, a file with its table, or a recipe with the number of rows for
+            which it was filled in; "" for a default.
     """
 
-    source: Literal["call", "environment", "file", "default"]
+    source: Literal["call", "environment", "file", "recipe", "default"]
     where: str = ""
 
     def __str__(self) -> str:

@@ -74,6 +74,7 @@ def resolve(
             environment says.
         defaults: Fields of TrainConfig whose default is another one here.
         default_early_stopping: The rule where none is asked for; validation loss if not given.
+            Where a training goes in stages, their end is the only one that nobody asks for.
 
     Returns:
         The settings with their origins.
@@ -88,9 +89,12 @@ def resolve(
     """
     layers = read_layers()
     origins: dict[str, Origin] = {}
+    config = _train(train, keywords or {}, defaults or {}, layers, origins)
     fallback = default_early_stopping or EarlyStopping.validation_loss()
+    if _goes_in_stages(config, origins):
+        fallback = EarlyStopping.never()
     return Resolved(
-        train=_train(train, keywords or {}, defaults or {}, layers, origins),
+        train=config,
         early_stopping=_rules(early_stopping, stop_after_epochs, fallback, layers, origins),
         logging=_loggers(logging, layers, origins),
         checkpoint=_checkpoint(checkpoint, layers, origins),
@@ -178,8 +182,16 @@ def _field_of_keyword(name: str) -> str:
 def _record_defaults(said: _Said, defaults: Mapping[str, object]) -> None:
     changed = _Said()
     for name, value in TrainConfig.canonical(defaults).items():
+        if name == "sbi_compat" and said.values.get("recipe") is not None:
+            continue  # no recipe trains as sbi does: only who asks for both is told so
         changed.put(name, value, DEFAULT)
     said.fill(changed)
+
+
+def _goes_in_stages(config: TrainConfig, origins: Mapping[str, Origin]) -> bool:
+    """Say whether stages decide about the end, be it those that the recipe will fill in."""
+    to_be_filled = config.recipe is not None and origins["train.stages"] == DEFAULT
+    return bool(config.stages) or to_be_filled
 
 
 # --- EarlyStopping

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sbi_ignite.settings.base import Settings
@@ -11,7 +11,8 @@ from sbi_ignite.settings.checkpoint import CheckpointConfig
 from sbi_ignite.settings.early_stopping import EarlyStopping
 from sbi_ignite.settings.logging_config import LoggingConfig
 from sbi_ignite.settings.origin import DEFAULT, Origin
-from sbi_ignite.settings.plain import plain, qualified_name, shorten
+from sbi_ignite.settings.plain import FrozenDict, plain, qualified_name, shorten
+from sbi_ignite.settings.recipe import RECIPES
 from sbi_ignite.settings.train import TrainConfig
 
 __all__ = ["Resolved"]
@@ -46,6 +47,46 @@ class Resolved:
             Its origin; "default" for what nobody set.
         """
         return self.origins.get(name, DEFAULT)
+
+    @property
+    def awaits_recipe(self) -> bool:
+        """Whether there is a recipe that has not been filled in yet."""
+        filled = any(origin.source == "recipe" for origin in self.origins.values())
+        return self.train.recipe is not None and not filled
+
+    def with_recipe(self, num_rows: int, apart_from: Collection[str] = ()) -> Resolved:
+        """Fill in what the recipe says for so many rows and nobody has set.
+
+        A weight decay or an `ema_decay` that was set stands for those of the recipe too.
+
+        Args:
+            num_rows: Rows that are trained on.
+            apart_from: Fields that are left alone.
+
+        Returns:
+            The settings, with the origin "recipe" for what was filled in; these settings if there
+            is no recipe or it is filled in already.
+        """
+        if not self.awaits_recipe or self.train.recipe is None:
+            return self
+        said = RECIPES[self.train.recipe](num_rows)
+        spare = {
+            name: value
+            for name, value in said.items()
+            if self.origin(f"train.{name}").source == "default" and name not in apart_from
+        }
+        if self.train.ema_decay is not None:
+            spare.pop("averaging", None)
+        if "stages" in spare and "weight_decay" not in spare:
+            steady = [stage.model_copy(update={"weight_decay": None}) for stage in said["stages"]]
+            spare["stages"] = tuple(steady)
+        where = f"TrainConfig.{self.train.recipe}() at {num_rows:,} training rows"
+        origins = {f"train.{name}": Origin("recipe", where) for name in spare}
+        return replace(
+            self,
+            train=self.train.model_copy(update=spare),
+            origins=FrozenDict({**self.origins, **origins}),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything as plain data that JSON can hold.
@@ -86,8 +127,8 @@ class Resolved:
     def _rows(self) -> Iterator[tuple[str, str, str, str]]:
         for item, prefix in self._items():
             for name, value, origin in self._fields(item, prefix):
-                shown = shorten(plain(value, name), name)
-                yield f"{prefix}.{name}", shown, origin.source, origin.where
+                for part, shown in _shown(name, value):
+                    yield f"{prefix}.{part}", shown, origin.source, origin.where
 
     def _items(self) -> Iterator[tuple[object, str]]:
         yield self.train, "train"
@@ -102,6 +143,16 @@ class Resolved:
             return
         for name in fields_of(item):
             yield name, getattr(item, name), self.origin(f"{prefix}.{name}")
+
+
+def _shown(name: str, value: object) -> Iterator[tuple[str, str]]:
+    """Give a value as text, and several settings one by one; settings with what was set in them."""
+    if isinstance(value, tuple) and value and isinstance(value[0], Settings):
+        yield from ((f"{name}.{number}", repr(item)) for number, item in enumerate(value))
+    elif isinstance(value, Settings):
+        yield name, repr(value)
+    else:
+        yield name, shorten(plain(value, name), name)
 
 
 def fields_of(item: Settings) -> tuple[str, ...]:

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.exceptions import SettingsError
+from sbi_ignite.settings.averaging import WeightAveraging
 from sbi_ignite.settings.base import Settings
 from sbi_ignite.settings.checkpoint import CheckpointConfig
 from sbi_ignite.settings.early_stopping import EarlyStopping
 from sbi_ignite.settings.logging_config import LoggingConfig
 from sbi_ignite.settings.origin import Origin
 from sbi_ignite.settings.problems import suggestion
-from sbi_ignite.settings.train import LRSchedule, TrainConfig
+from sbi_ignite.settings.schedule import LRSchedule
+from sbi_ignite.settings.train import TrainConfig
 
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
@@ -38,6 +40,7 @@ GROUPS: Mapping[str, type[Settings]] = {
 _CALL_ONLY = {"early_stopping": {"rule"}}
 _SUBFIELDS: Mapping[tuple[str, str], tuple[str, ...] | None] = {
     ("train", "lr_schedule"): tuple(LRSchedule.model_fields),
+    ("train", "averaging"): tuple(WeightAveraging.model_fields),
     ("train", "dataloader_kwargs"): None,  # any name
 }
 

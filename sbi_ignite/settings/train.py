@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
-from typing_extensions import Self
+from typing_extensions import Self, override
 
-from sbi_ignite.exceptions import NotYetError
+from sbi_ignite.exceptions import SettingsError
+from sbi_ignite.settings.averaging import AveragingKind, WeightAveraging
 from sbi_ignite.settings.base import Settings
 from sbi_ignite.settings.fields import (
     Bool,
-    Count,
     Device,
     Duration,
     Fraction,
@@ -24,68 +24,22 @@ from sbi_ignite.settings.fields import (
     PositiveInt,
     Seed,
     choice,
+    settings_or,
+    several,
 )
+from sbi_ignite.settings.origin import Origin
+from sbi_ignite.settings.recipe import RECIPES
+from sbi_ignite.settings.schedule import KINDS, Kind, LRSchedule
+from sbi_ignite.settings.stage import Stage
 
-__all__ = ["LRSchedule", "TrainConfig"]
+__all__ = ["TrainConfig"]
 
-_Kind = Literal["plateau", "cosine", "one_cycle"]
-_KINDS = ("plateau", "cosine", "one_cycle")
 _COMPILE = ("auto", "off", "trace", "inductor", "cuda_graph")
 
 
 def _precision(value: Any) -> Any:
     # other trainers spell full precision as the number
     return "32" if type(value) is int and value == 32 else value
-
-
-class LRSchedule(Settings):
-    """How the learning rate changes while training.
-
-    Args:
-        kind: "plateau", "cosine" or "one_cycle"; may be passed by position.
-        warmup_steps: Optimizer steps over which the rate first rises from zero.
-        factor: What the rate is multiplied by on a plateau.
-        patience: Epochs without improvement that count as a plateau.
-        min_lr: The rate below which no schedule goes.
-        total_epochs: The length of the schedule; None: the epochs that the training may take.
-
-    Example:
-        >>> LRSchedule("plateau", factor=0.3)
-        LRSchedule(kind='plateau', factor=0.3)
-    """
-
-    leading: ClassVar[tuple[str, ...]] = ("kind",)
-
-    kind: Annotated[_Kind, choice(*_KINDS)] = Field(description="The shape of the schedule.")
-    warmup_steps: Count = Field(
-        default=0, description="Steps over which the rate first rises from zero."
-    )
-    factor: Fraction = Field(
-        default=0.5, description="What the rate is multiplied by on a plateau."
-    )
-    patience: Count = Field(
-        default=10, description="Epochs without improvement that are a plateau."
-    )
-    min_lr: NonNegativeFloat = Field(
-        default=0.0, description="The rate below which no schedule goes."
-    )
-    total_epochs: Annotated[PositiveInt | None, OrNone] = Field(
-        default=None,
-        description="The length of the schedule; None: the epochs that may be trained.",
-    )
-
-    if TYPE_CHECKING:  # `kind` may be passed by position, which pydantic cannot say
-
-        def __init__(
-            self,
-            kind: _Kind,
-            *,
-            warmup_steps: int = 0,
-            factor: float = 0.5,
-            patience: int = 10,
-            min_lr: float = 0.0,
-            total_epochs: int | None = None,
-        ) -> None: ...
 
 
 class TrainConfig(Settings):
@@ -131,8 +85,8 @@ class TrainConfig(Settings):
     weight_decay: NonNegativeFloat = Field(default=0.0, description="The optimizer's weight decay.")
     lr_schedule: Annotated[
         Annotated[
-            _Kind | LRSchedule | Callable[..., Any],
-            choice(*_KINDS, instance=LRSchedule, call="optimizer -> scheduler"),
+            Kind | LRSchedule | Callable[..., Any],
+            choice(*KINDS, instance=LRSchedule, call="optimizer -> scheduler"),
         ]
         | None,
         OrNone,
@@ -142,6 +96,28 @@ class TrainConfig(Settings):
     )
     ema_decay: Annotated[Fraction | None, OrNone] = Field(
         default=None, description="Decay of the running average of the weights; None: no averaging."
+    )
+    averaging: Annotated[
+        Annotated[
+            AveragingKind | WeightAveraging,
+            settings_or(choice("ema", "power", instance=WeightAveraging)),
+        ]
+        | None,
+        OrNone,
+    ] = Field(
+        default=None,
+        description="How the weights are averaged: a name or a WeightAveraging; else ema_decay.",
+    )
+    stages: Annotated[tuple[Stage, ...], several(Stage)] = Field(
+        default=(),
+        description="What changes when the loss no longer falls; the last one's end is the end.",
+    )
+    recipe: Annotated[
+        Annotated[Literal["fast"], choice(*RECIPES)] | None,
+        OrNone,
+    ] = Field(
+        default=None,
+        description="A recipe that fills in what nobody set, by the number of training rows.",
     )
     max_time: Annotated[Duration | None, OrNone] = Field(
         default=None, description="Time after which training stops cleanly and resumably."
@@ -189,8 +165,11 @@ class TrainConfig(Settings):
             device: str | None = None,
             optimizer: Literal["adam", "adamw", "sgd"] | Callable[..., Any] = "adam",
             weight_decay: float = 0.0,
-            lr_schedule: _Kind | LRSchedule | Callable[..., Any] | None = None,
+            lr_schedule: Kind | LRSchedule | Callable[..., Any] | None = None,
             ema_decay: float | None = None,
+            averaging: AveragingKind | WeightAveraging | None = None,
+            stages: Sequence[Stage] = (),
+            recipe: Literal["fast"] | None = None,
             max_time: timedelta | float | str | None = None,
             seed: int | None = None,
             compile: Literal["auto", "off", "trace", "inductor", "cuda_graph"] = "auto",
@@ -204,16 +183,62 @@ class TrainConfig(Settings):
         ) -> None: ...
 
     @classmethod
-    def fast(cls, **overrides: object) -> Self:
-        """Give the recommended recipe: schedule, rate, batch size and averaging.
+    def fast(cls, **overrides: Any) -> Self:
+        """Give the recommended recipe: rate, batch size, optimizer, averaging and stages.
+
+        `.train()` fills in what nobody set once it knows the number of training rows; the summary,
+        the manifest and the loggers show the values, with the origin "recipe". What is set here, by
+        keywords, by the environment or in a file stays as it is set. The recipe's stages end the
+        training; an `early_stopping` that is asked for may end it sooner. In the environment the
+        recipe goes by SBI_IGNITE_TRAIN__RECIPE=fast, also for scripts with sbi's keywords.
 
         Args:
             **overrides: Fields that replace the recipe's.
 
+        Returns:
+            The settings, which are `TrainConfig(recipe="fast", **overrides)`.
+
         Raises:
-            NotYetError: Always, until the benchmark that finds the recipe has been run.
+            SettingsError: If a value is wrong, or `sbi_compat` is asked for, which no recipe keeps.
+
+        Example:
+            >>> TrainConfig.fast(max_epochs=100)
+            TrainConfig(max_epochs=100, recipe='fast')
         """
-        raise NotYetError(
-            "TrainConfig.fast() is not available yet: its recipe has not been measured; "
-            "name the fields yourself, e.g. TrainConfig(lr_schedule='plateau')"
+        return cls(**{"recipe": "fast", **overrides})
+
+    @property
+    def averages(self) -> WeightAveraging | None:
+        """How the weights are averaged, by whichever name it was asked for; None: not at all."""
+        if self.ema_decay is not None:
+            return WeightAveraging("ema", decay=self.ema_decay)
+        return (
+            WeightAveraging(self.averaging) if isinstance(self.averaging, str) else self.averaging
         )
+
+    @property
+    def schedule(self) -> LRSchedule | Callable[..., Any] | None:
+        """How the rate changes, where a name alone stands for its `LRSchedule`."""
+        if self.lr_schedule is None or callable(self.lr_schedule):
+            return self.lr_schedule
+        named = self.lr_schedule
+        return named if isinstance(named, LRSchedule) else LRSchedule(named)
+
+    @override
+    def _check(self, origins: Mapping[str, Origin]) -> None:
+        if self.ema_decay is not None and self.averaging is not None:
+            raise SettingsError(
+                "TrainConfig.averaging and TrainConfig.ema_decay both average the weights: "
+                f"expected one of them, got averaging from {_origin(origins, 'averaging')} and "
+                f"ema_decay from {_origin(origins, 'ema_decay')}"
+            )
+        if self.recipe is not None and self.sbi_compat:
+            raise SettingsError(
+                "TrainConfig.sbi_compat: a recipe does not train as sbi does, expected one of the "
+                f"two, got recipe={self.recipe!r} from {_origin(origins, 'recipe')} and "
+                f"sbi_compat=True from {_origin(origins, 'sbi_compat')}"
+            )
+
+
+def _origin(origins: Mapping[str, Origin], name: str) -> Origin:
+    return origins.get(name, Origin("call", f"TrainConfig({name}=...)"))

@@ -15,16 +15,20 @@ from ignite.engine import Engine
 
 import sbi_ignite.handlers
 from sbi_ignite.callback import History, TrainingState
+from sbi_ignite.handlers.averaging import AveragedWeights, TrainedWeights
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.epoch_mean import EpochMean, StepOutput
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.handlers.gradient_clipping import GradientClipping
+from sbi_ignite.handlers.schedule import Schedule, Schedulers
+from sbi_ignite.handlers.stages import StageRule
 from sbi_ignite.handlers.stopping import (
     LearningRateThreshold,
     Patience,
     TwoStandardDeviations,
     When,
 )
+from sbi_ignite.settings import Stage, WeightAveraging
 
 
 def handler_classes() -> set[type]:
@@ -100,7 +104,66 @@ def clip(clipping: Any, number: int) -> Any:
     return clipping.mean_norm, clipping._parameters[0].grad.item()
 
 
+def zeros() -> torch.nn.Module:
+    model = torch.nn.Linear(1, 1)
+    torch.nn.init.zeros_(model.weight)
+    torch.nn.init.zeros_(model.bias)
+    return model
+
+
+def averages() -> AveragedWeights:
+    return AveragedWeights(zeros(), WeightAveraging("power", factor=2.0).share)
+
+
+def average(kept: Any, number: int) -> Any:
+    torch.nn.init.constant_(kept._parameters[0], number)
+    kept.update()
+    return [value.item() for value in kept.state_dict()["average"]]
+
+
+def shown(kept: Any, number: int) -> Any:
+    kept._averages.hide()
+    average(kept._averages, number)
+    kept._averages.show()
+    return kept.state_dict()["weight"].item()
+
+
+def trained() -> TrainedWeights:
+    kept = averages()
+    model = zeros()
+    kept._parameters = list(model.parameters())
+    return TrainedWeights(model, kept)
+
+
+def go_through_stages(rule: Any, number: int) -> Any:
+    stop = rule.should_stop(epoch(number))
+    if rule.has_ended and not rule.is_last:
+        rule.advance()
+    return stop, rule.number, rule.weight_decay
+
+
+def schedule() -> Schedule:
+    optimizer = torch.optim.SGD(zeros().parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma=0.5)
+    optimizer.step()  # torch warns about schedules without steps
+    made = Schedule(Schedulers(scheduler), optimizer, TrainingState(model=None))
+    made.scale(0.25)
+    return made
+
+
+def step(made: Any, number: int) -> Any:
+    made._step_after_epoch()
+    return made._state.learning_rate
+
+
 MAKE = {
+    AveragedWeights: (averages, average),
+    TrainedWeights: (trained, shown),
+    StageRule: (
+        lambda: StageRule([Stage(patience=2, weight_decay=0.1), Stage(weight_decay="best")]),
+        go_through_stages,
+    ),
+    Schedule: (schedule, step),
     Patience: (lambda: Patience(3), ask),
     TwoStandardDeviations: (lambda: TwoStandardDeviations(2, 0.5), ask),
     LearningRateThreshold: (lambda: LearningRateThreshold(1e-2), ask),

@@ -31,8 +31,26 @@ POSITIVE = st.floats(min_value=1e-300, allow_nan=False, allow_infinity=False)
 FRACTION = st.floats(min_value=1e-9, max_value=1 - 1e-9)
 COUNT = st.integers(min_value=1, max_value=2**40)
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=10)
-KINDS = st.sampled_from(["plateau", "cosine", "one_cycle"])
+KINDS = st.sampled_from(["constant", "plateau", "cosine", "one_cycle"])
 SCHEDULES = st.builds(lambda kind, steps: {"kind": kind, "warmup_steps": steps}, KINDS, COUNT)
+AVERAGES = st.builds(lambda factor: {"kind": "power", "factor": factor}, POSITIVE)
+STAGES = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "lr_factor": POSITIVE,
+            "weight_decay": POSITIVE | st.just("best"),
+            "patience": COUNT,
+            "patience_steps": COUNT,
+            "max_epochs": COUNT,
+            "max_relative_length": POSITIVE,
+            "restart": st.booleans(),
+            "reset_optimizer": st.booleans(),
+            "reset_average": st.booleans(),
+        },
+    ),
+    max_size=3,
+)
 
 VALUES = {
     "batch_size": COUNT,
@@ -47,6 +65,9 @@ VALUES = {
     "weight_decay": POSITIVE,
     "lr_schedule": st.none() | KINDS | SCHEDULES,
     "ema_decay": st.none() | FRACTION,
+    "averaging": st.none() | st.sampled_from(["ema", "power"]) | AVERAGES,
+    "stages": STAGES,
+    "recipe": st.sampled_from([None, "fast"]),
     "max_time": st.none() | st.integers(1, 10**6) | st.sampled_from(["01:30:00", "99:00:00.5"]),
     "seed": st.none() | st.integers(0, 2**63 - 1),
     "compile": st.sampled_from(["auto", "off", "trace", "inductor", "cuda_graph"]),
@@ -62,7 +83,7 @@ VALUES = {
 
 def as_text(value: object) -> str:
     """Write a value as one would in a shell."""
-    if isinstance(value, dict):
+    if isinstance(value, dict | list):
         return json.dumps(value)
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
@@ -71,6 +92,8 @@ def as_toml(value: object) -> str:
     """Write a value as one would in a file; TOML has no None, so the word stands for it."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key} = {as_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_toml, value)) + "]"
     if isinstance(value, str) or value is None:
         return json.dumps(as_text(value))
     return as_text(value)

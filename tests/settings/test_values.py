@@ -15,21 +15,34 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbi_ignite.exceptions import ArgumentError, NotYetError, SettingsError
+from sbi_ignite.exceptions import ArgumentError, SettingsError
 from sbi_ignite.settings import (
     CheckpointConfig,
     EarlyStopping,
     LoggingConfig,
     LRSchedule,
     Settings,
+    Stage,
     TrainConfig,
+    WeightAveraging,
 )
 
-CLASSES = [TrainConfig, LRSchedule, EarlyStopping, LoggingConfig, CheckpointConfig]
+CLASSES = [
+    TrainConfig,
+    LRSchedule,
+    WeightAveraging,
+    Stage,
+    EarlyStopping,
+    LoggingConfig,
+    CheckpointConfig,
+]
 EXAMPLES = [
     TrainConfig(),
     TrainConfig(optimizer=torch.optim.SGD, dataloader_kwargs={"nested": {"a": [1]}}, max_time=90),
+    TrainConfig(averaging=WeightAveraging("power"), stages=[Stage(lr_factor=0.3), Stage()]),
     LRSchedule("cosine", warmup_steps=10),
+    WeightAveraging("ema", decay=0.9),
+    Stage(weight_decay="best"),
     EarlyStopping.when(bool),
     EarlyStopping.never(),
     LoggingConfig("mlflow", tags={"stage": "test"}),
@@ -47,6 +60,9 @@ DEFAULTS = {
     "weight_decay": 0.0,
     "lr_schedule": None,
     "ema_decay": None,
+    "averaging": None,
+    "stages": (),
+    "recipe": None,
     "max_time": None,
     "seed": None,
     "compile": "auto",
@@ -341,9 +357,36 @@ def test_a_user_can_write_settings_in_the_same_way():
         Mine(sise=4)
 
 
-def test_the_fast_recipe_says_that_it_is_not_there_yet():
-    with pytest.raises(NotYetError, match="not available yet"):
-        TrainConfig.fast(batch_size=100)
+def test_fast_is_a_name_for_the_recipe_and_takes_any_field():
+    assert TrainConfig.fast(batch_size=100) == TrainConfig(recipe="fast", batch_size=100)
+    with pytest.raises(SettingsError, match=r"recipe does not train as sbi.*recipe='fast'"):
+        TrainConfig.fast(sbi_compat=True)
+
+
+def test_two_averages_at_once_are_refused():
+    with pytest.raises(SettingsError, match=r"averaging.*ema_decay.*expected one of them"):
+        TrainConfig(ema_decay=0.9, averaging="power")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LRSchedule("cosine", factor=0.3), r"LRSchedule.factor: kind 'cosine' does not"),
+        (lambda: LRSchedule("constant", min_lr=0.1), r"min_lr: .* It takes: warmup_steps"),
+        (lambda: WeightAveraging("ema", factor=3.0), r"WeightAveraging.factor: kind 'ema'"),
+        (lambda: WeightAveraging("power", decay=0.9), r"WeightAveraging.decay: kind 'power'"),
+        (lambda: WeightAveraging("mean"), r"expected one of 'ema', 'power', got 'mean'"),
+        (lambda: Stage(weight_decay="good"), r"a number of at least 0, or 'best', got 'good'"),
+        (lambda: Stage(weight_decay=-1), r"a number of at least 0, or 'best', got -1"),
+        (lambda: Stage(patience=0), r"Stage.patience: expected a number greater"),
+        (lambda: TrainConfig(stages=Stage()), r"a sequence of Stage values, got Stage"),
+        (lambda: TrainConfig(stages=[{"lr": 3}]), r"Stage has no field 'lr'"),
+        (lambda: TrainConfig(recipe="faster"), r"recipe: expected one of 'fast', got 'faster'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_would(make, message):
+    with pytest.raises(SettingsError, match=message):
+        make()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,153 @@
+"""Training settings and an optimizer come in; torch's schedulers and their length go out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
+
+from sbi_ignite.engine.recipe import count_rows
+from sbi_ignite.exceptions import SettingsError
+from sbi_ignite.handlers.schedule import Schedulers
+from sbi_ignite.settings import LRSchedule, TrainConfig
+
+UNBOUNDED = TrainConfig.model_fields["max_epochs"].default
+"""The number of epochs that stands for as many as it takes."""
+
+ONE_CYCLE_RISE = 0.3
+"""Share of a cycle in which the rate rises; torch's default."""
+
+ONE_CYCLE_BEGIN = 25.0
+"""What the peak of a cycle is divided by for its first rate; torch's default."""
+
+
+def make_schedulers(config: TrainConfig, optimizer: Optimizer, train_loader: Any) -> Schedulers:
+    """Return the schedulers that the settings ask for.
+
+    Args:
+        config: Gives lr_schedule, max_epochs and sbi_compat.
+        optimizer: The optimizer to schedule.
+        train_loader: Batches of an epoch, by which a length is counted.
+
+    Raises:
+        SettingsError: If a schedule needs a length and none can be derived.
+    """
+    wanted = config.schedule
+    if wanted is None:
+        return Schedulers()
+    if not isinstance(wanted, LRSchedule):
+        return Schedulers(wanted(optimizer))
+    if wanted.kind == "plateau":
+        return _plateau(wanted, optimizer)
+    if wanted.kind == "constant":
+        return Schedulers(warmup=_warmup(wanted, optimizer), warmup_steps=wanted.warmup_steps)
+    epochs = length_in_epochs(wanted, config, train_loader)
+    steps = epochs * len(train_loader)
+    make = _cosine if wanted.kind == "cosine" else _one_cycle
+    main, last_step = make(wanted, optimizer, steps)
+    return Schedulers(main, per_iteration=True, last_step=last_step, epochs=epochs)
+
+
+def length_in_epochs(schedule: LRSchedule, config: TrainConfig, train_loader: Any) -> int:
+    """Return the length of a cosine or a cycle, as `LRSchedule` says.
+
+    Args:
+        schedule: May name its length.
+        config: May bound the training.
+        train_loader: Batches, whose rows decide where neither does.
+
+    Raises:
+        SettingsError: If neither does and the loader does not show its rows.
+    """
+    if schedule.total_epochs is not None:
+        return schedule.total_epochs
+    if config.max_epochs != UNBOUNDED:
+        # sbi's budget is one epoch longer than its name says.
+        return config.max_epochs + config.sbi_compat
+    rows = count_rows(train_loader)
+    if rows is None:
+        raise SettingsError(
+            f"lr_schedule: {schedule.kind!r} needs a length, expected total_epochs in the "
+            "LRSchedule, or max_epochs, or a loader that shows its number of rows; got a "
+            f"{type(train_loader).__name__}. Write LRSchedule({schedule.kind!r}, total_epochs=...)."
+        )
+    return derived_length(rows)
+
+
+def derived_length(rows: int) -> int:
+    """Return the epochs of a schedule that nobody gave a length, for so many training rows.
+
+    Ten times the data get about three times the steps, in a third of the epochs.
+
+    Example:
+        >>> [derived_length(rows) for rows in (100, 1_000, 10_000, 1_000_000)]
+        [300, 300, 95, 30]
+    """
+    return max(30, min(300, round(300 * math.sqrt(1000 / max(rows, 1)))))
+
+
+def epochs_to_train(config: TrainConfig, schedulers: Schedulers) -> int:
+    """Return the epochs that a training takes at most.
+
+    Args:
+        config: May say so.
+        schedulers: End a training that nobody bounds, if they have an end.
+    """
+    if config.max_epochs == UNBOUNDED and schedulers.epochs is not None:
+        return schedulers.epochs
+    return config.max_epochs + config.sbi_compat  # sbi's budget is one longer than its name says
+
+
+def _after_rise(optimizer: Optimizer, rest: LRScheduler, steps: int) -> LRScheduler:
+    """Return a scheduler that begins with a linear rise over so many steps."""
+    rise = LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps)
+    return SequentialLR(optimizer, [rise, rest], milestones=[steps])
+
+
+def _warmup(schedule: LRSchedule, optimizer: Optimizer) -> LRScheduler | None:
+    """Return a scheduler that rises to the optimizer's rate and leaves it there."""
+    if not schedule.warmup_steps:
+        return None
+    # LinearLR alone would end a rounding error away from the rate that was asked for.
+    rate = ConstantLR(optimizer, factor=1.0, total_iters=1)
+    return _after_rise(optimizer, rate, schedule.warmup_steps)
+
+
+def _plateau(schedule: LRSchedule, optimizer: Optimizer) -> Schedulers:
+    warmup = _warmup(schedule, optimizer)
+    main = ReduceLROnPlateau(
+        optimizer, factor=schedule.factor, patience=schedule.patience, min_lr=schedule.min_lr
+    )
+    return Schedulers(main, warmup, schedule.warmup_steps)
+
+
+def _cosine(schedule: LRSchedule, optimizer: Optimizer, steps: int) -> tuple[LRScheduler, int]:
+    warmup = min(schedule.warmup_steps, steps - 1)
+    fall = CosineAnnealingLR(optimizer, T_max=steps - warmup, eta_min=schedule.min_lr)
+    return _after_rise(optimizer, fall, warmup) if warmup else fall, steps
+
+
+def _one_cycle(schedule: LRSchedule, optimizer: Optimizer, steps: int) -> tuple[LRScheduler, int]:
+    peaks = [float(group["lr"]) for group in optimizer.param_groups]
+    total = max(steps, 3)  # torch divides by zero below
+    peak_at = min(schedule.warmup_steps, total - 2)
+    main = OneCycleLR(
+        optimizer,
+        max_lr=peaks,
+        total_steps=total,
+        pct_start=(peak_at + 1) / total if peak_at else ONE_CYCLE_RISE,
+        div_factor=ONE_CYCLE_BEGIN,
+        final_div_factor=peaks[0] / ONE_CYCLE_BEGIN / schedule.min_lr if schedule.min_lr else 1e4,
+        cycle_momentum=False,
+    )
+    return main, steps - 1

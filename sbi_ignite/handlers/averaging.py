@@ -1,0 +1,135 @@
+"""Weights after every step come in; their running average goes out, for validation and result.
+
+During an epoch the network holds the weights that are trained. From the end of an epoch to the
+beginning of the next it holds the average, so that validation, the best weights, rules, callbacks
+and loggers see what will be returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+
+
+class AveragedWeights:
+    """Keep a running average of a network's trainable parameters.
+
+    Buffers are not averaged. Parameters that are frozen when training starts are left alone. All
+    changes are made in place, so that whoever holds on to a parameter's tensor goes on to see it.
+
+    Args:
+        model: The network.
+        share: Returns the share of the newest weights after a step, counted from 1; see
+            `WeightAveraging`.
+
+    Attributes:
+        steps: Steps in the average.
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> averages = AveragedWeights(model, share=lambda step: 1 / step)
+        >>> for weight in (1.0, 2.0, 3.0):
+        ...     _ = nn.init.constant_(model.weight, weight)
+        ...     averages.update()
+        >>> averages.show()
+        >>> model.weight.item()
+        2.0
+    """
+
+    def __init__(self, model: nn.Module, share: Callable[[int], float]) -> None:
+        self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self._share = share
+        self._average = [p.detach().clone() for p in self._parameters]
+        self._trained: list[Tensor] | None = None
+        self.steps = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Update after every step; show the average from the end of an epoch to the next."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.hide)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.show)
+
+    def update(self) -> None:
+        """Take in the weights after a step."""
+        self.steps += 1
+        # One call for all parameters, as in torch's own exponential averages.
+        with torch.no_grad():
+            _lerp(self._average, self._parameters, self._share(self.steps))
+
+    def show(self) -> None:
+        """Put the average into the network; before the first step it stays as it is."""
+        if self._trained is None and self.steps:
+            self._trained = [p.detach().clone() for p in self._parameters]
+            _copy(self._parameters, self._average)
+
+    def hide(self) -> None:
+        """Put the weights that are trained back into the network."""
+        if self._trained is not None:
+            _copy(self._parameters, self._trained)
+            self._trained = None
+
+    def restart(self) -> None:
+        """Train on from what the network holds, which is the average for now."""
+        if self._trained is not None:
+            self._trained = [p.detach().clone() for p in self._parameters]
+        _copy(self._average, self._parameters)
+
+    def forget(self) -> None:
+        """Count the steps of the average from the beginning again."""
+        self.steps = 0
+
+    def trained(self, parameter: Tensor) -> Tensor | None:
+        """Return the trained values of a parameter while the network holds its average."""
+        for own, value in zip(self._parameters, self._trained or (), strict=False):
+            if own is parameter:
+                return value
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average and the number of steps in it."""
+        return {"average": self._average, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the average; the network is expected to hold the weights that are trained."""
+        _copy(self._average, list(state["average"]))
+        self.steps, self._trained = state["steps"], None
+
+
+# torch lists its own optimizers' operations on many tensors nowhere among the public names.
+_lerp: Any = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage] # see above
+_foreach_copy: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage] # see above
+
+
+def _copy(to: list[Tensor], values: list[Tensor]) -> None:
+    """Copy values in place."""
+    with torch.no_grad():
+        _foreach_copy(to, values)
+
+
+class TrainedWeights:
+    """A network's state with the weights that are trained, also while it holds their average.
+
+    Args:
+        model: The network.
+        averages: What may be in its place.
+    """
+
+    def __init__(self, model: nn.Module, averages: AveragedWeights) -> None:
+        self._model, self._averages = model, averages
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the network's state, as one would train on from it."""
+        state: dict[str, Any] = dict(self._model.state_dict())
+        for name, value in self._model.state_dict(keep_vars=True).items():
+            trained = self._averages.trained(value) if isinstance(value, Tensor) else None
+            state[name] = state[name] if trained is None else trained
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put the weights that are trained into the network."""
+        self._averages.hide()
+        self._model.load_state_dict(state)

@@ -1,0 +1,209 @@
+"""Losses of epochs come in; training goes through its stages, and ends with the last.
+
+`StageRule` decides when a stage ends, `StageChanges` does what then has to be done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ignite.engine import Engine
+from torch import nn
+from torch.optim import Optimizer
+
+from sbi_ignite.callback import TrainingState, watched_loss
+from sbi_ignite.exceptions import ArgumentError
+from sbi_ignite.handlers.averaging import AveragedWeights
+from sbi_ignite.handlers.best_weights import BestWeights
+from sbi_ignite.handlers.events import TrainingEvents
+from sbi_ignite.handlers.schedule import Schedule
+from sbi_ignite.settings import Stage
+
+
+class StageRule:
+    """Say when a stage has ended; the end of the last one is a reason to stop.
+
+    NaN never counts as an improvement.
+
+    Args:
+        stages: What the stages are like, at least one.
+        weight_decay: Weight decay of stages that name none.
+
+    Attributes:
+        number: Number of the stage, from 0.
+        weight_decay: Its weight decay.
+
+    Example:
+        >>> rule = StageRule([Stage(patience=1), Stage(patience=1)])
+        >>> [rule.observe(loss, step) for step, loss in enumerate([1.0, 2.0])]
+        [False, True]
+        >>> rule.advance().patience, rule.number
+        (1, 1)
+    """
+
+    reason = "patience"
+
+    def __init__(self, stages: Sequence[Stage], weight_decay: float = 0.0) -> None:
+        self.stages, self._default_decay = tuple(stages), weight_decay
+        self.number = 0
+        self.best = math.inf
+        self.best_weight_decay = weight_decay
+        self.earlier_epochs = self.epochs = self.fruitless_epochs = 0
+        self.iteration = self.fruitful_iteration = 0
+        self.weight_decay = self._decay()
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that the training is in."""
+        return self.stages[self.number]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no other stage follows."""
+        return self.number == len(self.stages) - 1
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the stage has had its time."""
+        stage = self.stage
+        fruitless_steps = self.iteration - self.fruitful_iteration
+        patient = self.fruitless_epochs < stage.patience or fruitless_steps < stage.patience_steps
+        return not patient or self.epochs >= self._longest()
+
+    def observe(self, loss: float, iteration: int) -> bool:
+        """Take in an epoch and say whether the stage ends with it.
+
+        Args:
+            loss: Its validation loss.
+            iteration: Optimizer steps so far.
+        """
+        self.epochs, self.iteration = self.epochs + 1, iteration
+        if loss < self.best:
+            self.best, self.best_weight_decay = loss, self.weight_decay
+            self.fruitless_epochs, self.fruitful_iteration = 0, iteration
+        else:
+            self.fruitless_epochs += 1
+        return self.has_ended
+
+    def advance(self) -> Stage:
+        """Go on to the next stage and return it."""
+        self.number += 1
+        self.earlier_epochs += self.epochs
+        self.epochs = self.fruitless_epochs = 0
+        self.fruitful_iteration = self.iteration
+        self.weight_decay = self._decay()
+        return self.stage
+
+    def should_stop(self, state: TrainingState) -> bool:
+        """Observe the loss of the epoch and say whether the last stage has ended."""
+        return self.observe(watched_loss(state), state.iteration) and self.is_last
+
+    def already_stopped(self, state: TrainingState) -> bool:
+        """Say whether the last stage had ended."""
+        return self.epochs > 0 and self.is_last and self.has_ended
+
+    def _longest(self) -> float:
+        """Return how many epochs the stage may take."""
+        stage = self.stage
+        bounds = [math.inf if stage.max_epochs is None else stage.max_epochs]
+        if stage.max_relative_length is not None and self.number:
+            bounds.append(stage.max_relative_length * self.earlier_epochs)
+        return min(bounds)
+
+    def _decay(self) -> float:
+        wanted = self.stage.weight_decay
+        if wanted is None:
+            return self._default_decay
+        return self.best_weight_decay if isinstance(wanted, str) else wanted
+
+    _REMEMBERED = (
+        "number",
+        "best",
+        "best_weight_decay",
+        "earlier_epochs",
+        "epochs",
+        "fruitless_epochs",
+        "iteration",
+        "fruitful_iteration",
+        "weight_decay",
+    )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the training stands among its stages."""
+        return {name: getattr(self, name) for name in self._REMEMBERED}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; what the stages are like, this call says."""
+        for name in self._REMEMBERED:
+            setattr(self, name, state[name])
+
+
+class StageChanges:
+    """Do what a stage's beginning asks for: weights, rate, weight decay, memory.
+
+    Args:
+        rule: Knows the stage.
+        model: The network.
+        optimizer: Its rate goes by `schedule`; its weight decay is set in all parameter groups.
+        schedule: Gets the stage's factor.
+        best: Has the best weights.
+        averages: The running average of the weights, if there is one.
+
+    Raises:
+        ArgumentError: If the stages' weight decays are not all one, and the optimizer knows none.
+    """
+
+    def __init__(
+        self,
+        rule: StageRule,
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        best: BestWeights,
+        averages: AveragedWeights | None,
+    ) -> None:
+        self._rule, self._model, self._optimizer = rule, model, optimizer
+        self._schedule, self._best, self._averages = schedule, best, averages
+        self._check_optimizer()
+
+    def attach(self, engine: Engine) -> None:
+        """Change after the epoch with which a stage ends; attach it last of those who look."""
+        engine.add_event_handler(TrainingEvents.VALIDATED, self._go_on)
+
+    def begin(self) -> None:
+        """Set the rate and the weight decay of the stage that the training is in."""
+        self._schedule.scale(self._rule.stage.lr_factor)
+        for group in self._optimizer.param_groups:
+            if "weight_decay" in group:
+                group["weight_decay"] = self._rule.weight_decay
+
+    def _go_on(self) -> None:
+        if not self._rule.has_ended or self._rule.is_last:
+            return
+        stage = self._rule.advance()
+        if stage.restart:
+            self._restart()
+        if stage.reset_average and self._averages is not None:
+            self._averages.forget()
+        if stage.reset_optimizer:
+            self._forget_gradients()
+        self.begin()
+
+    def _restart(self) -> None:
+        self._best.restore(self._model)
+        if self._averages is not None:
+            self._averages.restart()
+
+    def _forget_gradients(self) -> None:
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": {}, "param_groups": groups})
+
+    def _check_optimizer(self) -> None:
+        asked = {stage.weight_decay for stage in self._rule.stages} - {None}
+        if asked and not all("weight_decay" in group for group in self._optimizer.param_groups):
+            raise ArgumentError(
+                "stages: expected an optimizer with a weight_decay, because a stage sets one, got "
+                f"{type(self._optimizer).__name__}. Leave weight_decay out of the stages."
+            )

@@ -1,0 +1,106 @@
+"""The shape of a learning rate's course in, a checked LRSchedule value out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from sbi_ignite.settings.base import Settings
+from sbi_ignite.settings.fields import (
+    Count,
+    Fraction,
+    NonNegativeFloat,
+    OrNone,
+    PositiveInt,
+    choice,
+)
+from sbi_ignite.settings.origin import Origin
+from sbi_ignite.settings.problems import refuse_foreign
+
+__all__ = ["KINDS", "Kind", "LRSchedule"]
+
+Kind = Literal["constant", "plateau", "cosine", "one_cycle"]
+
+_TAKES: Mapping[str, tuple[str, ...]] = {
+    "constant": ("warmup_steps",),
+    "plateau": ("warmup_steps", "factor", "patience", "min_lr"),
+    "cosine": ("warmup_steps", "min_lr", "total_epochs"),
+    "one_cycle": ("warmup_steps", "min_lr", "total_epochs"),
+}
+KINDS = tuple(_TAKES)
+
+
+class LRSchedule(Settings):
+    """How the learning rate changes while training, by torch's own schedulers.
+
+    * "constant": `learning_rate` throughout, after the warm-up.
+    * "plateau": `ReduceLROnPlateau`, asked after every epoch that follows the warm-up.
+    * "cosine": `CosineAnnealingLR`, after every optimizer step, from the warm-up to the end.
+    * "one_cycle": `OneCycleLR`, after every optimizer step, with `learning_rate` as its peak; the
+      optimizer's momentum is left alone. Its rise is its warm-up.
+
+    A cosine or a cycle needs a length. It is `total_epochs`, else the `max_epochs` that was asked
+    for, else `300 * sqrt(1000 / N)` epochs for N training rows, at least 30 and at most 300. Where
+    no `max_epochs` was asked for, the training ends with its schedule; where it goes on longer, the
+    last rate stays. A resumed training keeps the length with which it began.
+
+    Args:
+        kind: "constant", "plateau", "cosine" or "one_cycle"; may be passed by position.
+        warmup_steps: Optimizer steps over which the rate first rises: linearly from
+            `learning_rate / (warmup_steps + 1)`, and for "one_cycle" as that rises. 0: no warm-up,
+            and for "one_cycle" 30 % of the whole.
+        factor: What the rate is multiplied by on a plateau.
+        patience: Epochs without improvement that count as a plateau.
+        min_lr: The rate at which a schedule ends.
+        total_epochs: The length of a cosine or a cycle; None: see above.
+
+    Raises:
+        SettingsError: If a field was set that this kind does not have.
+
+    Example:
+        >>> LRSchedule("plateau", factor=0.3)
+        LRSchedule(kind='plateau', factor=0.3)
+    """
+
+    leading: ClassVar[tuple[str, ...]] = ("kind",)
+
+    kind: Annotated[Kind, choice(*KINDS)] = Field(description="The shape of the schedule.")
+    warmup_steps: Count = Field(default=0, description="Steps over which the rate first rises.")
+    factor: Fraction = Field(
+        default=0.5, description="What the rate is multiplied by on a plateau."
+    )
+    patience: Count = Field(
+        default=10, description="Epochs without improvement that are a plateau."
+    )
+    min_lr: NonNegativeFloat = Field(
+        default=0.0, description="The rate at which the schedule ends."
+    )
+    total_epochs: Annotated[PositiveInt | None, OrNone] = Field(
+        default=None,
+        description="The length of the schedule; None: max_epochs, or by the number of rows.",
+    )
+
+    if TYPE_CHECKING:  # `kind` may be passed by position, which pydantic cannot say
+
+        def __init__(
+            self,
+            kind: Kind,
+            *,
+            warmup_steps: int = 0,
+            factor: float = 0.5,
+            patience: int = 10,
+            min_lr: float = 0.0,
+            total_epochs: int | None = None,
+        ) -> None: ...
+
+    @property
+    def needs_length(self) -> bool:
+        """Whether the shape depends on when the schedule ends."""
+        return self.kind in ("cosine", "one_cycle")
+
+    @override
+    def _check(self, origins: Mapping[str, Origin]) -> None:
+        refuse_foreign(self, f"kind {self.kind!r}", ("kind", *_TAKES[self.kind]), origins)
