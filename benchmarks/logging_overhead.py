@@ -1,18 +1,23 @@
-"""What does logging cost? One value per epoch, NPE with a maf on 10,000 simulations, each backend.
+"""What does logging cost, backend by backend, at one value per epoch?
 
-    python benchmarks/logging_overhead.py [--epochs 20] [--repeats 3] [--json FILE] [NAME ...]
+NPE with a maf on 10,000 simulations, trained until its rule stops it. Timed is `.train()` as a user
+calls it, the wait at the end included, beside the same call without logging, in turns. MLflow logs
+to a real server on this machine that the script starts and ends; wandb logs offline, through the
+processes that would send.
 
-Times `.train()` as a user sees it, the wait at the end included, beside the same call without
-logging, in alternation. MLflow logs to a real server on this machine that the script starts and
-ends; wandb logs offline, through the same process that would send. "inside" is what happens between
-the first and the last step: the time of the epochs alone.
+    python -m benchmarks.logging_overhead [--rounds 3] [--epochs N] [NAME ...]
+
+A neighbour who works on the same machine stretches the wall times, and the processes beside a
+training need a core of their own. The columns in milliseconds of CPU time do not depend on
+neighbours: what the training's own thread spends in logging, and what the processes that it
+starts spend (without wandb's core, which outlives its parent).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import functools
 import os
+import resource
 import signal
 import socket
 import statistics
@@ -22,8 +27,9 @@ import tempfile
 import time
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,88 +37,232 @@ import torch
 from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 
+from benchmarks.measuring import (
+    Result,
+    Spread,
+    Table,
+    Timing,
+    alternate,
+    conclude,
+    options_of,
+    parse,
+    version,
+)
 from sbi_ignite import NPE, EarlyStopping, LoggingConfig, TrainConfig
+from sbi_ignite.loggers import Loggers
+
+NAMES = ("memory", "jsonl", "stdout", "tensorboard", "wandb", "mlflow")
+BOUND_PERCENT = 2.0
+
+HEADER = (
+    "backend",
+    "unlogged (s)",
+    "added to the call (%)",
+    "added to the epochs (%)",
+    "wait at the end (ms)",
+    "CPU in the training's thread (ms)",
+    "of a call (%)",
+    "CPU of other processes (ms)",
+)
 
 
-def main() -> None:
-    """Measure, print a table and write the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("names", nargs="*", help="backends; default: all")
+@dataclass(frozen=True)
+class Run:
+    """Seconds of one call of `.train()`.
+
+    Attributes:
+        call: Wall time.
+        epochs: Wall time of its epochs alone.
+        thread: CPU time of the training's thread.
+        logging: CPU time of that thread inside `Loggers`.
+        end: Wall time that the call waits for its loggers at the end.
+        others: CPU time of processes that it started and that have ended.
+        epochs_trained: Number of epochs.
+    """
+
+    call: float
+    epochs: float
+    thread: float
+    logging: float
+    end: float
+    others: float
+    epochs_trained: int
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print a table."""
+    parser = options_of(__doc__, rounds=3)
+    parser.add_argument("names", nargs="*", help=f"backends (default: {' '.join(NAMES)})")
     parser.add_argument("--simulations", type=int, default=10_000)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the numbers there")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-
-    with tempfile.TemporaryDirectory() as folder:
+    parser.add_argument("--epochs", type=int, help="train so many; default: until the rule stops")
+    options = parse(parser, arguments)
+    names = options.names or NAMES
+    here = Path.cwd()
+    runs: dict[str, dict[str, list[Run]]] = {}
+    with tempfile.TemporaryDirectory() as folder, quiet():
         os.chdir(folder)
-        all_names = ("memory", "jsonl", "stdout", "tensorboard", "wandb", "mlflow")
-        names = arguments.names or all_names
-        results = {}
-        train = trainer(arguments.simulations, arguments.epochs)
+        train = trainer(options.simulations, options.epochs)
         train(None)
         with server_if("mlflow" in names, Path(folder)) as uri:
             for name in names:
-                results[name] = compare(train, config_of(name, uri), arguments.repeats)
-                show(name, results[name])
-    if arguments.json is not None:
-        record = {**vars(arguments), "json": None, "results": results}
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+                runs[name] = compare(train, config_of(name, uri), options.rounds)
+                print(f"{name}: {added(runs[name], 'call'):+.1f} %", file=sys.stderr, flush=True)
+        os.chdir(here)
+    conclude(result_of(runs), options)
 
 
-def trainer(simulations: int, epochs: int) -> Callable[[Any], tuple[float, float]]:
-    """Return what trains and says how many seconds the call and its epochs took."""
+# --- measuring
+
+
+def trainer(simulations: int, epochs: int | None) -> Callable[[Any], Run]:
+    """Return what trains with a logger and tells how long that took."""
     torch.manual_seed(0)
     prior = BoxUniform(-2 * torch.ones(4), 2 * torch.ones(4))
     theta = prior.sample((simulations,))
     x = theta + 0.3 * torch.randn_like(theta)
+    config = TrainConfig(seed=1) if epochs is None else TrainConfig(seed=1, max_epochs=epochs)
+    rule = EarlyStopping.never() if epochs else EarlyStopping.validation_loss(patience=20)
 
-    def train(logging: Any) -> tuple[float, float]:
+    def train(logging: Any) -> Run:
         inference = NPE(prior, posterior_nn("maf"), show_progress_bars=False)
         inference.append_simulations(theta, x)
-        with warnings.catch_warnings():
+        with time_in_loggers() as inside, warnings.catch_warnings():
             warnings.simplefilter("error")
-            began = time.perf_counter()
-            inference.train(
-                TrainConfig(max_epochs=epochs, seed=1),
-                logging=logging,
-                early_stopping=EarlyStopping.never(),
-            )
-            seconds = time.perf_counter() - began
-        return seconds, sum(inference.training_summary.epoch_durations_sec)
+            others, wall, thread = _children(), time.perf_counter(), time.thread_time()
+            inference.train(config, logging=logging, early_stopping=rule)
+            call, thread = time.perf_counter() - wall, time.thread_time() - thread
+        summary = inference.training_summary
+        time.sleep(1.0 if logging else 0.0)  # for processes that are about to end
+        return Run(
+            call=call,
+            epochs=sum(summary.epoch_durations_sec),
+            thread=thread,
+            logging=inside["cpu"],
+            end=inside["end"],
+            others=_children() - others,
+            epochs_trained=summary.epochs_trained,
+        )
 
     return train
 
 
-def compare(
-    train: Callable[[Any], tuple[float, float]], logging: Any, repeats: int
-) -> dict[str, Any]:
-    """Train with and without logging in alternation; medians in seconds, overheads in percent."""
-    runs: dict[str, list[tuple[float, float]]] = {"plain": [], "logged": []}
-    for _ in range(repeats):
-        runs["plain"].append(train(None))
-        runs["logged"].append(train(logging))
-    found: dict[str, Any] = {"runs": runs}
-    for i, what in enumerate(("call", "inside")):
-        plain, logged = (min(run[i] for run in runs[kind]) for kind in ("plain", "logged"))
-        found[what] = {
-            "plain": plain,
-            "logged": logged,
-            "percent": 100 * (logged / plain - 1),
-            "median_percent": 100
-            * (statistics.median(b[i] / a[i] for a, b in zip(*runs.values(), strict=True)) - 1),
-        }
-    return found
+@contextmanager
+def time_in_loggers() -> Iterator[dict[str, float]]:
+    """Add up the CPU time of this thread inside `Loggers`, and the wall time at the end."""
+    originals = {n: getattr(Loggers, n) for n in ("start", "finish", "_log_epochs")}
+    spent, depth = {"cpu": 0.0, "end": 0.0}, [0]
+
+    def measured(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*args: Any) -> Any:
+            depth[0] += 1
+            cpu, wall = time.thread_time(), time.perf_counter()
+            try:
+                return method(*args)
+            finally:
+                depth[0] -= 1
+                if depth[0] == 0:  # they call one another
+                    spent["cpu"] += time.thread_time() - cpu
+                if name == "finish":
+                    spent["end"] += time.perf_counter() - wall
+
+        return call
+
+    for name, method in originals.items():
+        setattr(Loggers, name, measured(name, method))
+    try:
+        yield spent
+    finally:
+        for name, method in originals.items():
+            setattr(Loggers, name, method)
 
 
-def show(name: str, result: dict[str, Any]) -> None:
-    """Print a line of the table."""
-    cells = [
-        f"{what}: {r['plain']:7.2f} s -> {r['logged']:7.2f} s ({r['percent']:+5.1f} %)"
-        for what, r in ((what, result[what]) for what in ("call", "inside"))
-    ]
-    print(f"{name:<12} {'   '.join(cells)}", flush=True)
+def compare(train: Callable[[Any], Run], logging: Any, rounds: int) -> dict[str, list[Run]]:
+    """Train with and without a logger in alternation."""
+    runs: dict[str, list[Run]] = {"unlogged": [], "logged": []}
+
+    def way(kind: str, asked: Any) -> Callable[[], Timing]:
+        def work() -> Timing:
+            runs[kind].append(train(asked))
+            return Timing(runs[kind][-1].call, runs[kind][-1].thread)
+
+        return work
+
+    alternate({"unlogged": way("unlogged", None), "logged": way("logged", logging)}, rounds)
+    return runs
+
+
+def _children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Send what is printed, by the backend `stdout` above all, into a file, as on a cluster."""
+    out = sys.stdout
+    with tempfile.TemporaryFile("w") as sys.stdout:
+        try:
+            yield
+        finally:
+            sys.stdout = out
+
+
+# --- reporting
+
+
+def result_of(runs: dict[str, dict[str, list[Run]]]) -> Result:
+    """Return the table."""
+    rows = [row_of(name, found) for name, found in runs.items()]
+    first = next(iter(runs.values()))["unlogged"][0]
+    worst = max((added(found, "call").median, name) for name, found in runs.items())
+    kept = "kept" if worst[0] <= BOUND_PERCENT else "not kept"
+    return Result(
+        script="logging_overhead",
+        question="What does logging cost, backend by backend, at one value per epoch?",
+        tables=[Table(HEADER, rows, note="Medians of the rounds, with their range.")],
+        notes=[
+            f"{first.epochs_trained} epochs a call; every pair trains to the same weights.",
+            f"Bound of {BOUND_PERCENT:g} % of the call's wall time: {kept} (most: {worst[1]}, "
+            f"{worst[0]:+.2f} %).",
+            f"wandb {version('wandb')}, mlflow {version('mlflow')}, "
+            f"tensorboard {version('tensorboard')}; load of the machine at the end "
+            f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.",
+            "Without a logger, sbi's own TensorBoard tracker writes; it does so in both ways.",
+        ],
+        numbers={
+            name: {kind: [vars(run) for run in found[kind]] for kind in found}
+            for name, found in runs.items()
+        },
+    )
+
+
+def row_of(name: str, runs: dict[str, list[Run]]) -> tuple[str, ...]:
+    """Return a line of the table."""
+    logged = runs["logged"]
+    # sbi's own tracker is told about epochs in every run.
+    usual = statistics.median(run.logging for run in runs["unlogged"])
+    spent = [run.logging - usual for run in logged]
+    shares = [s / run.thread for s, run in zip(spent, logged, strict=True)]
+    return (
+        name,
+        f"{Spread.of(run.call for run in runs['unlogged']):.2f}",
+        f"{added(runs, 'call'):+.2f}",
+        f"{added(runs, 'epochs'):+.2f}",
+        f"{Spread.of(1e3 * run.end for run in logged):.0f}",
+        f"{Spread.of(1e3 * s for s in spent):.0f}",
+        f"{Spread.of(100 * share for share in shares):.2f}",
+        f"{Spread.of(1e3 * run.others for run in logged):.0f}",
+    )
+
+
+def added(runs: dict[str, list[Run]], what: str) -> Spread:
+    """Return by how many percent logging lengthens something, round by round."""
+    pairs = zip(runs["unlogged"], runs["logged"], strict=True)
+    return Spread.of(100 * (getattr(b, what) / getattr(a, what) - 1) for a, b in pairs)
+
+
+# --- where to log
 
 
 def config_of(name: str, uri: str | None) -> LoggingConfig:
@@ -138,8 +288,10 @@ def server_if(wanted: bool, folder: Path) -> Iterator[str | None]:
         *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
         *("--artifacts-destination", str(folder / "artifacts")),
     ]
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, start_new_session=True, **quiet)
+    # Without this, seven more processes poll for jobs that nobody gives them.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    quietly: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, start_new_session=True, env=environment, **quietly)
     try:
         wait_for(f"http://127.0.0.1:{port}/health")
         yield f"http://127.0.0.1:{port}"

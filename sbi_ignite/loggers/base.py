@@ -242,6 +242,16 @@ def run_record(info: RunInfo) -> dict[str, Any]:
     return {"method": info.method, **info.manifest, "settings": info.config}
 
 
+def warm_up_figures() -> None:
+    """Do now, while training runs, what the first figure of a process takes so long for."""
+    import io
+
+    from sbi_ignite.summary import TrainingSummary
+
+    one = (1.0,)
+    TrainingSummary("", 1, 1, 1.0, one, one, one, one, one, "").plot().savefig(io.BytesIO())
+
+
 def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for group, content in config.items():
         yield from _entries(group, content)

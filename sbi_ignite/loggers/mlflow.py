@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from sbi_ignite.loggers.base import (
     parameters,
     results,
     run_record,
+    warm_up_figures,
 )
 
 if TYPE_CHECKING:
@@ -80,14 +81,17 @@ class Mlflow(Backend):
         self._client: Any = None
         self._run_id = ""
         self._have: dict[str, set[int]] = {}
+        self._refused: Exception | None = None
 
     def worth_retrying(self, error: Exception) -> bool:
         """Say that a server may come back, unless it is the request that is wrong."""
+        from requests import RequestException
+
         code = getattr(error, "get_http_status_code", lambda: 0)()
-        return isinstance(error, OSError) or code >= 500
+        return isinstance(error, ConnectionError | TimeoutError | RequestException) or code >= 500
 
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
-        """Make or find the run and log the parameters that it does not have."""
+        """Make or find the run, log the parameters that it does not have, attach `run.json`."""
         self._info = info
         self._client = self._client or self._connect()
         run = self._find(identity["id"]) or self._create(identity["id"])
@@ -95,10 +99,11 @@ class Mlflow(Backend):
         self._client.update_run(self._run_id, status="RUNNING")
         known = {f"origin.{name}": value for name, value in origins(info).items()}
         self._log_parameters({**parameters(info), **known}, have=run.data.params)
+        self._attach(self._log_record)
         if identity.get("continued"):
             names = ("training_loss", "iteration_loss")
             self._have = {name: self._steps(name) for name in names}
-        _preload_matplotlib()
+        warm_up_figures()
 
     def log_epoch(self, row: EpochRow) -> None:
         """Log the numbers of an epoch, all in one call."""
@@ -111,19 +116,21 @@ class Mlflow(Backend):
             self._log_metrics(values, iteration, 0.0)
 
     def finish(self, summary: TrainingSummary) -> None:
-        """Log results, figure and `run.json` and mark the run as finished."""
+        """Log results and figure and mark the run as finished."""
         found = results(summary)
         numbers = {n: v for n, v in found.items() if type(v) in (int, float)}
         own = {n: v for n, v in numbers.items() if n != "best_validation_loss"}
-        self._log_metrics(own, self._info.first_step + summary.epochs_trained, 0.0)
-        self._set_tags({n: str(v) for n, v in found.items() if n not in numbers})
-        self._client.log_figure(self._run_id, summary.plot(), "loss_curve.png")
-        self._log_record()
+        tags = {n: str(v) for n, v in found.items() if n not in numbers}
+        self._log_metrics(own, self._info.first_step + summary.epochs_trained, 0.0, tags)
+        figure = summary.plot()
+        self._attach(lambda: self._client.log_figure(self._run_id, figure, "loss_curve.png"))
         self._client.set_terminated(self._run_id, "FINISHED")
+        if self._refused is not None:
+            raise self._refused
 
     def fail(self, status: str, message: str) -> None:
         """Note what happened and mark the run as failed or killed."""
-        self._set_tags({"error": message[:5000]})
+        self._client.set_tag(self._run_id, "error", message[:5000])
         self._client.set_terminated(self._run_id, status.upper())
 
     def _connect(self) -> Any:
@@ -184,22 +191,32 @@ class Mlflow(Backend):
         for i in range(0, len(new), _PARAMETERS_A_CALL):
             self._client.log_batch(self._run_id, params=new[i : i + _PARAMETERS_A_CALL])
 
-    def _log_metrics(self, values: Mapping[str, float], step: int, seconds: float) -> None:
-        from mlflow.entities import Metric
+    def _log_metrics(
+        self,
+        values: Mapping[str, float],
+        step: int,
+        seconds: float,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        from mlflow.entities import Metric, RunTag
 
         # Under one and the same time, MLflow keeps a value that is sent again only once.
         milliseconds = int(seconds * 1000)
         metrics = [Metric(n, float(value), milliseconds, step) for n, value in values.items()]
-        self._client.log_batch(self._run_id, metrics=metrics)
+        pairs = [RunTag(name, value) for name, value in (tags or {}).items()]
+        self._client.log_batch(self._run_id, metrics=metrics, tags=pairs)
 
-    def _set_tags(self, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        pairs = [RunTag(name, value) for name, value in tags.items()]
-        self._client.log_batch(self._run_id, tags=pairs)
+    def _attach(self, upload: Callable[[], None]) -> None:
+        """Attach a file; where files have no place, the numbers still have one."""
+        try:
+            upload()
+        except Exception as error:
+            if self.worth_retrying(error):
+                raise
+            self._refused = error
 
     def _log_record(self) -> None:
-        """Attach `run.json`: the run directory's own as it stands, else one made from the info."""
+        """Attach `run.json`, early, so that runs which never finish have it too."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "run.json"
             path.write_text(json.dumps(run_record(self._info), indent=2, default=str) + "\n")
@@ -208,12 +225,3 @@ class Mlflow(Backend):
     def _steps(self, metric: str) -> set[int]:
         """Return the steps at which the run has a value."""
         return {m.step for m in self._client.get_metric_history(self._run_id, metric)}
-
-
-def _preload_matplotlib() -> None:
-    """Do now, while training runs, what the figure at the end would wait for."""
-    import io
-
-    from matplotlib.figure import Figure
-
-    Figure().savefig(io.BytesIO())

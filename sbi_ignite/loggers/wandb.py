@@ -21,6 +21,7 @@ from sbi_ignite.loggers.base import (
     origins,
     parameters,
     results,
+    warm_up_figures,
 )
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ class Wandb(Backend):
         self._run.define_metric("iteration_*", step_metric="iteration")
         self._run.define_metric("training_loss", step_metric="epoch", summary="last")
         import matplotlib.pyplot  # noqa: F401 # wandb needs it for the figure; now, not at the end
+
+        warm_up_figures()
 
         if self._run.url:
             self.say(f"wandb: {self._run.url}")
