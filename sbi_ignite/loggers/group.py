@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.exceptions import SbiIgniteWarning
 from sbi_ignite.loggers.base import Backend, EpochRow, RunInfo
+from sbi_ignite.settings.plain import redact
 
 if TYPE_CHECKING:
     from ignite.engine import Engine
@@ -114,7 +115,7 @@ class Loggers:
             return
         self._log_epochs()
         status = "failed" if isinstance(error, Exception) else "killed"
-        self._end("fail", status, f"{type(error).__name__}: {error}")
+        self._end("fail", status, redact(f"{type(error).__name__}: {error}"))
 
     def state_dict(self) -> dict[str, Any]:
         """Return, as plain data, what a later run needs to continue those of the backends."""
@@ -259,7 +260,8 @@ class Loggers:
             return
         self._warned.add(id(backend))
         message = (
-            f"Logging to {backend.name} is in trouble, training is not: {text.rstrip('.')}. "
+            f"Logging to {backend.name} is in trouble, training is not: "
+            f"{redact(text).rstrip('.')}. "
             f"{self._where_numbers_are()}"
         )
         try:

@@ -67,14 +67,15 @@ class Wandb(Backend):
         self._entity, self._mode, self._script, self._pid = entity, mode, script, pid
         self._run: Any = None
         self._have: dict[str, int] = {}
+        self._moved: str | None = None
 
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
         """Open a new run, or the one that is continued, with settings and manifest as config."""
         import wandb
 
         continued = bool(identity.get("continued"))
-        folder = Path(os.environ.get("WANDB_DIR") or ".", "wandb")
-        here = last_logged(folder, identity["id"]) if continued else {}
+        root = Path(os.environ.get("WANDB_DIR") or ".").absolute()
+        here = last_logged(root / "wandb", identity["id"]) if continued else {}
         self._run = wandb.init(
             project=self._project,
             entity=self._entity,
@@ -92,6 +93,9 @@ class Wandb(Backend):
                 x_stats_pid=self._pid or os.getpid(),
             ),
         )
+        files = Path(self._run.dir)
+        if not files.resolve().is_relative_to(root.resolve()):
+            self._moved = f"{root} cannot be written; wandb keeps the run in {files.parent}"
         there = {n: self._run.summary.get(n) for n in ("epoch", "iteration")} if continued else {}
         self._have = {n: max(here.get(n, 0), int(there.get(n) or 0)) for n in there}
         self._run.define_metric("epoch", hidden=True)
@@ -126,6 +130,8 @@ class Wandb(Backend):
         self._run.summary.update(results(summary))
         self._run.log({"loss_curve": wandb.Image(summary.plot())})
         self._run.finish(exit_code=0)
+        if self._moved is not None:
+            raise OSError(self._moved)
 
     def fail(self, status: str, message: str) -> None:
         """Note what happened and close as failed."""

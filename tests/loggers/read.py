@@ -22,6 +22,12 @@ def jsonl(path: Path) -> Rows:
     return [(line["epoch"], _metrics(line)) for line in lines if "epoch" in line]
 
 
+def jsonl_iterations(path: Path) -> list[Any]:
+    """Read (iteration, learning rate, loss)."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [_iteration(line) for line in lines if "iteration" in line]
+
+
 def tensorboard(folder: Path, prefix: str = "") -> Rows:
     """Read event files as TensorBoard does, purged steps left out."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -30,6 +36,15 @@ def tensorboard(folder: Path, prefix: str = "") -> Rows:
     tags = [tag for tag in events.Tags()["scalars"] if tag.removeprefix(prefix) in EPOCH_METRICS]
     points = {tag.removeprefix(prefix): events.Scalars(tag) for tag in tags}
     return _by_step({n: [(p.step, p.value) for p in ps] for n, ps in points.items()})
+
+
+def tensorboard_iterations(folder: Path) -> list[Any]:
+    """Read (iteration, learning rate, loss)."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "iterations"), size_guidance={"scalars": 0}).Reload()
+    rates, losses = (events.Scalars(name) for name in ("iteration_learning_rate", "iteration_loss"))
+    return [(a.step, a.value, b.value) for a, b in zip(rates, losses, strict=True)]
 
 
 def mlflow(uri: str, run_id: str) -> Rows:
@@ -43,6 +58,14 @@ def mlflow(uri: str, run_id: str) -> Rows:
     client = client_of(uri)
     history = {name: client.get_metric_history(run_id, name) for name in EPOCH_METRICS}
     return _by_step({n: sorted((m.step, m.value) for m in ms) for n, ms in history.items()})
+
+
+def mlflow_iterations(uri: str) -> list[Any]:
+    """Read (iteration, learning rate, loss) of the only run in a sqlite store."""
+    query = "select step, value from metrics where key = ? order by step"
+    rates = sqlite(uri, query, "iteration_learning_rate")
+    losses = dict(sqlite(uri, query, "iteration_loss"))
+    return [(step, rate, losses[step]) for step, rate in rates]
 
 
 def sqlite(uri: str, query: str, *values: Any) -> list[Any]:
@@ -75,16 +98,25 @@ def mlflow_runs(uri: str, experiment: str) -> list[Any]:
 
 def wandb(folder: Path, run_id: str = "*") -> Rows:
     """Read the offline files of a run, in the order in which they were written."""
+    rows = _wandb_rows(folder, run_id)
+    return [(row["epoch"], _metrics(row)) for row in rows if "training_loss" in row]
+
+
+def wandb_iterations(folder: Path) -> list[Any]:
+    """Read (iteration, learning rate, loss)."""
+    return [_iteration(row) for row in _wandb_rows(folder, "*") if "iteration_loss" in row]
+
+
+def _wandb_rows(folder: Path, run_id: str) -> list[dict[str, Any]]:
     from sbi_ignite.loggers.wandb import logged_rows
 
-    rows = []
-    for path in sorted(
-        folder.glob(f"wandb/*run-2*-{run_id}/run-*.wandb"), key=lambda p: p.stat().st_mtime
-    ):
-        for row in logged_rows(path):
-            if "training_loss" in row:
-                rows.append((row["epoch"], _metrics(row)))
-    return rows
+    paths = folder.glob(f"wandb/*run-2*-{run_id}/run-*.wandb")
+    by_age = sorted(paths, key=lambda path: path.stat().st_mtime)
+    return [row for path in by_age for row in logged_rows(path)]
+
+
+def _iteration(row: dict[str, Any]) -> tuple[int, float, float]:
+    return row["iteration"], row["iteration_learning_rate"], row["iteration_loss"]
 
 
 def wandb_records(folder: Path, kind: str) -> list[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import pkgutil
 import re
 from collections.abc import Callable
 from itertools import accumulate
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import sbi_ignite.loggers
 from sbi_ignite import LoggingConfig, TrainingSummary
 from sbi_ignite.loggers import EPOCH_METRICS, Backend, Memory
 from sbi_ignite.loggers.make import BACKENDS
@@ -94,6 +97,10 @@ LOG_TO: dict[str, Callable[[Path], tuple[Any, Callable[[], read.Rows]]]] = {
 SINGLE_PRECISION = {"tensorboard", "ignite"}
 
 
+def _slow(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
 def expected(summary: TrainingSummary) -> read.Rows:
     """Return what has to be logged."""
     best = list(accumulate(summary.validation_loss, min))
@@ -107,8 +114,18 @@ def expected(summary: TrainingSummary) -> read.Rows:
 
 
 def test_the_law_knows_every_backend() -> None:
-    assert set(LoggingConfig.takes) == set(BACKENDS)
-    assert set(LOG_TO) | {"stdout", "none"} == set(BACKENDS) | {"tracker", "ignite"}
+    """Whoever writes a class of backends has to say here how to read it back."""
+    around_others = {"Courier", "OnHelperThread"}
+    names = {
+        cls.name
+        for module in pkgutil.iter_modules(sbi_ignite.loggers.__path__, "sbi_ignite.loggers.")
+        for cls in vars(importlib.import_module(module.name)).values()
+        if isinstance(cls, type) and issubclass(cls, Backend) and cls is not Backend
+        if cls.__name__ not in around_others
+    }
+    # Lines on stdout are read below, and there is nothing to read of "none".
+    assert names == set(LOG_TO) | {"stdout", "none"}
+    assert set(LoggingConfig.takes) == set(BACKENDS) == names - {"tracker", "ignite"}
 
 
 @pytest.mark.usefixtures("patient")
@@ -180,13 +197,55 @@ def test_the_environment_alone_chooses_a_backend(
     assert len(read.jsonl(tmp_path / "there" / "metrics.jsonl")) == 4
 
 
-def test_every_n_iterations_has_an_axis_of_its_own() -> None:
-    """Running loss and rate at every second of twelve steps."""
-    memory = Memory(every_n_iterations=2)
-    assert trained(memory).is_unharmed()
-    assert [row["iteration"] for row in memory.iterations] == [2, 4, 6, 8, 10, 12]
-    assert all(row["iteration_learning_rate"] == 0.01 for row in memory.iterations)
-    assert len(memory.rows) == 4
+ITERATIONS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], list[Any]]]] = {
+    "memory": (lambda folder: Memory(every_n_iterations=2), lambda folder: _memory_iterations()),
+    "jsonl": (
+        lambda folder: LoggingConfig("jsonl", log_dir=folder, every_n_iterations=2),
+        lambda folder: read.jsonl_iterations(folder / "metrics.jsonl"),
+    ),
+    "tensorboard": (
+        lambda folder: LoggingConfig("tensorboard", log_dir=folder / "tb", every_n_iterations=2),
+        lambda folder: read.tensorboard_iterations(folder / "tb"),
+    ),
+    "wandb": (
+        lambda folder: LoggingConfig("wandb", mode="offline", every_n_iterations=2),
+        read.wandb_iterations,
+    ),
+    "mlflow": (
+        lambda folder: LoggingConfig(
+            "mlflow", tracking_uri=f"sqlite:///{folder}/m.db", every_n_iterations=2
+        ),
+        lambda folder: read.mlflow_iterations(f"sqlite:///{folder}/m.db"),
+    ),
+}
+"""How to log iterations, and how to read (iteration, learning rate, loss) back."""
+
+
+def _memory_iterations() -> list[Any]:
+    memory = Memory.latest
+    assert memory is not None
+    names = ("iteration", "iteration_learning_rate", "iteration_loss")
+    return [tuple(row[name] for name in names) for row in memory.iterations]
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize(
+    "name", ["memory", "jsonl", "tensorboard", *map(_slow, ("wandb", "mlflow"))]
+)
+def test_every_n_iterations_has_an_axis_of_its_own(name: str, tmp_path: Path) -> None:
+    """Running loss and rate at every second of twelve steps, beside the epochs."""
+    make, iterations = ITERATIONS[name]
+    outcome = trained(make(tmp_path))
+    assert outcome.warnings == []
+    assert outcome.is_unharmed()
+    found = iterations(tmp_path)
+    assert [iteration for iteration, _, _ in found] == [2, 4, 6, 8, 10, 12]
+    assert [rate for _, rate, _ in found] == pytest.approx([0.01] * 6)
+    reference = Memory(every_n_iterations=1)
+    trained(reference)
+    losses = [row["iteration_loss"] for row in reference.iterations]
+    assert [loss for _, _, loss in found] == pytest.approx(losses[1::2], rel=1e-6)
+    assert np.mean(losses[:3]) == pytest.approx(outcome.summary.training_loss[0], rel=1e-5)
 
 
 def test_all_of_our_backends_speak_the_same_words() -> None:

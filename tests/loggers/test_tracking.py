@@ -160,13 +160,13 @@ from tests.loggers.small import AfterEpoch, trained
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 mlflow = LoggingConfig("mlflow", tracking_uri="sqlite:///m.db")
-trained([mlflow, LoggingConfig("wandb", mode="offline")], do=AfterEpoch(3, die))
+trained([mlflow, LoggingConfig("wandb", mode="offline")], do=AfterEpoch(4, die))
 """
 
 
 @pytest.mark.slow
 def test_a_killed_training_leaves_whole_runs(tmp_path: Path) -> None:
-    """SIGKILL: the courier delivers what it was given and closes the runs as killed."""
+    """SIGKILL: what was logged before is delivered, and the runs are closed as killed."""
     assert run_script(_KILL_ME).returncode == -signal.SIGKILL
     uri = f"sqlite:///{tmp_path}/m.db"
     wait_until(lambda: _status(uri) == "KILLED")
@@ -186,26 +186,39 @@ def _status(uri: str) -> str | None:
 def test_no_file_holds_a_key(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, patient: None
 ) -> None:
-    """Keys and passwords in the environment and in addresses stay out of every file."""
-    key, password = "deadbeef" * 5, "s3cr3tpassw0rd"
-    monkeypatch.setenv("WANDB_API_KEY", key)
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
-    trained(
+    """Keys and passwords in the environment and in addresses stay out of every file and store."""
+    secrets = {
+        "WANDB_API_KEY": "deadbeef" * 5,
+        "MLFLOW_TRACKING_PASSWORD": "s3cr3tpassw0rd",
+        "MLFLOW_TRACKING_TOKEN": "t0kent0kent0ken",
+    }
+    for name, secret in secrets.items():
+        monkeypatch.setenv(name, secret)
+    password, store = secrets["MLFLOW_TRACKING_PASSWORD"], f"sqlite:///{tmp_path}/m.db"
+    outcome = trained(
         [
             LoggingConfig("wandb", mode="offline"),
             LoggingConfig("jsonl", log_dir=tmp_path / "j"),
             LoggingConfig("tensorboard", log_dir=tmp_path / "tb"),
+            LoggingConfig("mlflow", tracking_uri=store),
+            # Nobody listens there; the others are told that it was asked for.
             LoggingConfig("mlflow", tracking_uri=f"http://me:{password}@127.0.0.1:9"),
         ],
         checkpoint=str(tmp_path / "run"),
     )
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) > 5
-    for path in files:
+    assert password not in str(outcome.warnings)
+    wait_until(lambda: [r.exit_code for r in read.wandb_records(tmp_path, "exit")] == [0])
+    # Everybody has written: these are the places that are searched.
+    written = ["run/run.json", "run/best.pt", "j/metrics.jsonl", "m.db"]
+    assert all((tmp_path / name).stat().st_size for name in written)
+    for pattern in ("tb/events.*", "wandb/*/*.wandb", "mlruns/**/run.json", "mlruns/**/*.png"):
+        assert list(tmp_path.glob(pattern)), pattern
+    addresses = read.sqlite(store, "select value from params where key like '%tracking_uri'")
+    assert any("127.0.0.1:9" in value for (value,) in addresses)
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
         data = path.read_bytes()
-        assert key.encode() not in data, path
-        assert password.encode() not in data, path
-    assert (tmp_path / "run" / "metrics.jsonl").exists()
+        for secret in secrets.values():
+            assert secret.encode() not in data, path
 
 
 _SBI_SCRIPT = """
