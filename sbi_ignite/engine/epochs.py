@@ -46,6 +46,7 @@ class Epochs:
         self._validate, self._before_rules, self._keep_best = validate, before_rules, keep_best
         self._first_epoch, self._first_iteration = state.epoch, state.iteration
         self._started = 0.0
+        self._rate = state.learning_rate
 
     def attach(self, engine: Engine) -> None:
         """Listen to the training engine."""
@@ -94,6 +95,7 @@ class Epochs:
 
     def _iteration_completed(self) -> None:
         self._state.iteration = self.now()[1]
+        self._rate = self._state.learning_rate  # of this step: the schedule has not moved yet
 
     def _epoch_completed(self) -> None:
         state = self._state
@@ -115,7 +117,7 @@ class Epochs:
         numbers = {
             "training_loss": state.train_loss,
             "validation_loss": state.validation_loss,
-            "learning_rate": state.learning_rate,
+            "learning_rate": self._rate,
             "gradient_norm": state.gradient_norm,
         }
         self._engine.state.metrics.update(numbers)

@@ -1,0 +1,300 @@
+"""Learning rates are torch's own, step by step, in one go and resumed in mid-epoch."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from ignite.engine import Events
+from torch import nn
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
+from torch.utils.data import DataLoader, TensorDataset
+
+from sbi_ignite import (
+    CheckpointConfig,
+    EarlyStopping,
+    LRSchedule,
+    SettingsError,
+    TrainConfig,
+    run_training,
+)
+from sbi_ignite.engine.recipe import count_rows
+from sbi_ignite.engine.schedules import derived_length
+from sbi_ignite.handlers.events import TrainingEvents
+from tests.small import SBI_WARNS, ready, same, train
+
+pytestmark = SBI_WARNS
+
+STEPS_PER_EPOCH, EPOCHS, RATE = 3, 6, 0.01
+STEPS = STEPS_PER_EPOCH * EPOCHS
+WARM = 5
+BATCHES = [torch.full((4, 1), float(i)) for i in range(STEPS_PER_EPOCH)]
+
+
+def squares(model, batch):
+    return model(batch).square().mean(dim=1)
+
+
+def flat(model, batch):
+    """Never any better."""
+    return 1 + 0 * model(batch).square().mean(dim=1)
+
+
+class Rates:
+    """The rate of every step; may break the training off after one."""
+
+    def __init__(self, break_after=None):
+        self.rates, self.break_after = [], break_after
+
+    def attach(self, engine):
+        engine.add_event_handler(TrainingEvents.BACKWARD_COMPLETED, self.note)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.end)
+
+    def on_train_start(self, state):
+        self.state = state
+
+    def note(self):
+        self.rates.append(self.state.learning_rate)
+
+    def end(self):
+        if self.break_after == len(self.rates):
+            raise KeyboardInterrupt
+
+
+def run(schedule, batches=BATCHES, loss=squares, **kwargs):
+    """Train with a schedule; return the rate of every step, and the summary."""
+    torch.manual_seed(0)
+    rates = Rates()
+    fields = {"max_epochs": EPOCHS, "learning_rate": RATE, "optimizer": "sgd"}
+    config = {**fields, **kwargs.pop("fields", {})}
+    _, summary = run_training(
+        TrainConfig(lr_schedule=schedule, **{k: v for k, v in config.items() if v is not None}),
+        nn.Linear(1, 1),
+        loss,
+        batches,
+        callbacks=[rates],
+        **kwargs,
+    )
+    return rates.rates, summary
+
+
+def by_hand(make, losses=(), warmup_steps=0):
+    """Step torch's schedulers in a plain loop and return the rate of every step."""
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=RATE)
+    schedulers, rates = make(optimizer), []
+    for step in range(1, STEPS + 1):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        for scheduler in schedulers:
+            if not isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step()
+            elif step % STEPS_PER_EPOCH == 0 and step >= warmup_steps:
+                scheduler.step(losses[step // STEPS_PER_EPOCH - 1])
+    return rates
+
+
+def rising(optimizer, rest, steps=WARM):
+    rise = LinearLR(optimizer, 1 / (steps + 1), total_iters=steps)
+    return SequentialLR(optimizer, [rise, rest], [steps])
+
+
+def steady(optimizer):
+    return ConstantLR(optimizer, factor=1.0, total_iters=1)
+
+
+def cycle(optimizer, **kwargs):
+    return OneCycleLR(optimizer, RATE, total_steps=STEPS, cycle_momentum=False, **kwargs)
+
+
+TORCHS = {
+    "constant": (LRSchedule("constant", warmup_steps=WARM), lambda o: [rising(o, steady(o))]),
+    "cosine": ("cosine", lambda o: [CosineAnnealingLR(o, STEPS)]),
+    "cosine, warmed up": (
+        LRSchedule("cosine", warmup_steps=WARM, min_lr=1e-4),
+        lambda o: [rising(o, CosineAnnealingLR(o, STEPS - WARM, eta_min=1e-4))],
+    ),
+    "one cycle": ("one_cycle", lambda o: [cycle(o)]),
+    "one cycle, its rise and end named": (
+        LRSchedule("one_cycle", warmup_steps=WARM, min_lr=1e-5),
+        lambda o: [cycle(o, pct_start=(WARM + 1) / STEPS, final_div_factor=RATE / 25 / 1e-5)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TORCHS)
+def test_rates_are_those_of_torchs_own_scheduler_step_by_step(name):
+    schedule, make = TORCHS[name]
+    rates, summary = run(schedule)
+    assert rates == by_hand(make)
+    assert list(summary.learning_rate) == rates[STEPS_PER_EPOCH - 1 :: STEPS_PER_EPOCH]
+    assert len(set(rates)) > WARM
+
+
+@pytest.mark.parametrize("warmup_steps", [0, WARM])
+def test_a_plateau_is_torchs_own_and_is_not_asked_before_the_warm_up_is_over(warmup_steps):
+    """The losses of training, which stands still, are handed to torch's scheduler in a loop."""
+    schedule = LRSchedule("plateau", factor=0.1, patience=1, min_lr=2e-5, warmup_steps=warmup_steps)
+    never = EarlyStopping.never()
+    rates, summary = run(schedule, loss=flat, early_stopping=never)
+
+    def make(o):
+        plateau = ReduceLROnPlateau(o, factor=0.1, patience=1, min_lr=2e-5)
+        return [rising(o, steady(o)), plateau] if warmup_steps else [plateau]
+
+    assert rates == by_hand(make, summary.training_loss, warmup_steps)
+    assert rates[-1] < RATE
+
+
+@pytest.mark.parametrize("kind", ["cosine", "one_cycle"])
+def test_after_its_length_a_schedule_holds_its_last_rate(kind):
+    """max_epochs that was asked for is honoured, beyond the schedule's own length."""
+    half = LRSchedule(kind, total_epochs=EPOCHS // 2, min_lr=1e-5)
+    rates, summary = run(half)
+    assert (summary.epochs_trained, summary.stop_reason) == (EPOCHS, "max_epochs")
+    assert rates[STEPS // 2 + 1 :] == [pytest.approx(1e-5)] * (STEPS // 2 - 1)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "one_cycle"])
+def test_without_max_epochs_a_training_ends_with_its_schedule(kind):
+    schedule = LRSchedule(kind, total_epochs=4)
+    _, summary = run(schedule, fields={"max_epochs": None}, early_stopping=EarlyStopping.never())
+    assert (summary.epochs_trained, summary.stop_reason) == (4, "max_epochs")
+
+
+def test_without_any_length_the_rows_decide():
+    """12 rows: 300 epochs; the formula for more rows stands in the docstring."""
+    never = EarlyStopping.never()
+    rates, summary = run("cosine", fields={"max_epochs": None}, early_stopping=never)
+    assert summary.epochs_trained == derived_length(12) == 300
+    assert rates == pytest.approx(
+        [RATE / 2 * (1 + torch.cos(torch.tensor(torch.pi * k / 900)).item()) for k in range(900)],
+        rel=1e-4,
+        abs=1e-9,
+    )
+    assert [derived_length(n) for n in (1, 4_000, 40_000, 10**8)] == [300, 150, 47, 30]
+
+
+class Endless:
+    """Batches with a length and nothing else."""
+
+    def __len__(self):
+        return 2
+
+    def __iter__(self):
+        return itertools.repeat(torch.zeros(1, 1), 2)
+
+
+def test_a_schedule_whose_length_nobody_knows_is_refused_with_advice():
+    with pytest.raises(SettingsError, match=r"needs a length.*Endless.*total_epochs=\.\.\."):
+        run("cosine", Endless(), fields={"max_epochs": None})
+    run("cosine", Endless())
+
+
+def test_rows_are_counted_where_a_loader_shows_them():
+    data = TensorDataset(torch.zeros(10, 1))
+    assert count_rows(DataLoader(data, batch_size=4)) == 10
+    assert count_rows(DataLoader(data, sampler=range(7))) == 7
+    assert count_rows(BATCHES) == 12
+    assert count_rows(Endless()) is None
+
+
+SCHEDULES = {
+    "constant": LRSchedule("constant", warmup_steps=8),
+    "plateau": LRSchedule("plateau", warmup_steps=8, patience=0, factor=0.5),
+    "cosine": LRSchedule("cosine", warmup_steps=8, total_epochs=4),
+    "one_cycle": LRSchedule("one_cycle", total_epochs=4),
+}
+
+
+@pytest.mark.parametrize("break_after", [5, 13])
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_training_broken_off_in_mid_epoch_goes_on_with_the_rates_of_one_that_was_not(
+    kind, break_after, tmp_path
+):
+    config = TrainConfig(
+        lr_schedule=SCHEDULES[kind], max_epochs=5, batch_size=27, learning_rate=0.02
+    )
+    every_step = CheckpointConfig(tmp_path, every_seconds=1e-9)
+    whole, broken, rest = Rates(), Rates(break_after), Rates()
+    one = train(ready(), config, callbacks=[whole])
+
+    with pytest.raises(KeyboardInterrupt):
+        train(ready(), config, callbacks=[broken], checkpoint=every_step)
+    two = train(ready(), config, callbacks=[rest], checkpoint=every_step)
+
+    assert len(whole.rates) == 20  # 4 steps in an epoch: both breaks are inside one
+    assert broken.rates == whole.rates[:break_after]
+    assert rest.rates == whole.rates[-len(rest.rates) :]
+    assert len(rest.rates) == 20 - break_after + 1  # broken off before the step was saved
+    assert one.training_summary.learning_rate == two.training_summary.learning_rate
+    assert same(one, two)
+
+
+# --- lr_threshold
+
+THRESHOLDS = {
+    "a callable": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, gamma=0.1),
+    "plateau": LRSchedule("plateau", factor=0.1, patience=0),
+    "plateau, warmed up": LRSchedule("plateau", factor=0.1, patience=0, warmup_steps=7),
+    "cosine": LRSchedule("cosine", total_epochs=6),
+    "cosine, warmed up": LRSchedule("cosine", total_epochs=6, warmup_steps=7),
+    "one_cycle": LRSchedule("one_cycle", total_epochs=6, warmup_steps=7),
+}
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_the_rate_threshold_works_with_every_schedule_and_is_not_fooled_by_a_warm_up(name):
+    """It ends training in the first epoch that leaves too low a rate behind, and never earlier."""
+    threshold = RATE * 0.45
+    rates, summary = run(
+        THRESHOLDS[name],
+        loss=flat,
+        fields={"max_epochs": 40},
+        early_stopping=EarlyStopping.lr_threshold(threshold),
+    )
+    assert summary.stop_reason == "lr_threshold"
+    assert max(rates) == pytest.approx(RATE, rel=0.01)
+    fallen = [k for k in range(1, len(rates)) if rates[k] < threshold and rates[k] < rates[k - 1]]
+    assert len(fallen) < STEPS_PER_EPOCH
+    if "warmed" in name or "cycle" in name:
+        assert summary.learning_rate[0] < threshold
+
+
+def test_a_rate_that_was_too_low_from_the_start_ends_training_after_one_epoch():
+    stop = EarlyStopping.lr_threshold(1.0)
+    for schedule in (None, LRSchedule("constant", warmup_steps=2)):
+        _, summary = run(schedule, early_stopping=stop)
+        assert (summary.epochs_trained, summary.stop_reason) == (1, "lr_threshold")
+
+
+def test_a_learning_rate_that_a_user_changes_by_hand_stays_changed():
+    """A schedule goes on from the rate that it finds."""
+
+    class Halve:
+        def on_train_start(self, state):
+            self.state = state
+
+        def on_epoch_end(self, state):
+            if state.epoch == 2:
+                optimizer.param_groups[0]["lr"] /= 2
+
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    rates = Rates()
+    run_training(
+        TrainConfig(max_epochs=4, lr_schedule=LRSchedule("constant", warmup_steps=2)),
+        model,
+        squares,
+        BATCHES,
+        optimizer=optimizer,
+        callbacks=[rates, Halve()],
+    )
+    assert optimizer.param_groups[0]["lr"] == RATE / 2
