@@ -7,24 +7,28 @@
       summary.json        when complete
 
 Files of tensors are a line of JSON with a checksum, followed by what `torch.save` writes; they are
-read with `torch.load(weights_only=True)` alone.
+read with `torch.load(weights_only=True)` alone. Weights are written once: a checkpoint refers to
+the best weights in best.pt, also where the model's own weights are the same ones.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+from torch import Tensor
 from typing_extensions import Self
 
 from sbi_ignite.exceptions import CheckpointError, SbiIgniteWarning
@@ -41,6 +45,7 @@ from sbi_ignite.runs.files import (
     read_tensors,
     remove_temporary_files,
     strict,
+    sync_folder,
     write_json,
     write_whole,
 )
@@ -84,6 +89,7 @@ class Prepared:
         best: The best weights; None if there are none, or if they are those of the last checkpoint.
         best_epoch: Epoch of the best weights.
         has_best: Whether there are best weights.
+        shared: Names of states that are not in `packed`, because they are the best weights too.
     """
 
     epoch: int
@@ -92,6 +98,15 @@ class Prepared:
     best: Mapping[str, Any] | None
     best_epoch: int
     has_best: bool
+    shared: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _KnownBest:
+    """What best.pt held when this process wrote or verified it last, and how to tell a change."""
+
+    digest: str
+    mark: tuple[int, int, int] | None
 
 
 class RunDirectory:
@@ -113,7 +128,8 @@ class RunDirectory:
         self._warned = False
         self._damaged: set[Path] = set()
         self._last_best: Any = None
-        self._metrics_broken = False
+        self._known_best: _KnownBest | None = None
+        self._references: dict[str, str | None] = {}
         self._read_identity()
 
     # --- opening and closing
@@ -182,13 +198,22 @@ class RunDirectory:
         self.wait()  # a failure of the last write decides whether best.pt is what it should be
         best = states.get(BEST) or {}
         weights = best.get("weights")
+        packed_best, shared = None, ()
         if weights is not None:
             states = {**states, BEST: {**best, "weights": None}}
-        known = weights is not None and weights is self._last_best
-        packed_best = None if weights is None or known else pack({"weights": weights})
+            if weights is not self._last_best:
+                packed_best = pack({"weights": weights})
+                shared = tuple(_same_weights(states, weights, packed_best))
+                states = {name: s for name, s in states.items() if name not in shared}
         self._last_best = weights
         return Prepared(
-            epoch, iteration, pack(states), packed_best, best.get("epoch", 0), weights is not None
+            epoch,
+            iteration,
+            pack(states),
+            packed_best,
+            best.get("epoch", 0),
+            weights is not None,
+            shared,
         )
 
     def write_checkpoint(self, epoch: int, iteration: int, states: Mapping[str, Any]) -> bool:
@@ -306,11 +331,13 @@ class RunDirectory:
         self._last_best = None
         meta = dict(meta or {})
         try:
-            return self._put_best(pack({"weights": weights}), int(meta.pop("epoch", 0)), meta)
+            digest = self._put_best(pack({"weights": weights}), int(meta.pop("epoch", 0)), meta)
+            sync_folder(self.path)
         except OSError as error:
             raise CheckpointError(
                 f"{self.best_path} cannot be written: {error.strerror}."
             ) from error
+        return digest
 
     def read_best(self) -> dict[str, Any] | None:
         """Return {"weights", "epoch", "digest", "meta"} of best.pt, None if there is none.
@@ -422,7 +449,8 @@ class RunDirectory:
         folder.mkdir()
         for path in there:
             os.replace(path, folder / path.name)
-        self._last_best = None
+        self._last_best = self._known_best = None
+        self._references.clear()
         self._read_identity()
         return folder
 
@@ -458,7 +486,8 @@ class RunDirectory:
 
     def _checkpoints(self) -> list[Path]:
         """Return the files, oldest first."""
-        return sorted(self.path.glob("checkpoint-*.pt"), key=_iteration)
+        names = (name for name in os.listdir(self.path) if _is_checkpoint(name))
+        return sorted(map(self.path.joinpath, names), key=_iteration)
 
     def _read(self, path: Path) -> Checkpoint:
         header, _, content = read_tensors(path)
@@ -468,7 +497,9 @@ class RunDirectory:
             raise DamagedError("it is another file than its name says")
         states = _unpacked(content)
         if header.best is not None:
-            states[BEST] = {**states[BEST], "weights": self._find_best(header.best)}
+            weights = self._find_best(header.best)
+            states[BEST] = {**states[BEST], "weights": weights}
+            states.update(dict.fromkeys(header.shared, weights))
         return Checkpoint(path, header.epoch, header.iteration, states)
 
     def _find_best(self, digest: str) -> dict[str, Any]:
@@ -492,53 +523,66 @@ class RunDirectory:
         if prepared.best is not None:
             best = self._put_best(prepared.best, prepared.best_epoch, {})
         elif prepared.has_best:
-            best = self._digest_of_best()
-        header = Header("checkpoint", self.run, prepared.epoch, prepared.iteration, best)
+            best = self._digest_of_unchanged_best()
+        header = Header(
+            "checkpoint", self.run, prepared.epoch, prepared.iteration, best, prepared.shared
+        )
         path = self.path / f"checkpoint-{prepared.iteration:09d}.pt"
         write_whole(path, encode_tensors(header, prepared.packed)[1])
+        self._references[path.name] = best
         self._damaged.discard(path)
         self._prune(prepared.iteration)
 
-    def _digest_of_best(self) -> str:
-        try:
-            return read_header(self.best_path)[1]
-        except DamagedError as error:
-            raise OSError(0, f"best.pt was changed: {error}") from error
+    def _digest_of_unchanged_best(self) -> str:
+        known = self._known_best
+        if known is None or known.mark != _mark(self.best_path):
+            raise OSError(errno.ESTALE, "best.pt was changed by somebody else")
+        return known.digest
 
     def _put_best(self, packed: Mapping[str, Any], epoch: int, meta: Mapping[str, Any]) -> str:
-        """Replace best.pt, after a second name was given to one that a checkpoint refers to."""
+        """Replace best.pt, after a second name was given to one that a checkpoint refers to.
+
+        The folder is synchronised with the checkpoint that follows: until then all checkpoints
+        refer to what has the second name.
+        """
         header = Header("best", self.run, epoch, meta=strict(meta))
         digest, chunks = encode_tensors(header, packed)
-        with contextlib.suppress(DamagedError):
-            old = read_header(self.best_path)[1]
-            if old == digest:
-                return digest
-            if old in self._needed_bests():
-                _link(self.best_path, _older_best(self.path, old))
-        write_whole(self.best_path, chunks)
+        known = self._known_best
+        trusted = known is not None and known.mark == _mark(self.best_path)
+        old = known.digest if known is not None and trusted else self._best_digest()
+        if trusted and old == digest:
+            return digest
+        if old not in (None, digest) and old in self._needed_bests(self._checkpoints()):
+            _link(self.best_path, _older_best(self.path, old))
+        write_whole(self.best_path, chunks, durable_name=False)
+        self._known_best = _KnownBest(digest, _mark(self.best_path))
         return digest
 
-    def _needed_bests(self) -> set[str]:
+    def _needed_bests(self, checkpoints: Iterable[Path]) -> set[str | None]:
         """Return the digests of best weights that checkpoints refer to."""
         needed = set()
-        for path in self._checkpoints():
-            with contextlib.suppress(DamagedError):
-                needed.add(read_header(path)[0].best)
-        return needed - {None}
+        for path in checkpoints:
+            if path.name not in self._references:
+                with contextlib.suppress(DamagedError):
+                    self._references[path.name] = read_header(path)[0].best
+            needed.add(self._references.get(path.name))
+        return needed
 
     def _prune(self, iteration: int) -> None:
         """Remove checkpoints that nobody needs, now that the one of `iteration` is safe."""
-        good = [path for path in self._checkpoints() if path not in self._damaged]
+        there = self._checkpoints()
+        good = [path for path in there if path not in self._damaged]
         # Newer ones are what a resume has passed over; this run will write them again.
         kept = [path for path in good if _iteration(path) <= iteration][-self.keep_last :]
-        for path in self._checkpoints():
+        for path in there:
             if path not in kept:
                 path.unlink(missing_ok=True)
+                self._references.pop(path.name, None)
         self._damaged.clear()
-        needed = {_older_best(self.path, digest) for digest in self._needed_bests()}
-        for path in self.path.glob("best-*.pt"):
-            if path not in needed:
-                path.unlink(missing_ok=True)
+        needed = {f"best-{digest[:16]}.pt" for digest in self._needed_bests(kept) if digest}
+        for name in os.listdir(self.path):
+            if name.startswith("best-") and name.endswith(".pt") and name not in needed:
+                (self.path / name).unlink(missing_ok=True)
 
     def _save(self, write: Callable[[], None], name: str) -> None:
         try:
@@ -641,6 +685,35 @@ def _check_writable(path: Path) -> None:
         raise CheckpointError(
             f"{path} cannot be used as a run directory: {error.strerror}."
         ) from error
+
+
+def _same_weights(
+    states: Mapping[str, Any], weights: Mapping[str, Any], packed: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield the names of states that are bit for bit the weights, given packed too."""
+    for name, state in states.items():
+        if isinstance(state, Mapping) and state.keys() == weights.keys():
+            other = pack({"weights": state})
+            if other["text"] == packed["text"] and _same_bits(other["tensors"], packed["tensors"]):
+                yield name
+
+
+def _same_bits(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Say whether flat tensors of the same dtypes and sizes are equal, the signs of zeros too."""
+    return all(torch.equal(a[n].view(torch.uint8), b[n].view(torch.uint8)) for n in a)
+
+
+def _mark(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes when somebody else writes a file, None without one."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _is_checkpoint(name: str) -> bool:
+    return name.startswith("checkpoint-") and name.endswith(".pt")
 
 
 def _iteration(path: Path) -> int:

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 FORMAT = "sbi_ignite run"
-VERSION = 1
+VERSION = 2
 """Version of everything in a run directory; readers refuse all others."""
 
 Chunk = bytes | memoryview
@@ -37,12 +37,14 @@ class UnknownVersionError(Exception):
 # --- writing so that nothing is ever half there
 
 
-def write_whole(path: Path, chunks: Iterable[Chunk]) -> None:
+def write_whole(path: Path, chunks: Iterable[Chunk], durable_name: bool = True) -> None:
     """Write a file so that at every instant either the old or the new one is there.
 
     Args:
         path: The file.
         chunks: Its content, piece by piece.
+        durable_name: Whether to wait until the folder is on the disk too; False where another file
+            follows that waits.
 
     Raises:
         OSError: If it cannot be written; the old file is untouched.
@@ -59,7 +61,8 @@ def write_whole(path: Path, chunks: Iterable[Chunk]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    sync_folder(path.parent)
+    if durable_name:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -92,6 +95,7 @@ class Header:
         epoch: Finished epochs, or the best epoch.
         iteration: Finished optimizer steps; 0 in best weights.
         best: Digest of the best weights that belong to a checkpoint; None without any.
+        shared: Names of states that are these best weights, and stand in no other file.
         meta: Plain data of the writer.
     """
 
@@ -100,6 +104,7 @@ class Header:
     epoch: int
     iteration: int = 0
     best: str | None = None
+    shared: Sequence[str] = ()
     meta: Mapping[str, Any] | None = None
 
 

@@ -81,11 +81,11 @@ class _Packer:
         kind = type(value)
         if kind is float or kind is int or kind is str or kind is bool or value is None:
             return value
-        if isinstance(value, Tensor):
-            if value.layout != torch.strided or value.is_quantized:
+        if kind is Tensor or isinstance(value, Tensor):
+            if value.layout is not torch.strided or value.is_quantized:
                 raise _UnsavableError(value)
             return ["tensor", self._add(value), value.shape]
-        if isinstance(value, Mapping):
+        if kind is dict or isinstance(value, Mapping):
             return self._mapping(value)
         if isinstance(value, list | tuple):
             return self._sequence(value)

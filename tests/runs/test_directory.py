@@ -211,7 +211,7 @@ def test_an_unknown_format_version_is_a_clear_error(tmp_path, monkeypatch):
         directory.write_checkpoint(1, 1, states_at(1))
         manifest = (tmp_path / "run.json").read_bytes()
         monkeypatch.undo()
-        with pytest.raises(CheckpointError, match=r"version 99.*reads version 1 only"):
+        with pytest.raises(CheckpointError, match=r"version 99.*reads version 2 only"):
             directory.latest()
         directory.write_manifest({})
         with pytest.raises(CheckpointError, match=r"version 99.*that wrote it"):
@@ -224,7 +224,7 @@ def test_an_unknown_format_version_is_a_clear_error(tmp_path, monkeypatch):
 def test_the_first_line_of_a_checkpoint_is_for_people(run_at):
     """`head -1` tells format, version, epoch, iteration and checksum."""
     line = (run_at() / "checkpoint-000000003.pt").read_bytes().partition(b"\n")[0]
-    assert json.loads(line).items() >= {"version": 1, "epoch": 3, "iteration": 3}.items()
+    assert json.loads(line).items() >= {"version": 2, "epoch": 3, "iteration": 3}.items()
 
 
 def test_json_is_strict_and_readable(tmp_path):
