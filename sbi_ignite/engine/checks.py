@@ -14,7 +14,7 @@ from sbi_ignite.settings import TrainConfig
 def refuse_what_is_not_built(train: TrainConfig) -> None:
     """Raise before training for settings that are announced but not built."""
     missing = {
-        f"compile={train.compile!r}": train.compile not in ("auto", "off"),
+        f"compile={train.compile!r}": train.compile not in ("auto", "off", "trace"),
         f"precision={train.precision!r}": train.precision != "32",
     }
     for name in (name for name, asked in missing.items() if asked):

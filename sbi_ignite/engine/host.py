@@ -42,6 +42,8 @@ class Host:
         first_step: Epochs of earlier rounds, so that rounds share one axis.
         first_iteration: Optimizer steps of earlier rounds.
         show_progress: Whether a progress bar is welcome.
+        traceable: Whether network and loss are known to be the same computation for every batch, so
+            that `compile="auto"` may replace them by a recording.
     """
 
     method: str | None = None
@@ -64,3 +66,4 @@ class Host:
     first_step: int = 0
     first_iteration: int = 0
     show_progress: bool = True
+    traceable: bool = False

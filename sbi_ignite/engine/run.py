@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.engine.checks import check_arguments, refuse_what_is_not_built
+from sbi_ignite.engine.compiling import Compiler
 from sbi_ignite.engine.epochs import Epochs, validation_randomness
 from sbi_ignite.engine.flat import FlatOptimizer
 from sbi_ignite.engine.host import Host
@@ -120,6 +121,7 @@ def run_training(
     device = _device(device or config.device, model)
     model.to(device)
     optimizer = optimizer or make_optimizer(config, model.parameters())
+    callbacks = tuple(callbacks or ())
     state = host.state or TrainingState(model=model)
     state.validated = val_loader is not None
     schedulers = (
@@ -136,7 +138,7 @@ def run_training(
         stages = StageChanges(stage_rule, model, optimizer, schedule, best, averages)
         stages.begin()
     stopping = StopOnRules(rules, state)
-    users = UserCallbacks(callbacks or (), state)
+    users = UserCallbacks(callbacks, state)
 
     # Two engines: one trains, one validates.
     stepping = FlatOptimizer(optimizer)
@@ -160,11 +162,15 @@ def run_training(
         best.update,
     )
     add_up = summed_as_sbi if as_sbi else summed
-    trainer = _engine(
-        host.train_step or TrainStep(model, loss_fn, stepping, device, add_up, epochs.now)
+    # Handlers that attach to the engine may change the network between any two steps.
+    watchful = any(hasattr(callback, "attach") for callback in callbacks)
+    compiler = Compiler(
+        config, model, loss_fn, host.traceable, watchful, epoch=lambda: epochs.now()[0]
     )
+    gradients, losses = compiler.gradients(optimizer), compiler.losses()
+    trainer = _engine(host.train_step or TrainStep(gradients, stepping, device, add_up, epochs.now))
     evaluator = _engine(
-        host.validation_step or ValidationStep(model, loss_fn, device, add_up, epochs.now, as_sbi)
+        host.validation_step or ValidationStep(model, losses, device, add_up, epochs.now, as_sbi)
     )
     validation_loss.attach(evaluator)
 

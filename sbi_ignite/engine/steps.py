@@ -1,4 +1,4 @@
-"""A model, its loss and an optimizer come in; the process functions of ignite's Engines go out."""
+"""Gradients, losses and an optimizer come in; the process functions of ignite's Engines go out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ignite.engine import Engine
 from ignite.utils import convert_tensor
 from torch import Tensor, nn
 
+from sbi_ignite.engine.gradients import Gradients
 from sbi_ignite.exceptions import NonFiniteLossError
 from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.handlers.events import TrainingEvents
@@ -38,16 +39,14 @@ class TrainStep:
     """One optimizer step: forward, backward, clip (a handler), step.
 
     Attributes:
-        model: The network.
-        loss: Losses of a batch, shape (batch,), or their mean.
+        gradients: Losses of a batch, shape (batch,), or their mean, and its gradients.
         optimizer: Steps over the network's parameters.
         device: Where batches are moved.
         summed: How the losses of a batch add up, `summed` or `summed_as_sbi`.
         now: Returns current epoch and iteration, for errors.
     """
 
-    model: nn.Module
-    loss: Callable[[Any, Any], Tensor]
+    gradients: Gradients
     optimizer: Stepping
     device: torch.device
     summed: Callable[[Tensor, Any], StepOutput]
@@ -58,12 +57,11 @@ class TrainStep:
         self.optimizer.zero_grad()
         batch = convert_tensor(batch, device=self.device)
         with _translated_errors(engine, self.now, batch):
-            losses = self.loss(self.model, batch)
-        mean = torch.mean(losses)
+            losses, backward = self.gradients(batch)
         output = self.summed(losses, batch)
         if not np.isfinite(output.loss_sum):
             raise non_finite_loss(engine, self.now(), batch, losses)
-        mean.backward()
+        backward()
         engine.fire_event(TrainingEvents.BACKWARD_COMPLETED)
         self.optimizer.step()
         return output
@@ -75,7 +73,7 @@ class ValidationStep:
 
     Attributes:
         model: The network.
-        loss: Losses of a batch; its method `validate`, where it has one, is used instead.
+        loss: Losses of a batch.
         device: Where batches are moved.
         summed: How the losses of a batch add up, `summed` or `summed_as_sbi`.
         now: Returns current epoch and iteration, for errors.
@@ -91,10 +89,9 @@ class ValidationStep:
 
     def __call__(self, engine: Engine, batch: Any) -> StepOutput:
         """Return the losses' sum."""
-        loss = getattr(self.loss, "validate", self.loss)
         batch = convert_tensor(batch, device=self.device)
         with torch.no_grad():
-            losses = loss(self.model, batch)
+            losses = self.loss(self.model, batch)
         output = self.summed(losses, batch)
         if self.refuse_non_finite and not np.isfinite(output.loss_sum):
             raise non_finite_loss(engine, self.now(), batch, losses)

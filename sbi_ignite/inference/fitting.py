@@ -24,6 +24,7 @@ from sbi_ignite.inference.books import TrainerBooks, TrainersTracker
 from sbi_ignite.inference.losses import is_sbis_own
 from sbi_ignite.inference.rounds import Round, begin_round, directory_of, end_round
 from sbi_ignite.inference.rules import rules_of
+from sbi_ignite.inference.traceable import is_traceable
 from sbi_ignite.methods.base import Loss
 from sbi_ignite.runs.networks import describe_network
 
@@ -101,6 +102,7 @@ def fit(
             first_step=now.first_step,
             first_iteration=now.first_iteration,
             show_progress=trainer._show_progress_bars,
+            traceable=is_traceable(trainer, loss),
             on_epoch_end=keep_books,
             keep_snapshot=None if config.sbi_compat else _keep_on(trainer, "_ignite_snapshot"),
         ),

@@ -1,0 +1,59 @@
+"""A batch comes in; its losses, and the act that hands the parameters their gradients, go out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Backward = Callable[[], object]
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+class Gradients(Protocol):
+    """Losses of a batch and the gradients of their mean.
+
+    The two come apart, so that losses can be looked at before any gradient is handed over.
+    """
+
+    def __call__(self, batch: Any, /) -> tuple[Tensor, Backward]:
+        """Return losses, shape (batch,) or (), and what adds their mean's gradients to `p.grad`."""
+        ...
+
+
+@dataclass(frozen=True)
+class EagerGradients:
+    """Forward pass now, backward pass when asked: torch as it is.
+
+    Attributes:
+        model: The network.
+        loss: Losses of a batch, shape (batch,), or their mean.
+    """
+
+    model: nn.Module
+    loss: LossFunction
+
+    def __call__(self, batch: Any) -> tuple[Tensor, Backward]:
+        """Return losses and the backward pass from their mean."""
+        losses = self.loss(self.model, batch)
+        return losses, torch.mean(losses).backward
+
+
+def hand_over(parameters: Iterable[Tensor], gradients: Iterable[Tensor | None]) -> None:
+    """Give parameters their gradients as a backward pass does: the first is kept, more are added.
+
+    Args:
+        parameters: Leaves that require gradients.
+        gradients: One for each, in its layout, owned by nobody else; None where it has no part in
+            the loss.
+    """
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            continue
+        if parameter.grad is None:
+            parameter.grad = gradient
+        else:
+            parameter.grad.add_(gradient)

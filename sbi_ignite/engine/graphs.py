@@ -1,0 +1,342 @@
+"""A function of tensors comes in; the same computation as one flat graph, without Python, goes out.
+
+Operations are recorded below autograd by torch's `make_fx`, cleaned of what has no effect, and
+handed to TorchScript's interpreter, which runs them in the same order with the same kernels:
+results and random draws are the same, bit for bit. No optimisation of TorchScript's takes part, for
+fused arithmetic rounds differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.graph import CodeGen
+
+from sbi_ignite.engine.watching import WRITES_UNANNOUNCED, NotTraceable
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A recorded computation.
+
+    Attributes:
+        script: The computation: captured tensors and inputs in, outputs out.
+        captured: The tensors that it reads, and may write to, besides its inputs.
+        code: The computation in words, equal for equal computations.
+        writes: Whether it writes to captured tensors.
+    """
+
+    script: Callable[..., tuple[Tensor, ...]]
+    captured: tuple[Tensor, ...]
+    code: str
+    writes: bool
+
+    def same_as(self, other: Graph) -> bool:
+        """Return whether two recordings are of the same computation on the same tensors."""
+        tensors = zip(self.captured, other.captured, strict=False)
+        same_tensors = len(self.captured) == len(other.captured) and all(
+            a is b or (not a.requires_grad and _equal_values(a, b)) for a, b in tensors
+        )
+        return self.code == other.code and same_tensors
+
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Run it.
+
+        Args:
+            inputs: Tensors of the shapes, strides, types and devices it was recorded with.
+
+        Returns:
+            What the recorded function returned, without autograd's history.
+        """
+        # Nothing asks for gradients of gradients: autograd need not look at the operations.
+        with _interpreted(), torch._C._AutoDispatchBelowADInplaceOrView():
+            return self.script(*self.captured, *inputs)
+
+
+@contextmanager
+def _interpreted() -> Iterator[None]:
+    """Let TorchScript run graphs as they are, in this thread."""
+    before = torch._C._get_graph_executor_optimize()
+    torch._C._set_graph_executor_optimize(False)
+    try:
+        yield
+    finally:
+        torch._C._set_graph_executor_optimize(before)
+
+
+def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Graph:
+    """Run a function once and return the graph of what it did.
+
+    Args:
+        function: Tensors in, tensors out; it may go through autograd.
+        inputs: What to call it with.
+
+    Raises:
+        NotTraceable: If TorchScript does not know an operation.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx  # takes its time to import
+
+    module = make_fx(function)(*inputs)
+    graph = module.graph
+    _remove_detach(graph)
+    _remove_dead(graph)
+    captured = _lift_captured(module)
+    changing = _changing(graph)
+    _merge_equal(graph, changing)
+    _part_outputs(graph)
+    graph.set_codegen(CodeGen())
+    graph.lint()
+    module.recompile()
+    writes = any(node.op == "placeholder" for node in changing)
+    return Graph(_scripted(module), tuple(captured), module.code, writes)
+
+
+def _equal_values(first: Tensor, second: Tensor) -> bool:
+    return (
+        first.shape == second.shape and first.dtype == second.dtype and torch.equal(first, second)
+    )
+
+
+def _remove_detach(graph: fx.Graph) -> None:
+    """Take out what only autograd sees."""
+    for node in list(graph.nodes):
+        if node.target is aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _remove_dead(graph: fx.Graph) -> None:
+    """Take out what nobody reads, except random draws and writes."""
+    for node in reversed(list(graph.nodes)):
+        removable = node.op == "get_attr" or (node.op == "call_function" and not _has_effect(node))
+        if removable and not node.users:
+            graph.erase_node(node)
+
+
+def _has_effect(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and (
+        node.target._schema.is_mutable
+        or node.target in WRITES_UNANNOUNCED
+        or torch.Tag.nondeterministic_seeded in node.target.tags
+    )
+
+
+def _lift_captured(module: fx.GraphModule) -> list[Tensor]:
+    """Turn the tensors that the graph holds into its first inputs, and return them."""
+    graph, places = module.graph, dict[int, fx.Node]()
+    captured: list[Tensor] = []
+    first = next(iter(graph.nodes))
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        tensor = getattr(module, str(node.target))
+        if id(tensor) not in places:
+            with graph.inserting_before(first):
+                places[id(tensor)] = graph.placeholder(f"captured_{len(captured)}")
+            captured.append(tensor)
+        node.replace_all_uses_with(places[id(tensor)])
+        graph.erase_node(node)
+    return captured
+
+
+def _changing(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes whose memory is written to at any time, through them or through a view."""
+    base: dict[fx.Node, fx.Node] = {}
+    written: set[fx.Node] = set()
+    for node in graph.nodes:
+        aliased, targets = _aliases(node)
+        base[node] = base[aliased] if aliased is not None else node
+        written.update(base[target] for target in targets)
+    return {node for node, its in base.items() if its in written}
+
+
+def _aliases(node: fx.Node) -> tuple[fx.Node | None, list[fx.Node]]:
+    """Return the node whose memory a node shares, if any, and the nodes that it writes to."""
+    if node.op != "call_function":
+        return None, []
+    if not isinstance(node.target, torch._ops.OpOverload):  # an item of several results
+        source = node.args[0]
+        return source if isinstance(source, fx.Node) and _returns_views(source) else None, []
+    shared, targets = None, []
+    unannounced = WRITES_UNANNOUNCED.get(node.target, ())
+    for position, argument in enumerate(node.target._schema.arguments):
+        value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+        if not isinstance(value, fx.Node):
+            continue
+        if argument.alias_info is not None:
+            shared = value
+        if position in unannounced or (argument.alias_info and argument.alias_info.is_write):
+            targets.append(value)
+    return shared, targets
+
+
+def _returns_views(node: fx.Node) -> bool:
+    known = isinstance(node.target, torch._ops.OpOverload)
+    return not known or any(out.alias_info is not None for out in node.target._schema.returns)  # type: ignore[union-attr] # known says so
+
+
+def _merge_equal(graph: fx.Graph, changing: set[fx.Node]) -> None:
+    """Compute once what is computed twice, and take out transpositions back and forth."""
+    first: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or _has_effect(node):
+            continue
+        if node in changing or any(source in changing for source in node.all_input_nodes):
+            continue
+        same = _transposed_back(node) or first.setdefault(_key(node), node)
+        if same is not node:
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
+
+
+def _part_outputs(graph: fx.Graph) -> None:
+    """Copy those outputs that share memory with inputs or with other outputs."""
+    base: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        shared, _ = _aliases(node)
+        base[node] = base[shared] if shared is not None else node
+    (output,) = graph.find_nodes(op="output")
+    taken = {node for node in graph.nodes if node.op == "placeholder"}
+    parted: list[fx.Node] = []
+    with graph.inserting_before(output):
+        for node in output.args[0]:
+            free = base[node] not in taken
+            parted.append(node if free else graph.call_function(aten.clone.default, (node,)))
+            taken.add(base[node])
+    output.args = (parted,)
+
+
+def _transposed_back(node: fx.Node) -> fx.Node | None:
+    source = node.args[0] if node.args else None
+    if (
+        node.target is aten.t.default
+        and isinstance(source, fx.Node)
+        and source.target is node.target
+    ):
+        before = source.args[0]
+        return before if isinstance(before, fx.Node) else None
+    return None
+
+
+def _key(node: fx.Node) -> Any:
+    """Return a value that equal computations share."""
+    arguments = fx.node.map_arg((node.args, node.kwargs), lambda source: source.name)  # type: ignore[arg-type] # any value may stand for a node
+    return node.target, repr(arguments)
+
+
+def _scripted(module: fx.GraphModule) -> Callable[..., Any]:
+    """Return the graph as a function that TorchScript interprets."""
+    return torch._C._create_function_from_graph("recorded", _Script().translate(module.graph))
+
+
+class _Script:
+    """TorchScript's form of a flat graph: the same operations, found by their full schemas.
+
+    `torch.jit.trace` would do for most graphs, but it knows no lists of bools, which backward
+    passes of normalisations and convolutions take.
+    """
+
+    def __init__(self) -> None:
+        self._graph: Any = torch._C.Graph()
+        self._values: dict[fx.Node, Any] = {}
+        self._lists: dict[fx.Node, list[Any]] = {}
+
+    def translate(self, graph: fx.Graph) -> Any:
+        """Return the graph in TorchScript's form; its result is one tuple.
+
+        Raises:
+            NotTraceable: If TorchScript does not know an operation.
+        """
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                self._values[node] = self._graph.addInput(node.name)
+            elif node.op == "output":
+                outputs = [self._values[value] for value in node.args[0]]
+                types: list[Any] = [torch._C.TensorType.get() for _ in outputs]
+                result = self._append("prim::TupleConstruct", outputs)
+                result.output().setType(torch._C.TupleType(types))
+                self._graph.registerOutput(result.output())
+            elif isinstance(node.target, torch._ops.OpOverload):
+                self._operation(node, node.target._schema)
+            else:  # an item of several results
+                source, index = node.args
+                self._values[node] = self._lists[source][index]
+        return self._graph
+
+    def _append(self, kind: str, inputs: Sequence[Any], outputs: int = 1) -> Any:
+        return self._graph.appendNode(self._graph.create(kind, inputs, outputs))
+
+    def _operation(self, node: fx.Node, schema: Any) -> None:
+        """Append one operation, and note its results."""
+        given = {a.name: value for a, value in zip(schema.arguments, node.args, strict=False)}
+        given.update(node.kwargs)
+        inputs = [
+            self._input(given.get(argument.name, argument.default_value), argument.type)
+            for argument in schema.arguments
+        ]
+        result = self._append(schema.name, inputs, len(schema.returns))
+        for value, returned in zip(result.outputs(), schema.returns, strict=True):
+            value.setType(returned.type)
+        try:
+            found = result.schema()
+        except RuntimeError:
+            found = None
+        # A number where a tensor is due: the overload for numbers, which makes a tensor of it.
+        numbers = any(
+            isinstance(given.get(argument.name), int | float)
+            and isinstance(argument.type, torch._C.TensorType)
+            for argument in schema.arguments
+        )
+        same = found == str(schema)
+        if not (same or (numbers and str(found).startswith(f"{schema.name}.Scalar"))):
+            raise NotTraceable(f"TorchScript has no {schema.name}.{schema.overload_name}")
+        results = list(result.outputs())
+        if len(results) == 1 and isinstance(schema.returns[0].type, torch._C.ListType):
+            results = self._unpacked(results[0], node)
+            self._lists[node] = results
+        elif len(results) > 1:
+            self._lists[node] = results
+        else:
+            self._values[node] = results[0] if results else None
+
+    def _unpacked(self, value: Any, node: fx.Node) -> list[Any]:
+        """Return the items of a list of tensors, as many as the graph takes."""
+        length = len(node.meta["val"])
+        unpacked = self._append("prim::ListUnpack", [value], length)
+        return list(unpacked.outputs())
+
+    def _input(self, value: Any, kind: Any) -> Any:
+        """Return an argument of an operation, of the type that its schema names."""
+        if isinstance(value, fx.Node):
+            return self._values[value]
+        wanted = kind.getElementType() if isinstance(kind, torch._C.OptionalType) else kind
+        if value is None or not isinstance(wanted, torch._C.ListType):
+            return self._graph.insertConstant(_constant(value, wanted))
+        items = list(value) if isinstance(value, list | tuple) else [value]
+        of = wanted.getElementType()
+        if items and not any(item is None or isinstance(item, fx.Node) for item in items):
+            return self._graph.insertConstant([_constant(item, of) for item in items])
+        listed = self._append("prim::ListConstruct", [self._input(item, of) for item in items])
+        listed.output().setType(wanted)
+        return listed.output()
+
+
+MEMORY_FORMATS = {
+    torch.contiguous_format: 0,
+    torch.preserve_format: 1,
+    torch.channels_last: 2,
+    torch.channels_last_3d: 3,
+}
+"""The numbers by which TorchScript knows memory formats."""
+
+
+def _constant(value: Any, wanted: Any) -> Any:
+    """Return a value as TorchScript wants it to be written."""
+    if isinstance(value, torch.memory_format):
+        return MEMORY_FORMATS[value]
+    return float(value) if isinstance(wanted, torch._C.FloatType) and value is not None else value

@@ -1,0 +1,472 @@
+"""Eager computations come in; the same ones, replaced by recordings that proved equal, go out.
+
+There is one recording per shape of batch. It is made when the shape has been seen often enough to
+pay for it, and takes part only after it has given, on several batches, bit for bit what the eager
+computation gave: losses, gradients, what is written to the network's buffers, and the random states
+afterwards. Because both are equal, a training may change from one to the other at any step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.utils import _pytree as pytree
+
+from sbi_ignite.engine.gradients import Backward, EagerGradients, LossFunction, hand_over
+from sbi_ignite.engine.graphs import Graph, record
+from sbi_ignite.engine.reachable import fingerprint
+from sbi_ignite.engine.state import random_states, set_random_states
+from sbi_ignite.engine.watching import NotTraceable, watched
+
+Outputs = list[Tensor | None]
+
+MAX_SHAPES = 16
+"""Shapes of batches that are kept count of; batches of more shapes than that are left alone."""
+MAX_MISSES = 10
+"""Batches on which a recording did not hold, after which it is given up."""
+MAX_CHANGES = 3
+"""Changes of the network between steps, after which it is left alone."""
+
+
+@dataclass(frozen=True)
+class TracingRules:
+    """When to record, and how much proof to ask for.
+
+    Attributes:
+        after: Batches of a shape that are computed eagerly first.
+        proofs: Batches on which a recording must give what the eager computation gives.
+        record_twice: Record on two batches and compare, which shows Python state that changes from
+            batch to batch, wherever it is kept.
+        every_step: Look for changes of the network before every step, not only every epoch.
+    """
+
+    after: int
+    proofs: int = 3
+    record_twice: bool = False
+    every_step: bool = False
+
+
+@dataclass
+class _Shape:
+    """What is known about the batches of one shape."""
+
+    seen: int = 0
+    graph: Graph | None = None
+    parameters: tuple[Tensor, ...] = ()
+    used: tuple[bool, ...] = ()
+    guarded: bool = False
+    proofs: int = 0
+    misses: int = 0
+
+
+class Tracing:
+    """Recordings of one computation on a network, by shape of batch.
+
+    Args:
+        model: The network.
+        also: More objects whose Python state the computation may read.
+        rules: When to record, and how much proof to ask for.
+        epoch: Returns the running epoch.
+        given_up: Told why, once, when recordings are given up for good.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        also: Sequence[Any],
+        rules: TracingRules,
+        epoch: Callable[[], int],
+        given_up: Callable[[str], None],
+    ) -> None:
+        self.model, self.rules = model, rules
+        self._roots, self._epoch, self._given_up = (model, *also), epoch, given_up
+        self._shapes: dict[Any, _Shape] = {}
+        self._last_epoch, self._changes = -1, 0
+        self._fingerprint: list[Any] | None = None
+        self._active = True
+
+    def shape_of(self, batch: Any) -> tuple[_Shape | None, list[Any]]:
+        """Return what is known about batches like this one, and its leaves in order.
+
+        Nothing is known about batches that are to be left alone.
+        """
+        if not self._active or torch.is_anomaly_enabled():
+            return None, []
+        self._look_for_changes()
+        leaves, structure = pytree.tree_flatten(batch)
+        key = (structure, self.model.training, *map(_kind, leaves))
+        shape = self._shapes.get(key)
+        if shape is None:
+            trainable = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
+            if trainable or len(self._shapes) >= MAX_SHAPES:
+                return None, leaves
+            shape = self._shapes[key] = _Shape()
+        shape.seen += 1
+        return shape, leaves
+
+    def is_due(self, shape: _Shape) -> bool:
+        """Return whether the next batch of this shape is to serve as a proof."""
+        return shape.seen > self.rules.after and shape.proofs < self.rules.proofs
+
+    def replay(self, shape: _Shape, leaves: Sequence[Any]) -> Outputs | None:
+        """Return what the recording gives; None where it is not proven or does not hold."""
+        if shape.graph is None or shape.proofs < self.rules.proofs:
+            return None
+        outputs = _run(shape, leaves)
+        if outputs is None:
+            shape.misses += 1
+            if shape.misses >= MAX_MISSES:
+                self._give_up("decisions inside it depend on the values in a batch")
+        return outputs
+
+    def prove(
+        self,
+        shape: _Shape,
+        leaves: Sequence[Any],
+        eager: Callable[[], Outputs | None],
+        recordable: Callable[..., list[Tensor]],
+    ) -> None:
+        """Compute a batch eagerly, then check that the recording gives the same.
+
+        Afterwards everything is as the eager computation left it.
+
+        Args:
+            shape: What is known about batches like this one.
+            leaves: The batch.
+            eager: The eager computation; None where it gives nothing to compare.
+            recordable: The same computation as a function of the batch's tensors.
+        """
+        try:
+            refuse_hooks(self.model)
+        except NotTraceable as reason:
+            self._give_up(str(reason))
+        before, python_before = _State(self.model), fingerprint(*self._roots)
+        outputs = eager()
+        if outputs is None or not self._active:
+            return
+        after, python_after = _State(self.model), fingerprint(*self._roots)
+        try:
+            if python_before != python_after:
+                raise NotTraceable("Python state that it can reach changes with every batch")
+            self._compare(shape, leaves, before, after, outputs, recordable)
+            self._fingerprint = python_after
+        except NotTraceable as reason:
+            self._give_up(str(reason))
+        except Exception as error:
+            self._give_up(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+        finally:
+            after.restore()
+
+    def _compare(
+        self,
+        shape: _Shape,
+        leaves: Sequence[Any],
+        before: _State,
+        after: _State,
+        outputs: Outputs,
+        recordable: Callable[..., list[Tensor]],
+    ) -> None:
+        """Raise `NotTraceable` unless a recording gives what the eager computation gave."""
+        if not before.same_outside_torch(after):
+            raise NotTraceable("it draws from the generators of python or numpy")
+        before.restore()
+        if shape.graph is None or (self.rules.record_twice and shape.proofs == 1):
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            graph = record(recordable, tensors)
+            if shape.graph is not None and not graph.same_as(shape.graph):
+                raise NotTraceable("it is another computation from batch to batch")
+            shape.graph = graph
+            self._check(shape)
+            before.restore()
+        replayed = _run(shape, leaves)
+        if replayed is None:
+            raise NotTraceable("decisions inside it depend on the values in a batch")
+        if not all(map(_same_bits, outputs, replayed)) or not after.same(_State(self.model)):
+            raise NotTraceable("the recording differs from the eager computation")
+        shape.proofs += 1
+
+    def _check(self, shape: _Shape) -> None:
+        """Refuse recordings that could not be taken back, or that depend on what is not known."""
+        graph = shape.graph
+        assert graph is not None
+        if graph.writes and shape.guarded:
+            raise NotTraceable("it decides by values and writes to the network's buffers")
+        own = {id(tensor) for tensor in _own(self.model)}
+        memory = {tensor.untyped_storage().data_ptr() for tensor in _own(self.model)}
+        foreign = (t for t in graph.captured if id(t) not in own)
+        if any(tensor.untyped_storage().data_ptr() in memory for tensor in foreign):
+            raise NotTraceable("it reaches the network's weights by tensors of its own")
+        known = {id(parameter) for parameter in shape.parameters}
+        if known and any(t.requires_grad and id(t) not in known for t in graph.captured):
+            raise NotTraceable("it trains tensors that are neither network's nor optimizer's")
+
+    def _look_for_changes(self) -> None:
+        """Forget all recordings when the network, or what its loss can reach, has changed."""
+        epoch = self._epoch()
+        due = self.rules.every_step or epoch != self._last_epoch
+        self._last_epoch = epoch
+        if self._fingerprint is None or not due or fingerprint(*self._roots) == self._fingerprint:
+            return
+        self._shapes.clear()
+        self._fingerprint = None
+        self._changes += 1
+        if self._changes >= MAX_CHANGES:
+            self._give_up("the network or its loss keeps changing between steps")
+
+    def _give_up(self, reason: str) -> None:
+        """Compute eagerly from now on."""
+        self._shapes.clear()
+        self._active, self._fingerprint = False, None
+        self._given_up(reason)
+
+
+class TracedGradients:
+    """Losses and gradients, by recordings where they have proved equal.
+
+    Args:
+        eager: What they must equal.
+        parameters: Returns the leaves whose gradients are wanted.
+        tracing: The recordings.
+    """
+
+    def __init__(
+        self, eager: EagerGradients, parameters: Callable[[], Sequence[Tensor]], tracing: Tracing
+    ) -> None:
+        self._eager, self._parameters, self._tracing = eager, parameters, tracing
+
+    def __call__(self, batch: Any) -> tuple[Tensor, Backward]:
+        """Return losses and what hands over their mean's gradients."""
+        shape, leaves = self._tracing.shape_of(batch)
+        if shape is None:
+            return self._eager(batch)
+        if self._tracing.is_due(shape):
+            return self._proved(batch, shape, leaves)
+        outputs = self._tracing.replay(shape, leaves)
+        if outputs is None:
+            return self._eager(batch)
+        losses, *gradients = outputs
+        assert losses is not None
+        return losses, partial(hand_over, shape.parameters, gradients)
+
+    def _proved(self, batch: Any, shape: _Shape, leaves: list[Any]) -> tuple[Tensor, Backward]:
+        """Return what the eager computation gives, and hold the recording against it."""
+        result: list[tuple[Tensor, Backward]] = []
+        parameters = tuple(p for p in self._parameters() if p.requires_grad)
+        shape.parameters = parameters
+
+        def eager() -> Outputs | None:
+            losses, backward = self._eager(batch)
+            result.append((losses, backward))
+            if not torch.isfinite(losses).all():
+                return None  # the step will end with an error before any backward pass
+            gradients = _gradients(parameters, backward)
+            result.append((losses, partial(hand_over, parameters, gradients)))
+            return [losses, *gradients]
+
+        def recordable(*tensors: Tensor) -> list[Tensor]:
+            with watched(_own(self._tracing.model)) as guards:
+                losses = self._eager.loss(self._eager.model, _rebuilt(batch, leaves, tensors))
+                mean = torch.mean(losses)
+                gradients = torch.autograd.grad(mean, parameters, allow_unused=True)
+            shape.used = (True, *(gradient is not None for gradient in gradients))
+            shape.guarded = len(guards) > 0
+            pairs = zip(gradients, parameters, strict=True)
+            laid_out = [_laid_out(g, p) for g, p in pairs if g is not None]
+            return [losses.detach(), *laid_out, *([guards.hold()] if guards else [])]
+
+        self._tracing.prove(shape, leaves, eager, recordable)
+        return result[-1]
+
+
+class TracedLosses:
+    """Losses without gradients, by recordings where they have proved equal.
+
+    Args:
+        loss: What they must equal.
+        tracing: The recordings.
+    """
+
+    def __init__(self, loss: LossFunction, tracing: Tracing) -> None:
+        self._loss, self._tracing = loss, tracing
+
+    def __call__(self, model: Any, batch: Any) -> Tensor:
+        """Return the losses of a batch."""
+        shape, leaves = self._tracing.shape_of(batch)
+        if shape is None:
+            return self._loss(model, batch)
+        if self._tracing.is_due(shape):
+            return self._proved(model, batch, shape, leaves)
+        outputs = self._tracing.replay(shape, leaves)
+        losses = outputs[0] if outputs is not None else None
+        return self._loss(model, batch) if losses is None else losses
+
+    def _proved(self, model: Any, batch: Any, shape: _Shape, leaves: list[Any]) -> Tensor:
+        result: list[Tensor] = []
+
+        def eager() -> Outputs:
+            result.append(self._loss(model, batch))
+            return [result[0]]
+
+        def recordable(*tensors: Tensor) -> list[Tensor]:
+            with torch.no_grad(), watched(_own(model)) as guards:
+                losses = self._loss(model, _rebuilt(batch, leaves, tensors))
+            shape.used, shape.guarded = (True,), len(guards) > 0
+            return [losses, *([guards.hold()] if guards else [])]
+
+        self._tracing.prove(shape, leaves, eager, recordable)
+        return result[0]
+
+
+def refuse_hooks(model: nn.Module) -> None:
+    """Refuse networks in which others' code runs inside forward or backward pass.
+
+    Raises:
+        NotTraceable: If a hook is registered anywhere, or a part has an execution of its own.
+    """
+    for owner in (model, torch_module):
+        names = [name for name in vars(owner) if name.startswith("_global")]
+        if any(isinstance(vars(owner)[name], dict) and vars(owner)[name] for name in names):
+            raise NotTraceable("hooks are registered for all modules")
+    for name, part in model.named_modules():
+        if any(getattr(part, hooks, None) for hooks in _HOOKS):
+            raise NotTraceable(f"hooks are registered for {name or 'the network'}")
+        if isinstance(
+            part, torch.jit.ScriptModule | nn.parallel.DistributedDataParallel | nn.DataParallel
+        ):
+            raise NotTraceable(f"{name or 'the network'} is a {type(part).__name__}")
+        if type(part).__module__.startswith("torch._dynamo"):
+            raise NotTraceable(f"{name or 'the network'} is compiled already")
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise NotTraceable(f"hooks are registered for {name}")
+
+
+_EXECUTED_ELSEWHERE = (
+    torch.jit.ScriptModule,
+    nn.DataParallel,
+    nn.parallel.DistributedDataParallel,
+)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class _State:
+    """The values of a network's tensors and the random states, as they are now."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tensors = _own(model)
+        self._values = [tensor.detach().clone() for tensor in self._tensors]
+        self._random = random_states()
+
+    def restore(self) -> None:
+        """Bring tensors and random states back."""
+        with torch.no_grad():
+            for tensor, value in zip(self._tensors, self._values, strict=True):
+                if not _same_bits(tensor, value):
+                    tensor.copy_(value)
+        set_random_states(self._random)
+
+    def same(self, other: _State) -> bool:
+        """Return whether another state is equal, bit for bit."""
+        values = zip(self._values, other._values, strict=True)
+        return all(_same_bits(a, b) for a, b in values) and _equal(self._random, other._random)
+
+    def same_outside_torch(self, other: _State) -> bool:
+        """Return whether the generators of python and numpy are in the same state."""
+        return all(_equal(self._random[of], other._random[of]) for of in ("python", "numpy"))
+
+
+def _own(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _kind(leaf: Any) -> Any:
+    """Return what a recording takes for granted about a leaf of a batch."""
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
+    return type(leaf), repr(leaf)
+
+
+def _run(shape: _Shape, leaves: Sequence[Any]) -> Outputs | None:
+    """Return what a recording gives, or nothing, with the random state as it was."""
+    assert shape.graph is not None
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    before = _torch_random_states(tensors) if shape.guarded else None
+    outputs = list(shape.graph(tensors))
+    if before is not None and not outputs.pop():
+        before()
+        return None
+    flow = iter(outputs)
+    return [next(flow) if used else None for used in shape.used]
+
+
+def _torch_random_states(tensors: Sequence[Tensor]) -> Callable[[], None]:
+    """Return what brings torch's generators back to their present state."""
+    on_host = torch.get_rng_state()
+    devices = {tensor.device for tensor in tensors if tensor.is_cuda}
+    elsewhere = [(torch.cuda.get_rng_state(device), device) for device in devices]
+
+    def restore() -> None:
+        torch.set_rng_state(on_host)
+        for state, device in elsewhere:
+            torch.cuda.set_rng_state(state, device)
+
+    return restore
+
+
+def _rebuilt(batch: Any, leaves: Sequence[Any], tensors: Sequence[Tensor]) -> Any:
+    """Return a batch with other tensors in it."""
+    flow = iter(tensors)
+    filled = [next(flow) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return pytree.tree_unflatten(filled, pytree.tree_structure(batch))
+
+
+def _gradients(parameters: Sequence[Tensor], backward: Backward) -> list[Tensor | None]:
+    """Return the gradients of a backward pass, and leave those that parameters had before."""
+    before = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    backward()
+    gradients = [parameter.grad for parameter in parameters]
+    for parameter, gradient in zip(parameters, before, strict=True):
+        parameter.grad = gradient
+    return gradients
+
+
+def _laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Return a gradient in the memory layout in which a backward pass stores it."""
+    wanted, has = parameter.stride(), gradient.stride()
+    dims = zip(parameter.shape, wanted, has, strict=True)
+    if all(size == 1 or a == b for size, a, b in dims):
+        return gradient
+    return torch.empty_strided(
+        parameter.shape, wanted, dtype=gradient.dtype, device=gradient.device
+    ).copy_(gradient)
+
+
+def _same_bits(first: Tensor | None, second: Tensor | None) -> bool:
+    """Return whether two tensors are equal in type, layout and every bit."""
+    if first is None or second is None:
+        return first is second
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
+        return False
+    if first.stride() != second.stride() and first.numel() > 1:
+        return False
+    a, b = (t.detach().reshape(-1).contiguous().view(torch.uint8) for t in (first, second))
+    return torch.equal(a, b)
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Return whether nested containers of plain data and tensors are equal."""
+    if isinstance(first, Tensor):
+        return isinstance(second, Tensor) and _same_bits(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_equal(first[k], second[k]) for k in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(_equal, first, second))
+    return bool(first == second)
