@@ -111,7 +111,7 @@ class TrainingSummary:
             xlabel="epoch", ylabel="loss", title=f"{self.method}: stopped by {self.stop_reason}"
         )
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="upper right")
+        axes.legend(loc="upper right", edgecolor="none")
         return figure
 
     def to_dict(self) -> dict[str, Any]:
