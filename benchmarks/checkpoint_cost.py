@@ -1,74 +1,161 @@
 """What does a checkpoint after every epoch cost?
 
-NPE with a maf on 10,000 simulations, so that an epoch takes about 0.2 s on one core. Trainings with
-and without a run directory alternate; the time from the end of one epoch to the end of the next is
-compared. Beside it stands the old way, `torch.save` of the nested states and a rename, timed alone.
+NPE with a maf on 10,000 simulations, trained in steps that are not traced, so that an epoch takes
+about 0.2 s on one core. Trainings with and without a run directory take turns; compared are the
+medians of their epochs, from the end of one epoch to the end of the next. On the single core that
+the script is meant for, the thread that writes competes with the training, so that the difference
+holds all that saving costs. Beside it stands the old way, `torch.save` of nested states and a
+rename, timed alone.
 
-    python benchmarks/checkpoint_cost.py [--pairs 4] [--epochs 15]
+    python -m benchmarks.checkpoint_cost [--rounds 5] [--epochs 15]
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from sbi.utils import BoxUniform
 
+from benchmarks.measuring import (
+    Result,
+    Spread,
+    Table,
+    Timing,
+    alternate,
+    conclude,
+    options_of,
+    parse,
+)
 from sbi_ignite import NPE, Callback, CheckpointConfig, EarlyStopping, TrainConfig
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.engine.state import random_states
 from sbi_ignite.handlers.checkpoint import CheckpointHandler
+from sbi_ignite.runs.directory import RunDirectory
 
 SIMULATIONS, DIM_THETA, DIM_X = 10_000, 5, 10
+BOUND_PERCENT, BOUND_SIZE = 2.0, 4.0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the comparison and print it."""
+    parser = options_of(__doc__, rounds=5)
+    parser.add_argument("--epochs", type=int, default=15, help="of a training, the first two apart")
+    options = parse(parser, arguments)
+    with tempfile.TemporaryDirectory() as name, timed_saves() as saves:
+        folder = Path(name)
+        bench = Bench(folder, options.epochs)
+        times = alternate({"without": bench.without, "with": bench.saving}, options.rounds)
+        old = old_way(bench.trainer, folder)
+        conclude(result_of(times, saves, old, bench.sizes()), options)
+
+
+# --- measuring
 
 
 class Clock(Callback):
-    """Note the time whenever an epoch has ended."""
+    """Note wall and CPU time whenever an epoch has ended."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.times: list[tuple[float, float]] = []
 
     def on_epoch_end(self, state: TrainingState) -> None:
-        """Note the time."""
-        self.times.append(time.perf_counter())
+        """Note the times."""
+        self.times.append((time.perf_counter(), time.process_time()))
 
-    @property
-    def epochs(self) -> list[float]:
-        """Seconds per epoch, without the first two."""
-        return [b - a for a, b in zip(self.times[1:], self.times[2:], strict=False)]
+    def epoch(self) -> Timing:
+        """Return the median epoch, the first two left out."""
+        pairs = list(zip(self.times[1:], self.times[2:], strict=False))
+        walls, cpus = ([b[i] - a[i] for a, b in pairs] for i in (0, 1))
+        return Timing(statistics.median(walls), statistics.median(cpus))
 
 
-def train(epochs: int, directory: Path | None) -> tuple[list[float], Any]:
-    """Return seconds per epoch, and the trainer."""
-    torch.manual_seed(0)
-    theta = torch.rand(SIMULATIONS, DIM_THETA)
-    x = torch.cat([theta, theta.square()], dim=1) + 0.1 * torch.randn(SIMULATIONS, DIM_X)
-    trainer: Any = NPE(
-        BoxUniform(torch.zeros(DIM_THETA), torch.ones(DIM_THETA)), show_progress_bars=False
+class Bench:
+    """Trains with and without a run directory.
+
+    Args:
+        folder: For the run directories.
+        epochs: Epochs of a training.
+    """
+
+    def __init__(self, folder: Path, epochs: int) -> None:
+        self.trainer: Any = None
+        self._folder, self._epochs, self._number = folder, epochs, 0
+
+    def without(self) -> Timing:
+        """Train without a run directory and return the median epoch."""
+        return self._train(None)
+
+    def saving(self) -> Timing:
+        """Train with a checkpoint after every epoch and return the median epoch."""
+        self._number += 1
+        return self._train(self._folder / f"run-{self._number}")
+
+    def _train(self, directory: Path | None) -> Timing:
+        torch.manual_seed(0)
+        theta = torch.rand(SIMULATIONS, DIM_THETA)
+        x = torch.cat([theta, theta.square()], dim=1) + 0.1 * torch.randn(SIMULATIONS, DIM_X)
+        prior = BoxUniform(torch.zeros(DIM_THETA), torch.ones(DIM_THETA))
+        self.trainer = NPE(prior, show_progress_bars=False).append_simulations(theta, x)
+        clock = Clock()
+        self.trainer.train(
+            TrainConfig(max_epochs=self._epochs, seed=0, compile="off"),
+            early_stopping=EarlyStopping.never(),
+            callbacks=[clock],
+            checkpoint=directory and CheckpointConfig(directory, resume="never"),
+        )
+        return clock.epoch()
+
+    def sizes(self) -> dict[str, float]:
+        """Return the files' sizes in sizes of the weights."""
+        weights = self.trainer._neural_net.state_dict().values()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in weights)
+        files = sorted((self._folder / "run-1").glob("*.pt"))
+        return {file.name: file.stat().st_size / size for file in files}
+
+
+@contextmanager
+def timed_saves() -> Iterator[dict[str, list[float]]]:
+    """Let every save note its CPU seconds in the training's thread and in the writer's."""
+    seconds: dict[str, list[float]] = {"training": [], "writer": []}
+    places = (
+        (CheckpointHandler, "_epoch_completed", "training"),
+        (RunDirectory, "_write", "writer"),
     )
-    trainer.append_simulations(theta, x)
-    clock = Clock()
-    trainer.train(
-        TrainConfig(max_epochs=epochs, seed=0),
-        early_stopping=EarlyStopping.never(),
-        callbacks=[clock],
-        checkpoint=None if directory is None else CheckpointConfig(directory, resume="never"),
-    )
-    return clock.epochs, trainer
+    originals = [getattr(owner, name) for owner, name, _ in places]
+
+    def measured(original: Callable[..., Any], noted: list[float]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return original(*args)
+            finally:
+                noted.append(time.thread_time() - began)
+
+        return call
+
+    for (owner, name, kind), original in zip(places, originals, strict=True):
+        setattr(owner, name, measured(original, seconds[kind]))
+    try:
+        yield seconds
+    finally:
+        for (owner, name, _), original in zip(places, originals, strict=True):
+            setattr(owner, name, original)
 
 
 def old_way(trainer: Any, folder: Path, repetitions: int = 20) -> float:
-    """Return the median seconds of saving nested states in the training's own thread."""
+    """Return the median CPU seconds of saving nested states in the training's own thread."""
     network, optimizer = trainer._neural_net, trainer.optimizer
     seconds = []
     for _ in range(repetitions):
-        began = time.perf_counter()
+        began = time.thread_time()
         states = {
             "model": network.state_dict(),
             "best": network.state_dict(),
@@ -80,58 +167,69 @@ def old_way(trainer: Any, folder: Path, repetitions: int = 20) -> float:
             file.flush()
             os.fsync(file.fileno())
         os.replace(folder / "old.tmp", folder / "old.pt")
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.thread_time() - began)
     return statistics.median(seconds)
 
 
-def timed_saves() -> list[float]:
-    """Let every save note its seconds in the training's thread in the returned list."""
-    seconds: list[float] = []
-    original = CheckpointHandler._epoch_completed
-
-    def timed(self: CheckpointHandler) -> None:
-        began = time.perf_counter()
-        original(self)
-        seconds.append(time.perf_counter() - began)
-
-    CheckpointHandler._epoch_completed = timed
-    return seconds
+# --- telling
 
 
-def main() -> None:
-    """Run the comparison and print it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=15)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    saves = timed_saves()
-    without: list[float] = []
-    with_checkpoints: list[float] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        trainer: Any = None
-        for pair in range(options.pairs):
-            # Whoever goes first may find a busier or a cooler machine.
-            for saving in (True, False) if pair % 2 else (False, True):
-                epochs, trainer = train(options.epochs, folder / f"run-{pair}" if saving else None)
-                (with_checkpoints if saving else without).extend(epochs)
-        weights = trainer._neural_net.state_dict().values()
-        size = sum(tensor.numel() * tensor.element_size() for tensor in weights)
-        files = sorted((folder / "run-0").glob("*.pt"))
-        old = old_way(trainer, folder)
-        sizes = {file.name: file.stat().st_size / size for file in files}
-    before, after = statistics.median(without), statistics.median(with_checkpoints)
-    best = min(without), min(with_checkpoints)
-    save = statistics.median(saves)
-    print(f"epoch without checkpoints        {1e3 * before:8.1f} ms (fastest {1e3 * best[0]:.1f})")
-    print(f"epoch with a checkpoint          {1e3 * after:8.1f} ms (fastest {1e3 * best[1]:.1f})")
-    print(f"difference                       {100 * (after / before - 1):8.2f} %")
-    print(f"difference of the fastest        {100 * (best[1] / best[0] - 1):8.2f} %")
-    print(f"a save in the training's thread  {1e3 * save:8.2f} ms ({100 * save / before:.2f} %)")
-    print(f"the old way                      {1e3 * old:8.2f} ms ({100 * old / before:.2f} %)")
-    for file, share in sizes.items():
-        print(f"{file:<32} {share:8.2f} x the weights ({size / 1e3:.0f} kB)")
+def result_of(
+    times: dict[str, list[Timing]],
+    saves: dict[str, list[float]],
+    old: float,
+    sizes: dict[str, float],
+) -> Result:
+    """Return tables and numbers."""
+    added = {clock: percent_added(times, clock) for clock in ("wall", "cpu")}
+    rows = [
+        (f"epoch {name} checkpoints", *(f"{milliseconds(times[name], c):.1f} ms" for c in added))
+        for name in times
+    ]
+    rows.append(("added", *(f"{spread:+.2f} %" for spread in added.values())))
+    base = statistics.median(t.cpu for t in times["without"])
+    parts = {
+        "a save, in the training's thread": statistics.median(saves["training"]),
+        "a save, in the writer's thread": statistics.median(saves["writer"]),
+        "the old way, in the training's thread": old,
+    }
+    return Result(
+        script="checkpoint_cost",
+        question="What does saving a checkpoint after every epoch cost?",
+        tables=[
+            Table(("NPE maf, 10,000 simulations", "wall time", "CPU time"), rows),
+            Table(
+                ("CPU time", "ms", "of an epoch"),
+                [(n, f"{1e3 * s:.2f}", f"{100 * s / base:.2f} %") for n, s in parts.items()],
+            ),
+            Table(
+                ("file", "size in sizes of the weights"),
+                [(name, f"{share:.2f}") for name, share in sizes.items()],
+            ),
+        ],
+        notes=[
+            f"The bounds are {BOUND_PERCENT:.0f} % of an epoch and {BOUND_SIZE:.0f} times the "
+            f"weights; the largest file has {max(sizes.values()):.2f} times. Medians; ranges are "
+            "those of the rounds.",
+        ],
+        numbers={
+            "epochs": {n: [vars(timing) for timing in ts] for n, ts in times.items()},
+            "added_percent": {clock: vars(spread) for clock, spread in added.items()},
+            "cpu_seconds": parts,
+            "sizes": sizes,
+        },
+    )
+
+
+def percent_added(times: dict[str, list[Timing]], clock: str) -> Spread:
+    """Return how many percent longer an epoch with checkpoints takes, round by round."""
+    pairs = zip(times["without"], times["with"], strict=True)
+    return Spread.of(100 * (getattr(b, clock) / getattr(a, clock) - 1) for a, b in pairs)
+
+
+def milliseconds(timings: Sequence[Timing], clock: str) -> float:
+    """Return the median."""
+    return 1e3 * statistics.median(getattr(timing, clock) for timing in timings)
 
 
 if __name__ == "__main__":

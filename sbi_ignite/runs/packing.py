@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 from sbi_ignite.exceptions import CheckpointError
 
@@ -82,8 +83,6 @@ class _Packer:
         if kind is float or kind is int or kind is str or kind is bool or value is None:
             return value
         if kind is Tensor or isinstance(value, Tensor):
-            if value.layout is not torch.strided or value.is_quantized:
-                raise _UnsavableError(value)
             return ["tensor", self._add(value), value.shape]
         if kind is dict or isinstance(value, Mapping):
             return self._mapping(value)
@@ -103,7 +102,12 @@ class _Packer:
         return {self._names[dtype]: _joined(pieces) for dtype, pieces in self._pieces.items()}
 
     def _mapping(self, value: Mapping[Any, Any]) -> Any:
-        if all(type(key) is str for key in value):
+        named = all(type(key) is str for key in value)
+        items = list(value.values())
+        # State dicts have hundreds of tensors: one entry for all of them, not one for each.
+        if named and len(items) > 1 and all(isinstance(item, Tensor) for item in items):
+            return ["tensors", list(value), list(map(self._add, items)), [t.shape for t in items]]
+        if named:
             return {key: self.encode(item) for key, item in value.items()}
         return ["mapping", [[self.encode(key), self.encode(item)] for key, item in value.items()]]
 
@@ -120,19 +124,23 @@ class _Packer:
 
     def _add(self, tensor: Tensor) -> str:
         """Queue a tensor and return the name of its dtype."""
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise _UnsavableError(tensor)
         dtype = tensor.dtype
         if dtype not in self._pieces:
             self._pieces[dtype] = []
             self._names[dtype] = str(dtype).removeprefix("torch.")
-        self._pieces[dtype].append(tensor.reshape(-1))
+        self._pieces[dtype].append(tensor)
         return self._names[dtype]
 
 
 def _joined(pieces: list[Tensor]) -> Tensor:
     """Concatenate on each device first, so that data crosses between devices in one piece each."""
+    if len(pieces) == 1:  # torch would return a view of it
+        return pieces[0].reshape(-1).to("cpu", copy=True)
     if len({piece.device for piece in pieces}) == 1:
-        return torch.cat(pieces).cpu()
-    return torch.cat([piece.cpu() for piece in pieces])
+        return _flatten_dense_tensors(pieces).cpu()
+    return _flatten_dense_tensors([piece.cpu() for piece in pieces])
 
 
 def _places(value: Any, culprit: object, path: str) -> Iterator[str]:
@@ -163,6 +171,9 @@ class _Unpacker:
         tag, content, *shape = value
         if tag == "mapping":
             return {self.decode(key): self.decode(item) for key, item in content}
+        if tag == "tensors":
+            entries = zip(content, *shape, strict=True)
+            return {name: self._take(dtype, size) for name, dtype, size in entries}
         if tag in ("list", "tuple"):
             items = [self.decode(item) for item in content]
             return items if tag == "list" else tuple(items)

@@ -16,7 +16,17 @@ import numpy as np
 import torch
 from sbi.utils import BoxUniform
 
-from sbi_ignite import FMPE, NLE, NPE, NRE, CheckpointConfig, TrainConfig
+from sbi_ignite import (
+    FMPE,
+    NLE,
+    NPE,
+    NRE,
+    CheckpointConfig,
+    LRSchedule,
+    Stage,
+    TrainConfig,
+    WeightAveraging,
+)
 
 PRIOR = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
 
@@ -67,6 +77,20 @@ def _two_rounds(typed: bool) -> Callable[[Path], Any]:
 
 TYPED = TrainConfig(max_epochs=12, batch_size=40)
 
+STAGED = TrainConfig(
+    max_epochs=16,
+    batch_size=40,
+    learning_rate=0.01,
+    optimizer="adamw",
+    weight_decay=0.01,
+    averaging=WeightAveraging("power", factor=4.0),
+    stages=[
+        Stage(patience=1, max_epochs=5),
+        Stage(lr_factor=0.3, weight_decay="best", patience=1, max_epochs=4, reset_optimizer=True),
+        Stage(lr_factor=0.1, patience=2, max_epochs=5, reset_average=True),
+    ],
+)
+
 PROGRAMS: dict[str, Callable[[Path], Any]] = {
     "npe": _single(NPE, 400, 1, max_num_epochs=10, training_batch_size=50),
     "npe_typed_plateau": _single(
@@ -80,6 +104,31 @@ PROGRAMS: dict[str, Callable[[Path], Any]] = {
         training_batch_size=50,
         dataloader_kwargs={"num_workers": 1},
     ),
+    "npe_cosine_ema": _single(
+        NPE,
+        400,
+        12,
+        config=TrainConfig(
+            max_epochs=12,
+            batch_size=50,
+            lr_schedule=LRSchedule("cosine", warmup_steps=20),
+            ema_decay=0.95,
+        ),
+    ),
+    "npe_one_cycle_power_loader_workers": _single(
+        NPE,
+        200,
+        13,
+        config=TrainConfig(
+            max_epochs=4,
+            batch_size=50,
+            lr_schedule="one_cycle",
+            averaging="power",
+            dataloader_kwargs={"num_workers": 1},
+        ),
+    ),
+    "nre_stages": _single(NRE, 400, 14, config=STAGED),
+    "fmpe_stages": _single(FMPE, 400, 15, config=STAGED),
     "nle": _single(NLE, 400, 4, max_num_epochs=10, training_batch_size=50),
     "nre": _single(NRE, 400, 5, config=TYPED),
     "nre_as_sbi": _single(NRE, 400, 6, max_num_epochs=10, training_batch_size=50),

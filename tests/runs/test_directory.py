@@ -77,6 +77,35 @@ def test_unchanged_best_weights_are_written_once(tmp_path):
         assert same(directory.latest().states["best_weights"], best)
 
 
+def test_weights_that_are_the_best_ones_are_written_once(tmp_path):
+    """They come back under both names; where a single bit differs, both are written."""
+    weights = {"w": torch.zeros(10_000), "b": torch.ones(3)}
+    signed = {"w": torch.zeros(10_000).neg(), "b": torch.ones(3)}
+    for epoch, model in enumerate((weights, signed, {**weights, "b": torch.ones(3) + 1e-7}), 1):
+        best = {"epoch": epoch, "loss": 0.5, "weights": {n: w.clone() for n, w in weights.items()}}
+        states = {"model": model, "best_weights": best}
+        with RunDirectory.open(tmp_path / str(epoch)) as directory:
+            directory.write_checkpoint(epoch, epoch, states)
+            back = directory.latest().states
+        assert same(back, states)
+        assert torch.equal(torch.signbit(back["model"]["w"]), torch.signbit(model["w"]))
+        size = next((tmp_path / str(epoch)).glob("checkpoint-*.pt")).stat().st_size
+        assert (size < 10_000) == (model is weights)
+
+
+def test_best_weights_that_somebody_removed_are_written_again(tmp_path):
+    """A checkpoint is never left with a reference to nothing; one warning says what happened."""
+    with RunDirectory.open(tmp_path) as directory:
+        states = states_at(4)
+        directory.write_checkpoint(4, 4, states)
+        (tmp_path / "best.pt").unlink()
+        later = {**states_at(5), "best_weights": states["best_weights"]}
+        with pytest.warns(SbiIgniteWarning, match="nothing could be saved"):
+            directory.write_checkpoint(5, 5, later)
+        assert directory.write_checkpoint(6, 6, later)
+        assert same(directory.latest().states["best_weights"], states["best_weights"])
+
+
 def test_a_background_write_keeps_the_values_of_its_moment(tmp_path):
     """Steps that follow at once do not get into the file that is being written."""
     states = states_at(1)

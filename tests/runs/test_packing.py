@@ -77,12 +77,21 @@ def test_ordered_dicts_and_numpy_come_back_as_plain_values():
     np.testing.assert_array_equal(back["n"], np.arange(3))
 
 
-def test_the_copy_does_not_change_with_the_original():
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_copy_does_not_change_with_the_original(number):
     """A training that goes on does not reach into what was packed."""
-    weight = torch.zeros(3)
-    packed = pack({"weight": weight})
-    weight += 1
-    assert torch.equal(unpack(packed)["weight"], torch.zeros(3))
+    weights = {str(i): torch.zeros(3, 2) for i in range(number)}
+    packed = pack(weights)
+    for weight in weights.values():
+        weight += 1
+    assert all(torch.equal(w, torch.zeros(3, 2)) for w in unpack(packed).values())
+
+
+def test_tensors_that_are_parts_of_others_are_packed_by_their_values():
+    """Transposed, strided and overlapping tensors come back with their values."""
+    whole = torch.arange(24.0).reshape(4, 6)
+    states = {"t": whole.T, "s": whole[:, ::2], "e": whole[:1].expand(3, 6), "n": whole[0, 0]}
+    assert same(unpack(pack(states)), states)
 
 
 @pytest.mark.parametrize("culprit", [object(), {1, 2}, torch.eye(2).to_sparse(), 1j])
@@ -90,3 +99,9 @@ def test_what_cannot_be_saved_is_named_with_its_place(culprit):
     """The error says where in the states the object is and what it is."""
     with pytest.raises(CheckpointError, match=rf"rule-0\.memory\.1: .*{type(culprit).__name__}"):
         pack({"rule-0": {"memory": [1, culprit]}})
+
+
+def test_what_cannot_be_saved_is_named_among_tensors():
+    """Also inside a state dict."""
+    with pytest.raises(CheckpointError, match=r"model\.sparse: .*Tensor"):
+        pack({"model": {"dense": torch.eye(2), "sparse": torch.eye(2).to_sparse()}})
