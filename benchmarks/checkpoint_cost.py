@@ -12,6 +12,7 @@ rename, timed alone.
 
 from __future__ import annotations
 
+import functools
 import os
 import statistics
 import tempfile
@@ -132,6 +133,7 @@ def timed_saves() -> Iterator[dict[str, list[float]]]:
     originals = [getattr(owner, name) for owner, name, _ in places]
 
     def measured(original: Callable[..., Any], noted: list[float]) -> Callable[..., Any]:
+        @functools.wraps(original)
         def call(*args: Any) -> Any:
             began = time.thread_time()
             try:

@@ -129,6 +129,20 @@ PROGRAMS: dict[str, Callable[[Path], Any]] = {
     ),
     "nre_stages": _single(NRE, 400, 14, config=STAGED),
     "fmpe_stages": _single(FMPE, 400, 15, config=STAGED),
+    "npe_traced": _single(
+        NPE,
+        400,
+        16,
+        config=TrainConfig(
+            max_epochs=12, batch_size=50, compile="trace", lr_schedule="cosine", ema_decay=0.95
+        ),
+    ),
+    "nre_traced_stages": _single(
+        NRE, 400, 17, config=STAGED.model_copy(update={"compile": "trace"})
+    ),
+    "fmpe_traced": _single(
+        FMPE, 400, 18, config=TrainConfig(max_epochs=12, batch_size=40, compile="trace")
+    ),
     "nle": _single(NLE, 400, 4, max_num_epochs=10, training_batch_size=50),
     "nre": _single(NRE, 400, 5, config=TYPED),
     "nre_as_sbi": _single(NRE, 400, 6, max_num_epochs=10, training_batch_size=50),
