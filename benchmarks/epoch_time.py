@@ -1,0 +1,544 @@
+"""How long does an epoch take, against sbi's own loop and against a bare loop?
+
+    OMP_NUM_THREADS=1 python -m benchmarks.epoch_time [--cells maf nre ...] [--rows 10000] [--write]
+
+Every way is one training in a thread of its own that waits at the end of each epoch until it is
+its turn again, so all ways advance epoch by epoch in alternation. Timed is a whole epoch with its
+validation. Set-up is left out: building the network, and the first epochs, in which steps are
+traced; the table says how many seconds the first epoch took longer than a later one.
+
+The bare loops are the floor: the same batches, loss, gradients and optimizer without engine,
+handlers, rules and loggers. "data" is the time of one pass over all batches with nothing done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import sbi.inference
+import torch
+from sbi.neural_nets import classifier_nn, likelihood_nn, posterior_nn
+from sbi.neural_nets.embedding_nets import CNNEmbedding
+from sbi.utils import BoxUniform
+from torch import Tensor
+
+import sbi_ignite.inference
+from benchmarks.measuring import (
+    Result,
+    Spread,
+    Table,
+    Timing,
+    alternate,
+    conclude,
+    options_of,
+    parse,
+    ratios,
+)
+from sbi_ignite import EarlyStopping, TrainConfig, run_training
+from sbi_ignite.callback import TrainingState
+from sbi_ignite.engine.epochs import validation_randomness
+from sbi_ignite.engine.flat import FlatOptimizer
+from sbi_ignite.handlers.gradient_clipping import GradientClipping
+
+DIM = 5
+WARM_UP = 2
+"""Epochs of every way that are not counted."""
+
+
+# --- what is trained
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table.
+
+    Attributes:
+        trainer: Name of the trainer in `sbi.inference`.
+        arguments: Makes the constructor's arguments.
+        image: Whether x is an image of 64 x 64 pixels.
+        rounds: Rounds; the last one is timed.
+        goal: Wanted ratios of sbi's time to that of the sbi form and of the typed form.
+    """
+
+    trainer: str
+    arguments: Callable[[], dict[str, Any]] = dict
+    image: bool = False
+    rounds: int = 1
+    goal: tuple[float, float] | None = None
+
+
+def _npe(name: str, **kwargs: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {"density_estimator": posterior_nn(name, **kwargs)}
+
+
+def _embedded() -> dict[str, Any]:
+    return _npe("maf", embedding_net=CNNEmbedding((64, 64), output_dim=20))()
+
+
+CELLS = {
+    "NPE maf": Cell("NPE", _npe("maf"), goal=(1.8, 2.2)),
+    "NPE nsf": Cell("NPE", _npe("nsf"), goal=(1.03, 1.2)),
+    "NPE mdn": Cell("NPE", _npe("mdn"), goal=(1.15, 1.3)),
+    "NPE zuko_maf": Cell("NPE", _npe("zuko_maf"), goal=(1.8, 2.2)),
+    "NPE zuko_nsf": Cell("NPE", _npe("zuko_nsf"), goal=(1.35, 1.5)),
+    "NLE maf": Cell("NLE", lambda: {"density_estimator": likelihood_nn("maf")}, goal=(1.8, 2.2)),
+    "NRE resnet": Cell("NRE", lambda: {"classifier": classifier_nn("resnet")}, goal=(1.2, 1.35)),
+    "FMPE": Cell("FMPE", goal=(1.2, 1.8)),
+    "NPSE": Cell("NPSE", goal=(1.05, 1.4)),
+    "NPE, second round": Cell("NPE", _npe("maf"), rounds=2, goal=(1.8, 2.5)),
+    "NPE, CNN on 64 x 64": Cell("NPE", _embedded, image=True),
+}
+
+
+def simulate(cell: Cell, theta: Tensor) -> Tensor:
+    """Return data for parameters: noisy copies, or images of two noisy blobs."""
+    if not cell.image:
+        return theta + 0.3 * torch.randn_like(theta)
+    axis = torch.linspace(-1, 1, 64)
+    wide = (-((axis - theta[:, 0:1] / 3) ** 2) * 8).exp()
+    high = (-((axis - theta[:, 1:2] / 3) ** 2) * 8).exp()
+    return wide[:, None, :] * high[:, :, None] + 0.1 * torch.randn(len(theta), 64, 64)
+
+
+def make_trainer(cell: Cell, inference: Any, rows: int, device: str) -> Any:
+    """Return a trainer with its simulations, the same ones for every way."""
+    torch.manual_seed(0)
+    bound = 3 * torch.ones(DIM, device=device)
+    prior = BoxUniform(-bound, bound)
+    rows = min(rows, 2_000) if cell.rounds > 1 else rows
+    trainer = getattr(inference, cell.trainer)(
+        prior, device=device, show_progress_bars=False, tracker=_Nowhere(), **cell.arguments()
+    )
+    theta = prior.sample((rows,)).cpu()
+    trainer.append_simulations(theta, simulate(cell, theta))
+    for _ in range(cell.rounds - 1):
+        # However the first round was trained, its network is the same in all ways.
+        sbi_train = sbi.inference.NPE_C.train
+        sbi_train(trainer, max_num_epochs=20)
+        posterior = trainer.build_posterior().set_default_x(torch.zeros(1, DIM))
+        theta = posterior.sample((rows,), show_progress_bars=False).cpu()
+        trainer.append_simulations(theta, simulate(cell, theta), proposal=posterior)
+    return trainer
+
+
+class _Nowhere:
+    """A tracker of sbi that keeps nothing."""
+
+    log_dir = None
+
+    def log_metric(self, name: str, value: Any, step: int | None = None) -> None:
+        """Keep nothing."""
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Keep nothing."""
+
+    def log_params(self, params: Any) -> None:
+        """Keep nothing."""
+
+    def add_figure(self, name: str, figure: Any, step: int | None = None) -> None:
+        """Keep nothing."""
+
+    def flush(self) -> None:
+        """Have nothing to write."""
+
+
+# --- taking turns
+
+
+class _EnoughError(Exception):
+    """Ends a training that nobody needs any more."""
+
+
+@dataclass
+class Training:
+    """A training in a thread of its own, which goes on for one epoch at a time.
+
+    Attributes:
+        train: Trains for ever; gets a function to call at the end of every epoch.
+        device: Whose outstanding work belongs to an epoch.
+    """
+
+    train: Callable[[Callable[[], None]], Any]
+    device: str
+    epochs: list[Timing] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self._over, self._error = False, None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._began = (0.0, 0.0)
+
+    def epoch(self) -> Timing:
+        """Let the training go on to the end of its next epoch; return how long that took."""
+        if not self._thread.is_alive():
+            self._thread.start()
+        self._begin()
+        self._go.release()
+        self._done.acquire()
+        if self._error is not None:
+            raise RuntimeError("a training failed") from self._error
+        return self.epochs[-1]
+
+    def end(self) -> None:
+        """End the training."""
+        self._over = True
+        self._go.release()
+        self._thread.join()
+
+    def _run(self) -> None:
+        self._go.acquire()
+        try:
+            self.train(self._epoch_ends)
+        except _EnoughError:
+            return
+        except BaseException as error:
+            self._error = error
+        self._done.release()
+
+    def _epoch_ends(self) -> None:
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter(), time.process_time()
+        self.epochs.append(Timing(now[0] - self._began[0], now[1] - self._began[1]))
+        self._done.release()
+        self._go.acquire()
+        if self._over:
+            raise _EnoughError
+
+    def _begin(self) -> None:
+        self._began = time.perf_counter(), time.process_time()
+
+
+# --- the ways
+
+
+def sbis_own(trainer: Any, batch_size: int, epoch_ends: Callable[[], None]) -> None:
+    """Train by sbi's loop."""
+    summarize = trainer._summarize_epoch
+
+    def summarized(*args: Any, **kwargs: Any) -> None:
+        summarize(*args, **kwargs)
+        epoch_ends()
+
+    trainer._summarize_epoch = summarized
+    trainer.train(training_batch_size=batch_size, stop_after_epochs=2**31)
+
+
+class _TurnTaker:
+    """A callback that waits for its turn at the end of every epoch."""
+
+    def __init__(self, epoch_ends: Callable[[], None]) -> None:
+        self._epoch_ends = epoch_ends
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Wait."""
+        self._epoch_ends()
+
+
+def sbi_form(trainer: Any, batch_size: int, epoch_ends: Callable[[], None]) -> None:
+    """Train by the engine, bit for bit as sbi."""
+    taker = _TurnTaker(epoch_ends)
+    trainer.train(training_batch_size=batch_size, stop_after_epochs=2**31, callbacks=[taker])
+
+
+def typed_form(trainer: Any, batch_size: int, epoch_ends: Callable[[], None]) -> None:
+    """Train by the engine with a TrainConfig."""
+    trainer.train(
+        TrainConfig(batch_size=batch_size),
+        early_stopping=EarlyStopping.never(),
+        callbacks=[_TurnTaker(epoch_ends)],
+    )
+
+
+_thread = threading.local()
+
+
+def _loop_of_thread(*args: Any, **kwargs: Any) -> Any:
+    """Train by the loop that the thread has chosen, else by the engine."""
+    return getattr(_thread, "loop", run_training)(*args, **kwargs)
+
+
+def bare(form: Callable[..., None]) -> Callable[..., None]:
+    """Return a way that prepares as `form` does and then trains by a loop of a page."""
+
+    def way(trainer: Any, batch_size: int, epoch_ends: Callable[[], None]) -> None:
+        def loop(*args: Any, **kwargs: Any) -> None:
+            bare_loop(*args, epoch_ends=epoch_ends, **kwargs)
+
+        _thread.loop = loop
+        form(trainer, batch_size, lambda: None)
+
+    return way
+
+
+def bare_loop(
+    config: Any,
+    net: Any,
+    loss: Any,
+    train_loader: Any,
+    val_loader: Any,
+    *,
+    optimizer: Any,
+    device: Any,
+    host: Any,
+    epoch_ends: Callable[[], None],
+    **others: Any,
+) -> None:
+    """Train: the arithmetic of `run_training` and nothing else."""
+    settings = host.settings.train
+    validation_loss = getattr(loss, "validate", loss)
+    stepping = FlatOptimizer(optimizer)
+    flat_gradient = stepping.flat_gradient if stepping.fused else None
+    clipping = GradientClipping(net.parameters(), settings.clip_max_norm, flat_gradient)
+    with stepping.lent_memory():
+        while True:
+            net.train()
+            total = 0.0
+            for batch in train_loader:
+                stepping.zero_grad()
+                losses = loss(net, batch)
+                mean = losses.mean()
+                total += losses.sum().item()
+                mean.backward()
+                clipping._clip()
+                stepping.step()
+            net.eval()
+            with torch.no_grad(), validation_randomness(settings.sbi_compat, torch.device(device)):
+                for batch in val_loader:
+                    total += validation_loss(net, batch).sum().item()
+            epoch_ends()
+
+
+def batches_only(form: Callable[..., None]) -> Callable[..., None]:
+    """Return a way that prepares as `form` does and then only asks for batches."""
+
+    def way(trainer: Any, batch_size: int, epoch_ends: Callable[[], None]) -> None:
+        def loop(config: Any, net: Any, loss: Any, train: Any, val: Any, **others: Any) -> None:
+            while True:
+                for loader in (train, val):
+                    for _ in loader:
+                        pass
+                epoch_ends()
+
+        _thread.loop = loop
+        form(trainer, batch_size, lambda: None)
+
+    return way
+
+
+WAYS: dict[str, tuple[Any, Callable[..., None]]] = {
+    "sbi": (sbi.inference, sbis_own),
+    "sbi form": (sbi_ignite.inference, sbi_form),
+    "bare, sbi form": (sbi_ignite.inference, bare(sbi_form)),
+    "typed form": (sbi_ignite.inference, typed_form),
+    "bare, typed form": (sbi_ignite.inference, bare(typed_form)),
+    "data, sbi form": (sbi_ignite.inference, batches_only(sbi_form)),
+    "data, typed form": (sbi_ignite.inference, batches_only(typed_form)),
+}
+
+
+# --- measuring
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Epochs of every way, and by how many seconds the first was longer than the median."""
+
+    times: dict[str, list[Timing]]
+    set_up: dict[str, float]
+
+
+def measure(cell: Cell, options: Any) -> Measured:
+    """Return the epochs of every way, in alternation."""
+    replaced = mock.patch("sbi_ignite.inference.fitting.run_training", _loop_of_thread)
+    with _quiet(), replaced, running(cell, options) as trainings:
+        ways = {name: training.epoch for name, training in trainings.items()}
+        times = alternate(ways, options.rounds, warm_up=WARM_UP)
+        set_up = {
+            name: training.epochs[0].wall - Spread.of(t.wall for t in times[name]).median
+            for name, training in trainings.items()
+        }
+    return Measured(times, set_up)
+
+
+@contextmanager
+def running(cell: Cell, options: Any) -> Iterator[dict[str, Training]]:
+    """Give the trainings of all ways, and end them."""
+    trainings = {}
+    for name in options.ways:
+        inference, way = WAYS[name]
+        trainer = make_trainer(cell, inference, options.rows, options.device)
+
+        def train(ends: Callable[[], None], way: Any = way, trainer: Any = trainer) -> None:
+            way(trainer, options.batch_size, ends)
+
+        trainings[name] = Training(train, options.device)
+    try:
+        yield trainings
+    finally:
+        for training in trainings.values():
+            training.end()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what trainings print and warn away from the table."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+# --- showing
+
+
+def compared(found: dict[str, Measured], cells: dict[str, Cell]) -> Table:
+    """Return the table of ratios to sbi."""
+    rows = []
+    for name, measured in found.items():
+        times, goal = measured.times, cells[name].goal
+        rows.append(
+            [
+                name,
+                _milliseconds(times, "sbi"),
+                _milliseconds(times, "sbi form"),
+                _faster(times, "sbi form", "wall"),
+                _faster(times, "sbi form", "cpu"),
+                "" if goal is None else f"{goal[0]:g}",
+                _milliseconds(times, "typed form"),
+                _faster(times, "typed form", "wall"),
+                _faster(times, "typed form", "cpu"),
+                "" if goal is None else f"{goal[1]:g}",
+            ]
+        )
+    header = ["", "sbi, ms", "sbi form, ms", "faster", "by CPU time", "goal"]
+    header += ["typed form, ms", "faster", "by CPU time", "goal"]
+    note = "Ratios within a round: median (lowest to highest)."
+    return Table(header, rows, "An epoch with validation", note)
+
+
+def above_the_floor(found: dict[str, Measured]) -> Table:
+    """Return the table of what the engine and the data path add."""
+    rows = []
+    for name, measured in found.items():
+        row = [name]
+        for form in ("sbi form", "typed form"):
+            times = measured.times
+            row.append(_milliseconds(times, f"bare, {form}"))
+            row.append(_above(times, form, "wall"))
+            row.append(_above(times, form, "cpu"))
+            row.append(_share(times, f"data, {form}", form))
+            row.append(f"{measured.set_up.get(form, float('nan')):.1f}")
+        rows.append(row)
+    of_form = ["bare loop, ms", "above it", "by CPU time", "data path", "set-up, s"]
+    header = ["", *(f"{form}: {what}" for form in ("sbi", "typed") for what in of_form)]
+    return Table(header, rows, "Above the bare loop with the same arithmetic")
+
+
+def _milliseconds(times: dict[str, list[Timing]], way: str) -> str:
+    return f"{1e3 * Spread.of(t.wall for t in times[way]).median:.0f}" if way in times else ""
+
+
+def _faster(times: dict[str, list[Timing]], way: str, clock: str) -> str:
+    if not {"sbi", way} <= times.keys():
+        return ""
+    return f"{ratios(times['sbi'], times[way], clock):.2f}"
+
+
+def _above(times: dict[str, list[Timing]], form: str, clock: str) -> str:
+    if not {form, f"bare, {form}"} <= times.keys():
+        return ""
+    spread = ratios(times[form], times[f"bare, {form}"], clock)
+    return f"{100 * (spread.median - 1):+.1f} %"
+
+
+def _share(times: dict[str, list[Timing]], part: str, whole: str) -> str:
+    if not {part, whole} <= times.keys():
+        return ""
+    return f"{100 * ratios(times[part], times[whole], 'cpu').median:.1f} %"
+
+
+def figure(result: Result) -> Any:
+    """Return bars: how many times faster than sbi, both forms, with the range of all rounds."""
+    from matplotlib.figure import Figure
+
+    names, colours = list(result.numbers["faster"]), {"sbi form": "C0", "typed form": "C1"}
+    drawing = Figure(figsize=(8, 0.5 * len(names) + 1.5), layout="constrained")
+    axes = drawing.subplots()
+    for offset, (form, colour) in zip((-0.2, 0.2), colours.items(), strict=True):
+        spreads = [result.numbers["faster"][name].get(form) for name in names]
+        for i, spread in enumerate(spreads):
+            if spread is not None:
+                middle, low, high = spread
+                error = [[middle - low], [high - middle]]
+                label = form if i == 0 else None
+                axes.barh(i + offset, middle, 0.38, xerr=error, color=colour, label=label)
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("times faster than sbi per epoch")
+    axes.legend()
+    return drawing
+
+
+def main(arguments: Sequence[str] | None = None) -> Result:
+    """Measure and show."""
+    parser = options_of(__doc__)
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--batch-size", type=int, default=200)
+    parser.add_argument("--cells", nargs="+", default=list(CELLS), help=", ".join(CELLS))
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), help=", ".join(WAYS))
+    options = parse(parser, arguments)
+    cells = {name: CELLS[name] for name in options.cells}
+    found = {}
+    for name, cell in cells.items():
+        found[name] = measure(cell, options)
+        print(f"{name}: {_summary(found[name])}", flush=True)
+    result = Result(
+        "epoch_time",
+        (__doc__ or "").splitlines()[0],
+        [compared(found, cells), above_the_floor(found)],
+        [f"{options.rows} rows (second round: 2,000 + 2,000), batches of {options.batch_size}."],
+        _numbers(found),
+    )
+    conclude(result, options, figure)
+    return result
+
+
+def _summary(measured: Measured) -> str:
+    medians = {n: Spread.of(t.wall for t in times).median for n, times in measured.times.items()}
+    return ", ".join(f"{name} {1e3 * median:.0f} ms" for name, median in medians.items())
+
+
+def _numbers(found: dict[str, Measured]) -> dict[str, Any]:
+    """Return everything as plain data."""
+    faster = {
+        name: {
+            form: [spread.median, spread.low, spread.high]
+            for form in ("sbi form", "typed form")
+            if {"sbi", form} <= measured.times.keys()
+            for spread in [ratios(measured.times["sbi"], measured.times[form])]
+        }
+        for name, measured in found.items()
+    }
+    seconds = {
+        name: {way: [[t.wall, t.cpu] for t in times] for way, times in measured.times.items()}
+        for name, measured in found.items()
+    }
+    return {
+        "faster": faster,
+        "seconds (wall, cpu) per epoch": seconds,
+        "set-up, s": {name: measured.set_up for name, measured in found.items()},
+    }
+
+
+if __name__ == "__main__":
+    main()

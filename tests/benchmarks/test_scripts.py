@@ -1,0 +1,43 @@
+"""Every script runs with a tiny budget, prints its table and writes its numbers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import epoch_time
+from tests.small import SBI_WARNS
+
+pytestmark = SBI_WARNS
+
+
+def numbers(file):
+    return json.loads(file.read_text())["numbers"]
+
+
+def test_epoch_time_compares_all_ways(tmp_path, capsys):
+    file = tmp_path / "epochs.json"
+    arguments = ["--cells", "NPE mdn", "--rows", "300", "--rounds", "2", "--json", str(file)]
+    result = epoch_time.main(arguments)
+    seconds = numbers(file)["seconds (wall, cpu) per epoch"]["NPE mdn"]
+    assert seconds.keys() == epoch_time.WAYS.keys()
+    assert all(len(epochs) == 2 and min(map(min, epochs)) > 0 for epochs in seconds.values())
+    assert set(numbers(file)["faster"]["NPE mdn"]) == {"sbi form", "typed form"}
+    assert str(result.tables[0]) in capsys.readouterr().out
+    assert epoch_time.figure(result).axes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", epoch_time.CELLS)
+def test_epoch_time_knows_how_to_train_every_cell(cell):
+    ways = ["sbi", "sbi form", "typed form", "bare, typed form"]
+    epoch_time.main(["--cells", cell, "--rows", "300", "--rounds", "1", "--ways", *ways])
+
+
+def test_epoch_time_says_when_a_training_fails():
+    def fails(ends):
+        raise ArithmeticError
+
+    with pytest.raises(RuntimeError, match="a training failed"):
+        epoch_time.Training(fails, "cpu").epoch()
