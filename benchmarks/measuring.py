@@ -53,11 +53,24 @@ class Timing:
 
 def timed(work: Callable[[], Any], device: str | torch.device = "cpu") -> Timing:
     """Return how long `work` takes, the device's outstanding work included."""
-    _wait_for(device)
-    wall, cpu = time.perf_counter(), time.process_time()
+    watch = stopwatch(device)
     work()
-    _wait_for(device)
-    return Timing(time.perf_counter() - wall, time.process_time() - cpu)
+    return watch()
+
+
+def stopwatch(device: str | torch.device = "cpu") -> Callable[[], Timing]:
+    """Return a function that says how long its caller took since it was last called."""
+    last = [0.0, 0.0]
+
+    def lap() -> Timing:
+        _wait_for(device)
+        now = [time.perf_counter(), time.process_time()]
+        timing = Timing(now[0] - last[0], now[1] - last[1])
+        last[:] = now
+        return timing
+
+    lap()
+    return lap
 
 
 def alternate(

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from sbi.inference import NeuralInference
+from sbi.inference.trainers.nle.nle_base import LikelihoodEstimatorTrainer
+from sbi.inference.trainers.npe.npe_base import PosteriorEstimatorTrainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -14,6 +17,12 @@ from sbi_ignite.data.in_memory import BatchIndices, OrderedBatches, SbiOrderBatc
 from sbi_ignite.data.split import check_split, split_rows
 from sbi_ignite.exceptions import DataError
 from sbi_ignite.inference.arguments import Call
+from sbi_ignite.inference.losses import is_sbis_own
+
+_VALIDATION_ROWS = 1_024
+_VALIDATION_NUMBERS = 2**17
+"""A batch of validation has at most so many rows and numbers, unless training batches have more:
+small enough for any memory, and large enough that python between the kernels does not count."""
 
 _logger = python_logging.getLogger("sbi_ignite.data")
 
@@ -80,6 +89,25 @@ def _check_batch_size(call: Call, num_train: int) -> None:
     )
 
 
+def simulations_of(trainer: Any, starting_round: int) -> tuple[Tensor, ...]:
+    """Return theta, x and prior masks from a round on, as sbi's `get_simulations` does.
+
+    Simulations that were appended at once are not copied; sbi copies them on every call.
+
+    Args:
+        trainer: The trainer.
+        starting_round: The first round that counts.
+    """
+    own = "get_simulations" in vars(trainer)
+    if own or type(trainer).get_simulations is not NeuralInference.get_simulations:
+        return trainer.get_simulations(starting_round)
+    chosen = [i for i, round_ in enumerate(trainer._data_round_index) if round_ >= starting_round]
+    if len(chosen) != 1:
+        return trainer.get_simulations(starting_round)
+    kept = (trainer._theta_roundwise, trainer._x_roundwise, trainer._prior_masks)
+    return tuple(parts[chosen[0]] for parts in kept)
+
+
 def make_loaders(
     trainer: Any,
     call: Call,
@@ -112,6 +140,8 @@ def make_loaders(
     train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
     seed = int(torch.empty((), dtype=torch.int64).random_().item())
     if dataloader_kwargs is None:
+        if _rows_stand_alone(trainer, call):
+            val_size = min(_large_batch(tensors, val_size), len(val_rows))
         return (
             ShuffledBatches(tensors, train_rows, train_size, seed),
             OrderedBatches(tensors, val_rows, val_size),
@@ -120,6 +150,26 @@ def make_loaders(
         _torch_loader(tensors, BatchIndices(train_rows, train_size, seed), dataloader_kwargs),
         _torch_loader(tensors, BatchIndices(val_rows, val_size, None), dataloader_kwargs),
     )
+
+
+def _rows_stand_alone(trainer: Any, call: Call) -> bool:
+    """Return whether the loss of a row is known to be the same in whatever batch it stands."""
+    if not all(is_sbis_own(trainer, name) for name in ("_loss", "_get_losses")):
+        return False
+    if isinstance(trainer, LikelihoodEstimatorTrainer):
+        return True
+    if not isinstance(trainer, PosteriorEstimatorTrainer) or call.keywords.get(
+        "calibration_kernel"
+    ):
+        return False
+    # From the second round on, rows are contrasted with others of their batch.
+    return trainer._round == 0 or bool(call.keywords.get("force_first_round_loss"))
+
+
+def _large_batch(tensors: Sequence[Tensor], batch_size: int) -> int:
+    """Return how many rows to validate on at a time: many small ones, few large ones."""
+    numbers = sum(tensor[0].numel() for tensor in tensors)
+    return max(batch_size, min(_VALIDATION_ROWS, _VALIDATION_NUMBERS // numbers))
 
 
 def _torch_loader(

@@ -19,7 +19,7 @@ from sbi.utils.torchutils import check_if_prior_on_device, process_device
 from sbi_ignite.engine.recipe import filled_in
 from sbi_ignite.exceptions import NoSimulationsError
 from sbi_ignite.inference.arguments import Call, parse_call
-from sbi_ignite.inference.batches import make_loaders, split
+from sbi_ignite.inference.batches import make_loaders, simulations_of, split
 from sbi_ignite.inference.books import report_end
 from sbi_ignite.inference.fitting import fit
 from sbi_ignite.inference.losses import is_sbis_own, loss_of
@@ -118,7 +118,7 @@ def get_dataloaders(
             resume_training,
             dataloader_kwargs,
         )
-    tensors = trainer.get_simulations(starting_round)
+    tensors = simulations_of(trainer, starting_round)
     split(trainer, call, tensors[1], validation_fraction, resume_training)
     if call.settings.awaits_recipe:
         call = call.with_recipe(len(trainer.train_indices))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import epoch_time
+from benchmarks import epoch_time, peers, scaling
 from tests.small import SBI_WARNS
 
 pytestmark = SBI_WARNS
@@ -41,3 +41,23 @@ def test_epoch_time_says_when_a_training_fails():
 
     with pytest.raises(RuntimeError, match="a training failed"):
         epoch_time.Training(fails, "cpu").epoch()
+
+
+def test_scaling_measures_every_point_in_its_own_process(tmp_path):
+    file = tmp_path / "scaling.json"
+    arguments = ["--max-rows", "1000", "--widths", "8", "--width-rows", "300"]
+    result = scaling.main([*arguments, "--ways", "typed form", "--json", str(file)])
+    (point,) = numbers(file)["rows"]["typed form"]
+    assert point["wall"] > 0
+    assert point["data"] == pytest.approx(1_000 * 15 * 4 / 1e6)
+    assert len(result.tables) == 2
+    assert scaling.figure(result).axes
+
+
+@pytest.mark.slow
+def test_peers_that_are_not_installed_are_said(tmp_path):
+    result = peers.main(
+        ["--tasks", "two_moons", "--simulations", "400", "--peers", "lampe", "--max-seconds", "2"]
+    )
+    (said,) = result.notes
+    assert "lampe did not run here" in said

@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from sbi_ignite import EarlyStopping, LRSchedule, TrainConfig
-from tests.small import METHODS, SBI_WARNS, Watch, ready, same, second_round, standing_still
+from sbi_ignite.inference.batches import make_loaders, simulations_of
+from tests.small import (
+    METHODS,
+    SBI_WARNS,
+    Watch,
+    append,
+    draw,
+    ready,
+    same,
+    second_round,
+    standing_still,
+)
 
 pytestmark = SBI_WARNS
 
@@ -287,3 +298,44 @@ def test_an_optimizer_that_stands_still_is_what_keeps_the_validation_loss():
     trainer = ready()
     trainer.train(TrainConfig(batch_size=25, max_epochs=3))
     assert len(set(trainer.training_summary.validation_loss)) == 3
+
+
+@pytest.mark.parametrize("name", ["NPE_C", "NLE_A", "NRE_B", "FMPE"])
+def test_validation_takes_many_rows_at_a_time_where_rows_do_not_see_each_other(name, monkeypatch):
+    """Losses that contrast the rows of a batch keep the batch size."""
+    loaders = []
+
+    def keep(*args):
+        loaders.extend(make_loaders(*args))
+        return loaders
+
+    monkeypatch.setattr("sbi_ignite.inference.seam.make_loaders", keep)
+    ready(name).train(TrainConfig(batch_size=4, max_epochs=1))
+    assert loaders[0].batch_size == 4
+    assert loaders[1].batch_size == (12 if name in ("NPE_C", "NLE_A") else 4)
+
+
+def test_the_validation_loss_is_the_mean_over_all_rows_however_they_are_cut():
+    losses = []
+    for rows in (1, 5, 1_000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sbi_ignite.inference.batches._VALIDATION_ROWS", rows)
+            trainer = ready("NPE_C")
+            trainer.train(TrainConfig(batch_size=2, max_epochs=1, optimizer=standing_still, seed=0))
+            losses.append(trainer.training_summary.validation_loss[0])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+def test_simulations_appended_at_once_are_not_copied(monkeypatch):
+    """And those of several rounds are what sbi joins."""
+    trainer = ready("NPE_C")
+    tensors = simulations_of(trainer, 0)
+    assert [t.data_ptr() for t in tensors[:2]] == [
+        trainer._theta_roundwise[0].data_ptr(),
+        trainer._x_roundwise[0].data_ptr(),
+    ]
+    assert all(map(torch.equal, tensors, trainer.get_simulations(0)))
+    append(trainer, *draw(30))
+    assert all(map(torch.equal, simulations_of(trainer, 0), trainer.get_simulations(0)))
+    monkeypatch.setattr(trainer, "get_simulations", lambda start: "the user's own")
+    assert simulations_of(trainer, 0) == "the user's own"

@@ -1,0 +1,202 @@
+"""What would another package make of the same simulations: how fast, and how good a posterior?
+
+    python -m venv .peers && .peers/bin/pip install -r benchmarks/peers.txt
+    OMP_NUM_THREADS=1 python -m benchmarks.peers --python .peers/bin/python [--tasks two_moons slcp]
+
+The peers, each with the defaults of its own documentation and in a process of the environment that
+`--python` names: BayesFlow on JAX, LAMPE, flowjax. Beside them sbi, and sbi_ignite's typed form.
+Columns: seconds of training, seconds of import and compilation before it where they can be told
+apart, mean negative log-probability of fresh pairs (nats; lower is better). A second table times
+one step of a masked autoregressive flow of about equal size at batch 200. A peer that is not
+installed is named and left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import sbi_ignite.inference
+from benchmarks.epoch_time import Nowhere
+from benchmarks.measuring import FOLDER, Result, Spread, Table, conclude, options_of, parse
+from benchmarks.tasks import JUDGED, Task
+from sbi_ignite import EarlyStopping, TrainConfig
+
+PEERS = ("flowjax", "lampe", "bayesflow")
+STEPS = "step"
+"""Name of the timing of single steps among what a peer is asked for."""
+
+
+def peer(options: Any, name: str, what: str, data: Path) -> dict[str, Any]:
+    """Return what `peers_own.py` finds in the peers' environment, or {"missing": reason}."""
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": "jax",
+        "OMP_NUM_THREADS": str(options.threads),
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+        "JAX_PLATFORMS": "cuda" if options.device.startswith("cuda") else "cpu",
+    }
+    environment.pop("PYTHONPATH", None)
+    command = [options.python, str(FOLDER / "peers_own.py"), name, what, str(data)]
+    command += [str(options.max_seconds)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        return {"missing": (done.stderr.strip().splitlines() or ["no reason given"])[-1]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def ours(
+    trainer: Any, train: Callable[[Any], Any], held_out: tuple[Tensor, Tensor]
+) -> dict[str, Any]:
+    """Return seconds and held-out loss of a trainer of sbi or of sbi_ignite."""
+    began = time.perf_counter()
+    train(trainer)
+    seconds = time.perf_counter() - began
+    theta, x = held_out
+    with torch.no_grad():
+        log_prob = trainer._neural_net.log_prob(theta[None], condition=x)
+    return {"seconds": seconds, "set-up": 0.0, "nats": -float(log_prob.mean())}
+
+
+def sbi_and_ours(
+    task: Task, pairs: tuple[Tensor, Tensor], held_out: Any, options: Any
+) -> dict[str, Any]:
+    """Return what sbi and sbi_ignite make of the simulations, with a maf."""
+    import sbi.inference
+
+    ways: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+        "sbi": (sbi.inference, lambda trainer: trainer.train()),
+        "sbi_ignite, typed form": (
+            sbi_ignite.inference,
+            lambda trainer: trainer.train(TrainConfig(max_time=options.max_seconds)),
+        ),
+    }
+    found = {}
+    for name, (inference, train) in ways.items():
+        torch.manual_seed(options.seed)
+        trainer = inference.NPE(task.prior, "maf", show_progress_bars=False, tracker=Nowhere())
+        trainer.append_simulations(*pairs)
+        found[name] = ours(trainer, train, held_out)
+    return found
+
+
+def our_step(rounds: int) -> dict[str, float]:
+    """Return ms of one step, the median over epochs, of the typed form at batch 200."""
+    torch.manual_seed(0)
+    prior = torch.distributions.MultivariateNormal(torch.zeros(5), torch.eye(5))
+    theta = prior.sample((5_000,))
+    trainer = sbi_ignite.inference.NPE(prior, "maf", show_progress_bars=False, tracker=Nowhere())
+    trainer.append_simulations(theta, theta + 0.3 * torch.randn_like(theta))
+    spans: list[float] = []
+
+    class Clock:
+        """An ignite handler that times the iterations of an epoch."""
+
+        def attach(self, engine: Any) -> None:
+            from ignite.engine import Events
+
+            started: list[float] = []
+            engine.add_event_handler(
+                Events.EPOCH_STARTED, lambda: started.append(time.perf_counter())
+            )
+
+            def note(engine: Any) -> None:
+                length = engine.state.epoch_length
+                if engine.state.iteration % length == 0:
+                    spans.append((time.perf_counter() - started[-1]) / length)
+
+            engine.add_event_handler(Events.ITERATION_COMPLETED, note)
+
+    trainer.train(
+        TrainConfig(max_epochs=10 + rounds),
+        early_stopping=EarlyStopping.never(),
+        callbacks=[Clock()],
+    )
+    numbers = sum(p.numel() for p in trainer._neural_net.parameters())
+    return {"ms": 1e3 * Spread.of(spans[10:]).median, "parameters": numbers}
+
+
+def main(arguments: Sequence[str] | None = None) -> Result:
+    """Measure and show."""
+    parser = options_of(__doc__)
+    parser.add_argument("--python", default=sys.executable, help="python that has the peers")
+    parser.add_argument("--peers", nargs="*", default=list(PEERS))
+    parser.add_argument("--tasks", nargs="*", default=["two_moons", "slcp"])
+    parser.add_argument("--simulations", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-seconds", type=float, default=600.0, help="budget of a training")
+    options = parse(parser, arguments)
+    numbers: dict[str, Any] = {"trainings": {}, "steps": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "pairs.npz"
+        for task_name in options.tasks:
+            task = JUDGED[task_name]
+            pairs = task.pairs(options.simulations, options.seed)
+            held_out = task.pairs(10_000, options.seed + 1)
+            np.savez(
+                data,
+                **{
+                    n: v.numpy()
+                    for n, v in zip(
+                        ("theta", "x", "new_theta", "new_x"), (*pairs, *held_out), strict=True
+                    )
+                },
+            )
+            found = sbi_and_ours(task, pairs, held_out, options)
+            found |= {name: peer(options, name, "train", data) for name in options.peers}
+            numbers["trainings"][task_name] = found
+        numbers["steps"]["sbi_ignite, typed form"] = our_step(options.rounds)
+        if "flowjax" in options.peers:
+            numbers["steps"]["flowjax"] = peer(options, "flowjax", STEPS, data)
+    result = Result(
+        "peers", (__doc__ or "").splitlines()[0], _tables(numbers), _missing(numbers), numbers
+    )
+    conclude(result, options)
+    return result
+
+
+def _tables(numbers: dict[str, Any]) -> list[Table]:
+    trainings = [
+        [task, name, f"{f['seconds']:.1f}", f"{f['set-up']:.1f}", f"{f['nats']:.3f}"]
+        for task, found in numbers["trainings"].items()
+        for name, f in found.items()
+        if "missing" not in f
+    ]
+    steps = [
+        [name, f"{found['ms']:.2f}", f"{found['parameters']:,}"]
+        for name, found in numbers["steps"].items()
+        if "missing" not in found
+    ]
+    return [
+        Table(["task", "package", "training, s", "set-up, s", "nats"], trainings, "Trainings"),
+        Table(
+            ["package", "ms per step", "parameters"], steps, "A step, batch 200, theta and x (5,)"
+        ),
+    ]
+
+
+def _missing(numbers: dict[str, Any]) -> list[str]:
+    """Return a sentence for every peer that did not run."""
+    everything = {**numbers["steps"]}
+    for found in numbers["trainings"].values():
+        everything |= found
+    return [
+        f"{name} did not run here: {found['missing']}"
+        for name, found in everything.items()
+        if "missing" in found
+    ]
+
+
+if __name__ == "__main__":
+    main()
