@@ -48,7 +48,7 @@ class StageRule:
     def __init__(self, stages: Sequence[Stage], weight_decay: float = 0.0) -> None:
         self.stages, self._default_decay = tuple(stages), weight_decay
         self.number = 0
-        self.best = math.inf
+        self.best = self.stage_best = math.inf
         self.best_weight_decay = weight_decay
         self.earlier_epochs = self.epochs = self.fruitless_epochs = 0
         self.iteration = self.fruitful_iteration = 0
@@ -82,6 +82,8 @@ class StageRule:
         self.epochs, self.iteration = self.epochs + 1, iteration
         if loss < self.best:
             self.best, self.best_weight_decay = loss, self.weight_decay
+        if loss < self.stage_best:
+            self.stage_best = loss
             self.fruitless_epochs, self.fruitful_iteration = 0, iteration
         else:
             self.fruitless_epochs += 1
@@ -93,6 +95,8 @@ class StageRule:
         self.earlier_epochs += self.epochs
         self.epochs = self.fruitless_epochs = 0
         self.fruitful_iteration = self.iteration
+        # A new rate or decay first makes the loss worse; what counts is whether it still falls.
+        self.stage_best = math.inf
         self.weight_decay = self._decay()
         return self.stage
 
@@ -121,6 +125,7 @@ class StageRule:
     _REMEMBERED = (
         "number",
         "best",
+        "stage_best",
         "best_weight_decay",
         "earlier_epochs",
         "epochs",

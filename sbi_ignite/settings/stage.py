@@ -23,7 +23,7 @@ class Stage(Settings):
     """One of the stages that a training goes through.
 
     A stage ends once both `patience` epochs and `patience_steps` optimizer steps have passed
-    without a validation loss below the best of the whole training, or when it has become too long.
+    without a validation loss below the lowest of this stage, or when it has become too long.
     The next one starts from the best weights so far. The end of the last stage ends the training,
     with the stop reason "patience".
 

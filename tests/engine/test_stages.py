@@ -74,8 +74,8 @@ def fit(stages, losses, **fields):
     return watch, summary
 
 
-LOSSES = [3.0, 1.0, 2.0, 2.0, 0.5, 0.6, 0.7, 0.8, 0.9]
-# stage 0: epochs 1-4, best 2; stage 1: epochs 5-7, best 5; stage 2: epochs 8-9
+LOSSES = [3.0, 1.0, 2.0, 2.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.9]
+# stage 0: epochs 1-4, best 2; stage 1: epochs 5-7, best 5; stage 2: epochs 8-10, its own best 8
 TWO = {"patience": 2}
 
 
@@ -87,10 +87,10 @@ def test_each_stage_begins_with_the_best_weights_its_rate_and_its_decay(averagin
         Stage(**TWO, weight_decay="best", lr_factor=0.3),
     ]
     watch, summary = fit(stages, LOSSES, averaging=averaging)
-    assert (summary.epochs_trained, summary.stop_reason) == (9, "patience")
+    assert (summary.epochs_trained, summary.stop_reason) == (10, "patience")
     assert summary.best_epoch == 5
-    assert watch.rates == [RATE] * 7 + [RATE * 0.3] * 2
-    assert watch.decays == [0.0] * 4 + [0.25] * 3 + [0.25] * 2
+    assert watch.rates == [RATE] * 7 + [RATE * 0.3] * 3
+    assert watch.decays == [0.0] * 4 + [0.25] * 3 + [0.25] * 3
     assert list(summary.learning_rate) == watch.rates
     assert same(watch.begins[4], watch.ends[1])
     assert same(watch.begins[7], watch.ends[4])
@@ -100,10 +100,10 @@ def test_each_stage_begins_with_the_best_weights_its_rate_and_its_decay(averagin
 
 def test_a_stage_may_go_on_from_the_last_weights_and_forget_the_gradients():
     stages = [Stage(**TWO), Stage(patience=1, restart=False, reset_optimizer=True)]
-    watch, summary = fit(stages, [*LOSSES[:4], 2.0])
-    assert summary.epochs_trained == 5
+    watch, summary = fit(stages, [*LOSSES[:4], 2.0, 2.0])
+    assert summary.epochs_trained == 6
     assert same(watch.begins[4], watch.ends[3])
-    assert watch.remembered == [0, 2, 2, 2, 0]
+    assert watch.remembered == [0, 2, 2, 2, 0, 2]
 
 
 def test_the_first_stages_rate_and_decay_hold_from_the_first_step():
@@ -115,8 +115,8 @@ def test_the_first_stages_rate_and_decay_hold_from_the_first_step():
 def test_a_factor_multiplies_what_the_schedule_makes_of_the_rate():
     halve = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)  # noqa: E731
     stages = [Stage(**TWO), Stage(**TWO, lr_factor=0.1)]
-    watch, _ = fit(stages, [*LOSSES[:4], 2.0, 2.0], lr_schedule=halve)
-    assert watch.rates == pytest.approx([0.5, 0.5, 0.25, 0.25, 0.0125, 0.0125])
+    watch, _ = fit(stages, [*LOSSES[:4], 2.0, 2.0, 2.0], lr_schedule=halve)
+    assert watch.rates == pytest.approx([0.5, 0.5, 0.25, 0.25, 0.0125, 0.0125, 0.00625])
 
 
 def test_early_stopping_that_is_asked_for_stops_besides():

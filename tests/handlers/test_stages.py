@@ -33,7 +33,7 @@ def by_search(stages, losses):
     for epoch in range(1, len(losses) + 1):
         stage = stages[len(found)]
         seen = [math.inf if math.isnan(loss) else loss for loss in losses[:epoch]]
-        better = [e for e in range(begin, epoch) if seen[e] < min([math.inf, *seen[:e]])]
+        better = [e for e in range(begin, epoch) if seen[e] < min([math.inf, *seen[begin:e]])]
         fruitless = epoch - (better[-1] + 1 if better else begin)
         length = epoch - begin
         longest = min(
@@ -78,9 +78,9 @@ def test_both_patiences_must_be_at_their_end():
     assert ends([Stage(patience=5, patience_steps=40)], flat) == [6]
 
 
-def test_a_new_stage_must_beat_the_best_of_all_earlier_ones():
+def test_a_stage_waits_from_the_lowest_of_its_own_losses():
     losses = [1.0, 2.0, 2.0, 1.5, 1.4, 0.5, 0.6, 0.7]
-    assert ends([Stage(patience=2), Stage(patience=2)], losses) == [3, 5]
+    assert ends([Stage(patience=2), Stage(patience=2)], losses) == [3, 8]
     assert ends([Stage(patience=2), Stage(patience=3)], losses) == [3]
 
 
@@ -100,9 +100,10 @@ def test_best_is_the_weight_decay_of_the_stage_with_the_best_loss():
                 rule.advance()
         return seen
 
-    helped = [0.1, 0.1, 0.2, 0.2, 0.2, 0.3]
-    assert decays([1.0, 1.1, 0.9, 1.0, 1.0, 1.0]) == helped
-    assert decays([1.0, 1.1, 1.2, 1.0, 1.0]) == [0.1, 0.1, 0.2, 0.1, 0.3]
+    helped = [0.1, 0.1, 0.2, 0.2, 0.2, 0.2, 0.3]
+    assert decays([1.0, 1.1, 0.9, 1.0, 1.0, 1.0, 1.0]) == helped
+    harmed = [0.1, 0.1, 0.2, 0.2, 0.1, 0.1, 0.3]
+    assert decays([1.0, 1.1, 1.2, 1.2, 1.0, 1.0, 1.0]) == harmed
 
 
 @pytest.mark.parametrize("is_over", [True, False])
