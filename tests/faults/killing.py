@@ -20,6 +20,9 @@ import torch
 
 from tests.faults import programs
 
+PATIENCE = 1500
+"""Seconds that a run may take on a busy machine before it counts as one that hangs."""
+
 
 def start(name: str, directory: Path, out: Path) -> int:
     """Fork a process that runs a program and return its id."""
@@ -58,7 +61,7 @@ def kill(child: int) -> None:
 def undisturbed(name: str, folder: Path) -> tuple[dict[str, Any], float]:
     """Return the results of a run that nobody kills, and its seconds."""
     begin = time.monotonic()
-    status = wait(start(name, folder / "calm", folder / "calm.pt"), 300)
+    status = wait(start(name, folder / "calm", folder / "calm.pt"), PATIENCE)
     if status != 0:
         raise SystemExit(f"{name}: the undisturbed run ended with {status}")
     return torch.load(folder / "calm.pt", weights_only=True), time.monotonic() - begin
@@ -83,7 +86,7 @@ def disturbed(name: str, folder: Path, seed: int, kills: int, seconds: float) ->
         else:
             # It finished between two kills: the next kills hit a new run.
             break
-    status = wait(start(name, directory, out), 300)
+    status = wait(start(name, directory, out), PATIENCE)
     if status != 0:
         raise SystemExit(f"{name}: seed {seed}, after {done} kills: the end was {status}")
     print(f"KILLS {done}")

@@ -28,7 +28,7 @@ def killed(name: str, kills: int, folder: Path) -> int:
         text=True,
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=1200,
+        timeout=5400,
         check=False,
     )
     told = f"{name}, seed of the kill times {seed}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
@@ -43,7 +43,7 @@ def test_a_killed_training_ends_as_if_nobody_had_touched_it(name: str, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(4 * 3600)
 def test_a_hundred_random_kills_change_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
