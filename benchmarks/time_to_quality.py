@@ -193,7 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{number}/{len(cells)} seed {cell.seed} {commit()} {line}", flush=True)
     chosen = [records[key_of(asdict(c))] for c in cells if key_of(asdict(c)) in records]
     missing = [cell for cell in cells if key_of(asdict(cell)) not in records]
-    conclude(result_of(chosen, missing), options, figure)
+    result = result_of(chosen, missing)
+    result.notes += options.notes.read_text().splitlines() if options.notes else []
+    conclude(result, options, figure)
 
 
 def _options() -> argparse.ArgumentParser:
@@ -207,6 +209,7 @@ def _options() -> argparse.ArgumentParser:
         "--observations", type=int, default=0, help="compare samples (C2ST) for so many x"
     )
     parser.add_argument("--cache", type=Path, default=Path("time_to_quality.jsonl"))
+    parser.add_argument("--notes", type=Path, help="a file with lines for the page")
     parser.add_argument("--cached", action="store_true", help="report what the cache has, no more")
     return parser
 

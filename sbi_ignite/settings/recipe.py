@@ -24,7 +24,7 @@ def fast(num_rows: int) -> dict[str, Any]:
     takes what noise has left.
 
     The numbers were chosen on the tuning tasks of `benchmarks/tasks.py` (22 cells with 1,000
-    simulations, 4 with 10,000, one seed):
+    simulations, 4 with 10,000, one seed), in a bare loop without the engine:
 
     * Rate 5e-3 at every size. 8e-3 reached sbi's loss as soon and ended 0.04 nats higher,
       15e-3 another 0.05 higher; 4e-3 was no better for flow matching, 2e-3 later.
