@@ -28,8 +28,8 @@ def fast(num_rows: int) -> dict[str, Any]:
 
     * Rate 5e-3 at every size. 8e-3 reached sbi's loss as soon and ended 0.04 nats higher,
       15e-3 another 0.05 higher; 4e-3 was no better for flow matching, 2e-3 later.
-    * Batches of 200 as in sbi, of N / 100 rows in larger data. Batches of 100 or 50 have cheaper
-      steps, but flow matching then ended above sbi's loss in up to 3 of 4 cells.
+    * Batches of 200 as in sbi, of N / 100 rows in larger data. Batches of 50 have cheaper
+      steps, but flow matching then ended above sbi's loss in 3 of 3 cells.
     * Averages over about the last tenth of the steps; the last quarter was as good.
     * A stage waits 10 epochs, and at least 60 steps: with 10,000 simulations 5 epochs took noise
       for the end.
