@@ -105,7 +105,7 @@ def find_learning_rate(
     Args:
         inference: Any trainer, of `sbi_ignite` or of sbi, that has simulations.
         train_config: Batch size, optimizer, clipping and so on of the training to come; what it
-            says about rate, schedule, epochs and the weights' average is not used.
+            says about rate, schedule, epochs, stages and the weights' average is not used.
         loss_args: Loss arguments of the training to come.
         min_rate: Rate of the first step.
         max_rate: Rate of the last step, if the loss does not rise before.
@@ -134,6 +134,8 @@ def find_learning_rate(
             "learning_rate": min_rate,
             "lr_schedule": _Growing(growth),
             "ema_decay": None,
+            "averaging": None,
+            "stages": (),
             "max_epochs": num_steps,
             "max_time": None,
             "seed": seed,

@@ -155,3 +155,11 @@ def test_a_loss_diverges_when_it_rises_above_its_start_by_half_of_its_fall():
     assert not has_diverged([*falling, -0.1])
     assert has_diverged([*falling, 0.1])
     assert has_diverged([1.0, math.nan])
+
+
+def test_with_a_recipe_it_tries_what_the_recipe_would_train_with():
+    """Its batches and optimizer; its stages and its average have no part in a range test."""
+    recipe = TrainConfig.fast(averaging="ema", max_epochs=1)
+    found = find_learning_rate(ready("NPE_C", 300), recipe, max_rate=1e-3, num_steps=100)
+    assert len(found.losses) == 100
+    assert found.rates[-1] == pytest.approx(1e-3)
