@@ -58,7 +58,8 @@ def _environment() -> dict[str, str]:
 
 def _wanted(request: pytest.FixtureRequest) -> dict[str, list[str]]:
     """Return, for each side, the scenarios that the selected tests need."""
-    names: dict[str, set[str]] = {"renamed": set(), "patched": set(), "sbi again": set()}
+    sides = ("renamed", "patched", "traced", "disturbed", "sbi again")
+    names: dict[str, set[str]] = {side: set() for side in sides}
     for item in request.session.items:
         side = getattr(getattr(item, "function", None), "side", None)
         if side is not None:

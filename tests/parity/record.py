@@ -1,12 +1,15 @@
 """From names of scenarios to a file with their records, by one side, in a process of its own.
 
 Run as `python -m tests.parity.record DOOR OUT FOLDER NAME...`, where DOOR is `sbi` (sbi alone),
-`renamed` (the trainers of `sbi_ignite.inference`) or `patched` (sbi's own, under `patch_sbi()`).
+`renamed` (the trainers of `sbi_ignite.inference`), `patched` (sbi's own, under `patch_sbi()`),
+`traced` (renamed, with steps traced from the second on) or `disturbed` (traced, and then wrong in
+the last bit of one gradient).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import sys
 import time
@@ -19,6 +22,7 @@ import torch
 from .observe import observe
 from .scenarios import CONTROLS, SCENARIOS
 
+DOORS = ("sbi", "renamed", "patched", "traced", "disturbed")
 FOREIGN = ("sbi_ignite", "ignite")
 """Packages that the process of plain sbi must never load."""
 
@@ -27,7 +31,9 @@ def open_door(door: str) -> ModuleType:
     """Return the module whose trainers this side uses."""
     if door == "sbi":
         return importlib.import_module("sbi.inference")
-    if door == "renamed":
+    if door in ("traced", "disturbed"):
+        trace_early()
+    if door in ("renamed", "traced", "disturbed"):
         return importlib.import_module("sbi_ignite.inference")
     sbi_inference = importlib.import_module("sbi.inference")
     importlib.import_module("sbi_ignite").patch_sbi()
@@ -47,10 +53,37 @@ def count_engine_runs() -> list[int]:
     return count
 
 
+def trace_early() -> None:
+    """Let the shortest trainings be traced: one eager step, one that proves the recording."""
+    compiling = importlib.import_module("sbi_ignite.engine.compiling")
+    rules = functools.partial(compiling.TracingRules, proofs=1)
+    compiling.STEPS_BEFORE_TRACING, compiling.TracingRules = 1, rules
+
+
+def count_replays(disturb: bool) -> list[int]:
+    """Count the batches that are computed by recordings from now on.
+
+    Args:
+        disturb: Change the last bit of the gradients of the first parameter.
+    """
+    tracing = importlib.import_module("sbi_ignite.engine.tracing").Tracing
+    original, count = tracing.replay, [0]
+
+    def replay(self: Any, *args: Any) -> Any:
+        outputs = original(self, *args)
+        count[0] += outputs is not None
+        if disturb and outputs and len(outputs) > 1:
+            outputs[1] = outputs[1].nextafter(torch.tensor(float("inf")))
+        return outputs
+
+    tracing.replay = replay
+    return count
+
+
 def main() -> None:
     """Run the scenarios named on the command line and save their records."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("door", choices=("sbi", "renamed", "patched"))
+    parser.add_argument("door", choices=DOORS)
     parser.add_argument("out", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="+")
@@ -59,15 +92,17 @@ def main() -> None:
     # Counting before the door opens also sees an engine that was imported by name.
     runs = [0] if chosen.door == "sbi" else count_engine_runs()
     inference = open_door(chosen.door)
+    replays = [0] if chosen.door == "sbi" else count_replays(chosen.door == "disturbed")
     records = {}
     for name in chosen.names:
-        before, start = runs[0], time.perf_counter()
+        before, start = (runs[0], replays[0]), time.perf_counter()
         program = SCENARIOS.get(name) or CONTROLS[name]
         record = observe(program, inference, chosen.folder / name)
         records[name] = {
             "door": chosen.door,
             "record": record,
-            "engine runs": runs[0] - before,
+            "engine runs": runs[0] - before[0],
+            "replays": replays[0] - before[1],
             "seconds": time.perf_counter() - start,
         }
     loaded = [package for package in FOREIGN if package in sys.modules]

@@ -57,6 +57,47 @@ def test_patched_sbi_gives_what_sbi_gives(records: dict[str, Records], name: str
     assert records["patched"][name]["engine runs"] > 0, "ignite's engine did not run"
 
 
+TRACED = (
+    "npe_c_maf",
+    "npe_c_mdn",
+    "npe_c_zuko_nsf",
+    "npe_c_two_rounds_atomic",
+    "nle_a",
+    "nre_NRE_B",
+    "fmpe",
+    "npse_ve",
+    "marginal",
+    "resume",
+)
+"""Scenarios of which steps can be traced, one of each kind."""
+
+
+@of_side("traced")
+@pytest.mark.parametrize("name", TRACED)
+def test_traced_steps_give_what_sbi_gives(records: dict[str, Records], name: str):
+    """From the third step on a recording computes losses and gradients; nothing shows."""
+    check_same(records["sbi"][name], records["traced"][name])
+    assert records["traced"][name]["replays"] > 0, "nothing was traced"
+
+
+@of_side("traced")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in RENAMED if name not in TRACED])
+def test_tracing_early_gives_what_sbi_gives(records: dict[str, Records], name: str):
+    """Whatever is traced, and whatever is left alone, comes out as from sbi."""
+    check_same(records["sbi"][name], records["traced"][name])
+
+
+@of_side("disturbed")
+@pytest.mark.parametrize("name", ["npe_c_maf"])
+def test_the_comparison_notices_a_wrong_recording(records: dict[str, Records], name: str):
+    """The last bit of one parameter's gradients shows in the optimizer's state."""
+    disturbed = records["disturbed"][name]
+    assert disturbed["replays"] > 0
+    found = differences(records["sbi"][name]["record"], disturbed["record"])
+    assert any("/optimizer_state/" in line for line in found), found
+
+
 @of_side("sbi again")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(SCENARIOS))
