@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sbi_ignite.exceptions import ArgumentError, NotYetError
+from sbi_ignite.exceptions import ArgumentError, SettingsError
 from sbi_ignite.settings import TrainConfig
 
 
-def refuse_what_is_not_built(train: TrainConfig) -> None:
-    """Raise before training for settings that are announced but not built."""
-    missing = {
-        f"compile={train.compile!r}": train.compile not in ("auto", "off", "trace"),
-        f"precision={train.precision!r}": train.precision != "32",
-    }
-    for name in (name for name, asked in missing.items() if asked):
-        raise NotYetError(f"{name} is not built yet; leave it out for now.")
+def check_device(config: TrainConfig, device: torch.device) -> None:
+    """Refuse settings that the device cannot carry out.
+
+    Raises:
+        SettingsError: For CUDA graphs elsewhere than on a CUDA device.
+    """
+    if config.compile == "cuda_graph" and device.type != "cuda":
+        raise SettingsError(
+            f"compile='cuda_graph' needs a CUDA device, and this training runs on '{device}'. Name "
+            "one by device='cuda', or use compile='trace', which saves the same time on a CPU."
+        )
 
 
 def check_arguments(

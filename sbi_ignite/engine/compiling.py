@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sbi_ignite.engine.gradients import EagerGradients, Gradients, LossFunction
+from sbi_ignite.engine.state import random_states, set_random_states
 from sbi_ignite.engine.tracing import TracedGradients, TracedLosses, Tracing, TracingRules
 from sbi_ignite.exceptions import SbiIgniteWarning
 from sbi_ignite.settings import TrainConfig
@@ -23,69 +24,152 @@ STEPS_BEFORE_TRACING = 200
 three hundred of the steps cost that it saves."""
 
 
-@dataclass(frozen=True)
+class Refusals:
+    """Say why a way of computing is given up, once in a training.
+
+    Args:
+        mode: The setting that asked for it; None says it to the log only.
+    """
+
+    def __init__(self, mode: str | None) -> None:
+        self._mode, self._told = mode, False
+
+    def __call__(self, reason: str) -> None:
+        """Take a reason."""
+        if self._mode is None or self._told:
+            _logger.debug("The network is left to torch: %s.", reason)
+            return
+        self._told = True
+        warnings.warn(
+            f"compile={self._mode!r}: {reason}. Training goes on without it, and its results are "
+            "not affected.",
+            SbiIgniteWarning,
+            stacklevel=2,
+        )
+
+
 class Compiler:
     """How the computations of one training are carried out.
 
-    Attributes:
+    Args:
         config: Gives compile and precision.
         model: The network.
         loss: Losses of a batch; its method `validate`, where it has one, gives validation losses.
+        device: Where it is computed.
         known_safe: Whether network and loss are known to be the same computation for every batch.
         watchful: Whether others' code may change the network between steps.
         epoch: Returns the running epoch.
     """
 
-    config: TrainConfig
-    model: nn.Module
-    loss: LossFunction
-    known_safe: bool
-    watchful: bool
-    epoch: Callable[[], int]
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: nn.Module,
+        loss: LossFunction,
+        device: torch.device,
+        known_safe: bool,
+        watchful: bool,
+        epoch: Callable[[], int],
+    ) -> None:
+        self._mode, self._model, self._epoch = config.compile, model, epoch
+        self._train = in_bf16(loss, device) if config.precision == "bf16-mixed" else loss
+        self._validate: LossFunction = getattr(loss, "validate", loss)
+        self._known_safe, self._watchful = known_safe, watchful
+        self._refuse = Refusals(None if self._mode == "auto" else self._mode)
 
     def gradients(self, optimizer: Optimizer) -> Gradients:
         """Return what computes losses and gradients of training batches."""
-        eager = EagerGradients(self.model, self.loss)
+        eager = EagerGradients(self._model, self._train)
+        if self._mode == "inductor":
+            return EagerGradients(self._model, TorchCompiled(self._train, self._refuse))
         if not self._traced:
             return eager
 
         def parameters() -> Sequence[Tensor]:
             groups = (group["params"] for group in optimizer.param_groups)
-            every = [*self.model.parameters(), *(p for group in groups for p in group)]
+            every = [*self._model.parameters(), *(p for group in groups for p in group)]
             return list({id(parameter): parameter for parameter in every}.values())
 
-        return TracedGradients(eager, parameters, self._tracing(self.loss))
+        return TracedGradients(eager, parameters, self._tracing(self._train))
 
     def losses(self) -> LossFunction:
         """Return what computes the losses of validation batches, without gradients."""
-        loss = getattr(self.loss, "validate", self.loss)
-        return TracedLosses(loss, self._tracing(loss)) if self._traced else loss
+        if not self._traced:
+            return self._validate
+        return TracedLosses(self._validate, self._tracing(self._validate))
 
     @property
     def _traced(self) -> bool:
-        compiled = self.config.compile
-        return compiled == "trace" or (compiled == "auto" and self.known_safe)
+        on_request = self._mode in ("trace", "cuda_graph")
+        return on_request or (self._mode == "auto" and self._known_safe)
 
     def _tracing(self, loss: LossFunction) -> Tracing:
-        on_request = self.config.compile == "trace"
+        on_request = self._mode != "auto"
         rules = TracingRules(
             after=0 if on_request else STEPS_BEFORE_TRACING,
             record_twice=on_request,
-            every_step=self.watchful,
+            every_step=self._watchful,
+            capture=self._mode == "cuda_graph",
         )
-        also: tuple[Any, ...] = () if self.known_safe else (loss,)
-        given_up = _warn if on_request else _note
-        return Tracing(self.model, also, rules, self.epoch, given_up)
+        also: tuple[Any, ...] = () if self._known_safe else (loss,)
+        return Tracing(self._model, also, rules, self._epoch, self._refuse)
 
 
-def _warn(reason: str) -> None:
-    warnings.warn(
-        f"compile='trace': {reason}. Training goes on without it, with the same results; leave "
-        "compile out to say nothing.",
-        SbiIgniteWarning,
-        stacklevel=2,
-    )
+def in_bf16(loss: LossFunction, device: torch.device) -> LossFunction:
+    """Return a loss whose matrix products run in bfloat16; parameters and their gradients do not.
+
+    Args:
+        loss: Losses of a batch.
+        device: Where it is computed.
+    """
+
+    def mixed(model: Any, batch: Any) -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            return loss(model, batch).float()
+
+    return mixed
 
 
-def _note(reason: str) -> None:
-    _logger.debug("The network is not traced: %s.", reason)
+class TorchCompiled:
+    """A loss compiled by `torch.compile` when it is first asked; its last bits may differ.
+
+    Args:
+        loss: Losses of a batch.
+        refuse: Told why, where torch cannot compile it; the loss is then computed as it is.
+    """
+
+    def __init__(self, loss: LossFunction, refuse: Callable[[str], None]) -> None:
+        self._loss, self._refuse = loss, refuse
+        self._compiled: LossFunction | None = None
+        self._possible = True
+
+    def __call__(self, model: Any, batch: Any) -> Tensor:
+        """Return the losses of a batch."""
+        if not self._possible:
+            return self._loss(model, batch)
+        if self._compiled is not None:
+            return self._compiled(model, batch)
+        before = random_states()
+        try:
+            with warnings.catch_warnings():
+                # torch's compiler imports parts of torch that use what torch has deprecated.
+                warnings.filterwarnings("ignore", "`torch\\.jit\\.", DeprecationWarning)
+                self._compiled = torch.compile(self._loss, dynamic=False)
+                return self._compiled(model, batch)
+        except Exception as error:
+            if not _is_torchs_compiler(error):
+                raise
+            self._possible = False
+            set_random_states(before)
+            self._refuse(f"torch.compile cannot take it ({_in_a_line(error)})")
+            return self._loss(model, batch)
+
+
+def _is_torchs_compiler(error: Exception) -> bool:
+    """Return whether an error comes from compiling and not from what is compiled."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+
+
+def _in_a_line(error: Exception) -> str:
+    """Return what an error says first; torch's compiler needs two lines to say what it was."""
+    return " ".join(str(error).split("\n")[:2]).strip()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.engine.checks import check_arguments, refuse_what_is_not_built
+from sbi_ignite.engine.checks import check_arguments, check_device
 from sbi_ignite.engine.compiling import Compiler
 from sbi_ignite.engine.epochs import Epochs, validation_randomness
 from sbi_ignite.engine.flat import FlatOptimizer
@@ -113,12 +113,12 @@ def run_training(
     )
     settings = filled_in(settings, train_loader)
     config, as_sbi = settings.train, settings.train.sbi_compat
-    refuse_what_is_not_built(config)
     check_arguments(model, loss_fn, train_loader, val_loader, optimizer, scheduler)
     loggers = make_loggers((*settings.logging, *host.loggers))
 
     # What is trained, and by which rules.
     device = _device(device or config.device, model)
+    check_device(config, device)
     model.to(device)
     optimizer = optimizer or make_optimizer(config, model.parameters())
     callbacks = tuple(callbacks or ())
@@ -165,7 +165,13 @@ def run_training(
     # Handlers that attach to the engine may change the network between any two steps.
     watchful = any(hasattr(callback, "attach") for callback in callbacks)
     compiler = Compiler(
-        config, model, loss_fn, host.traceable, watchful, epoch=lambda: epochs.now()[0]
+        config,
+        model,
+        loss_fn,
+        device,
+        known_safe=host.traceable,
+        watchful=watchful,
+        epoch=lambda: epochs.now()[0],
     )
     gradients, losses = compiler.gradients(optimizer), compiler.losses()
     trainer = _engine(host.train_step or TrainStep(gradients, stepping, device, add_up, epochs.now))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils import _pytree as pytree
 
+from sbi_ignite.engine.cuda_graphs import CudaGraph
 from sbi_ignite.engine.gradients import Backward, EagerGradients, LossFunction, hand_over
 from sbi_ignite.engine.graphs import Graph, record
 from sbi_ignite.engine.reachable import fingerprint
@@ -44,12 +45,14 @@ class TracingRules:
         record_twice: Record on two batches and compare, which shows Python state that changes from
             batch to batch, wherever it is kept.
         every_step: Look for changes of the network before every step, not only every epoch.
+        capture: Let recordings run as CUDA graphs.
     """
 
     after: int
     proofs: int = 3
     record_twice: bool = False
     every_step: bool = False
+    capture: bool = False
 
 
 @dataclass
@@ -58,6 +61,7 @@ class _Shape:
 
     seen: int = 0
     graph: Graph | None = None
+    run: Callable[[Sequence[Tensor]], tuple[Tensor, ...]] | None = None
     parameters: tuple[Tensor, ...] = ()
     used: tuple[bool, ...] = ()
     guarded: bool = False
@@ -183,6 +187,7 @@ class Tracing:
                 raise NotTraceable("it is another computation from batch to batch")
             shape.graph = graph
             self._check(shape)
+            shape.run = CudaGraph(graph, tensors) if self.rules.capture else graph
             before.restore()
         replayed = _run(shape, leaves)
         if replayed is None:
@@ -394,10 +399,10 @@ def _kind(leaf: Any) -> Any:
 
 def _run(shape: _Shape, leaves: Sequence[Any]) -> Outputs | None:
     """Return what a recording gives, or nothing, with the random state as it was."""
-    assert shape.graph is not None
+    assert shape.run is not None
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     before = _torch_random_states(tensors) if shape.guarded else None
-    outputs = list(shape.graph(tensors))
+    outputs = list(shape.run(tensors))
     if before is not None and not outputs.pop():
         before()
         return None

@@ -1,0 +1,86 @@
+"""`compile=` and `precision=`: what each setting does, and what it does where it cannot."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from sbi_ignite import SbiIgniteWarning, SettingsError, TrainConfig, run_training
+from sbi_ignite.engine import compiling
+from tests.engine.test_tracing import BATCHES, check_equal, mlp, squared, trained
+from tests.small import ready, same, train
+
+
+def test_cuda_graphs_on_a_cpu_are_refused_before_training():
+    model = mlp()()
+    before = model[0].weight.clone()
+    with pytest.raises(SettingsError, match="needs a CUDA device"):
+        run_training(TrainConfig(compile="cuda_graph"), model, squared, BATCHES)
+    assert torch.equal(model[0].weight, before)
+
+
+def test_mixed_precision_computes_in_bf16_and_keeps_weights_in_32_bit():
+    """Training runs in bfloat16, validation in full precision."""
+    seen = []
+
+    class Looks(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            seen.append((self.training, y.dtype))
+            return y
+
+    model = nn.Sequential(Looks(2, 8), nn.Tanh(), nn.Linear(8, 1))
+    config = TrainConfig(precision="bf16-mixed", max_epochs=2)
+    model, summary = run_training(config, model, squared, BATCHES, BATCHES)
+    assert set(seen) == {(True, torch.bfloat16), (False, torch.float32)}
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert summary.validation_loss[-1] < summary.validation_loss[0]
+
+
+@pytest.mark.parametrize("name", ["NPE_C", "NRE_B", "FMPE"])
+def test_mixed_precision_trains_sbis_networks_and_traces_them_exactly(name, monkeypatch):
+    monkeypatch.setattr(compiling, "STEPS_BEFORE_TRACING", 2)
+
+    def run(compile):
+        config = TrainConfig(
+            precision="bf16-mixed", compile=compile, max_epochs=5, batch_size=30, clip_max_norm=5.0
+        )
+        return train(ready(name), config)
+
+    traced, eager = run("auto"), run("off")
+    assert same(traced, eager)
+    assert traced.training_summary.training_loss == eager.training_summary.training_loss
+    full = train(ready(name), TrainConfig(max_epochs=5, batch_size=30))
+    assert not same(full, eager)
+    first, second = (t.training_summary.validation_loss[-1] for t in (full, eager))
+    assert first == pytest.approx(second, abs=0.1)
+
+
+def test_a_compiler_that_fails_leaves_the_training_to_torch(monkeypatch):
+    """One warning that says what torch says, and the eager result."""
+
+    def no_compiler(graph, inputs):
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=no_compiler))
+    with pytest.warns(SbiIgniteWarning, match="no C\\+\\+ compiler found") as warned:
+        compiled = trained(mlp(nn.Tanh), "inductor")
+    assert len(warned) == 1
+    check_equal(trained(mlp(nn.Tanh), "off"), compiled)
+
+
+@pytest.mark.slow
+def test_inductor_trains_to_the_same_losses_up_to_rounding():
+    compiled, eager = (trained(mlp(nn.Tanh), compile) for compile in ("inductor", "off"))
+    assert compiled[1].training_loss == pytest.approx(eager[1].training_loss, rel=1e-4)
+
+
+def test_errors_of_a_loss_are_not_taken_for_errors_of_the_compiler():
+    def broken(model, batch):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        trained(mlp(), "inductor", broken)

@@ -1,0 +1,530 @@
+"""Traced steps: equal to eager ones bit for bit, or left alone, with a word about why."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from sbi_ignite import SbiIgniteWarning, TrainConfig, run_training
+from sbi_ignite.engine import compiling
+from sbi_ignite.engine.graphs import record
+from sbi_ignite.engine.reachable import fingerprint
+from sbi_ignite.engine.tracing import Tracing
+from sbi_ignite.engine.watching import NotTraceable, watched
+from tests.small import SBI_WARNS, ready, same, train, weights
+
+X = torch.linspace(-1, 1, 64).reshape(32, 2)
+Y = X.sum(dim=1, keepdim=True) + 0.5
+BATCHES = [(X[i : i + 8], Y[i : i + 8]) for i in range(0, 32, 8)]
+
+
+def sbi_warns(test):
+    """Let sbi warn about what a test does not look at."""
+    for mark in SBI_WARNS:
+        test = mark(test)
+    return test
+
+
+def squared(model, batch):
+    return (model(batch[0]) - batch[1]).square().mean(dim=1)
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    """Count the batches that recordings compute."""
+    counted = []
+    original = Tracing.replay
+
+    def replay(self, *args):
+        outputs = original(self, *args)
+        counted.extend([1] if outputs is not None else [])
+        return outputs
+
+    monkeypatch.setattr(Tracing, "replay", replay)
+    return counted
+
+
+@pytest.fixture
+def early(monkeypatch):
+    """Let trainings of a few steps be traced by `compile='auto'`."""
+    monkeypatch.setattr(compiling, "STEPS_BEFORE_TRACING", 2)
+
+
+def trained(make, compile, loss=squared, epochs=4, batches=BATCHES, **kwargs):
+    """Return all that a training leaves behind."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    config = TrainConfig(compile=compile, max_epochs=epochs)
+    model, summary = run_training(config, make(), loss, batches, BATCHES, **kwargs)
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    return model, summary, states
+
+
+def check_equal(first, second):
+    assert same(first[0], second[0])
+    assert first[1].training_loss == second[1].training_loss
+    assert first[1].validation_loss == second[1].validation_loss
+    assert first[1].gradient_norm == second[1].gradient_norm
+    assert torch.equal(first[2][0], second[2][0])
+    assert first[2][1:] == second[2][1:]
+
+
+def mlp(*inner):
+    return lambda: nn.Sequential(nn.Linear(2, 8), *(make() for make in inner), nn.Linear(8, 1))
+
+
+class TwoBranches(nn.Module):
+    """Both biases have the same gradient; one layer takes no part."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.idle = nn.Linear(2, 4), nn.Linear(2, 4), nn.Linear(2, 4)
+        self.out = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.out((self.a(x) + self.b(x)).tanh())
+
+
+class Pictures(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(1, 3, 2), nn.Linear(12, 1)
+
+    def forward(self, x):
+        return self.out(self.conv(x.repeat(1, 5)[:, :9].reshape(-1, 1, 3, 3)).flatten(1))
+
+
+class Checks(nn.Linear):
+    """Looks at values, as sbi's own networks do, and goes on."""
+
+    def forward(self, x):
+        if not torch.isfinite(x).all():
+            raise ValueError("not finite")
+        return super().forward(x)
+
+
+class PastAutograd(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + self.weight.data.sum()
+
+
+SAFE = {
+    "plain": mlp(nn.Tanh),
+    "dropout": mlp(lambda: nn.Dropout(0.3)),
+    "batch normalisation": mlp(lambda: nn.BatchNorm1d(8)),
+    "layer normalisation": mlp(lambda: nn.LayerNorm(8), nn.GELU),
+    "shared gradients": TwoBranches,
+    "convolution": Pictures,
+    "checked values": lambda: nn.Sequential(Checks(2, 8), nn.Tanh(), nn.Linear(8, 1)),
+    "weights past autograd": lambda: nn.Sequential(PastAutograd(2, 8), nn.Linear(8, 1)),
+    "spectral normalisation": lambda: nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Linear(2, 8)), nn.Linear(8, 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAFE)
+def test_traced_networks_give_the_same_training(name, replays):
+    """Weights, buffers, losses, gradient norms and random states are equal bit for bit."""
+    traced = trained(SAFE[name], "trace")
+    assert len(replays) > 10
+    check_equal(trained(SAFE[name], "off"), traced)
+
+
+class Counts(nn.Linear):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * (1 + self.calls % 2)
+
+
+class Branches(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        return y.tanh() if y.mean() > y.median() else y.relu()
+
+
+class Masks(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        y = y.clone()
+        y[y > 0] = y[y > 0] * 2
+        return y
+
+
+class Reads(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * float(x.std().item())
+
+
+class Leaves(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * float(x.detach().numpy().std())
+
+
+class NumpyNoise(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + np.random.rand()
+
+
+class PythonNoise(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + random.random()
+
+
+class OwnGenerator(nn.Linear):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.noise = np.random.default_rng(0)
+
+    def forward(self, x):
+        return super().forward(x) + self.noise.random()
+
+
+class Reseeds(nn.Linear):
+    def forward(self, x):
+        torch.manual_seed(int(torch.randint(1000, ()).numpy()))
+        return super().forward(x) + torch.rand(1)
+
+
+class Alias(nn.Linear):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.alias = self.weight.detach()
+
+    def forward(self, x):
+        return super().forward(x) + self.alias.sum()
+
+
+class Hooked(nn.Linear):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.weight.register_hook(lambda grad: grad * 0.5)
+
+
+class ForwardHooked(nn.Linear):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.register_forward_hook(lambda module, args, out: out * 0.5)
+
+
+class Remembers(nn.Linear):
+    last = None
+
+    def forward(self, x):
+        y = super().forward(x)
+        y = y if self.last is None else y + self.last.mean()
+        self.last = y.detach()
+        return y
+
+
+UNSAFE = (
+    Counts,
+    Branches,
+    Masks,
+    Reads,
+    Leaves,
+    NumpyNoise,
+    PythonNoise,
+    OwnGenerator,
+    Reseeds,
+    Alias,
+    Hooked,
+    ForwardHooked,
+    Remembers,
+)
+
+
+def around(layer):
+    return lambda: nn.Sequential(layer(2, 8), nn.Linear(8, 1))
+
+
+@pytest.mark.parametrize("layer", UNSAFE)
+def test_what_cannot_be_traced_is_left_alone_with_one_warning(layer):
+    """The training is the eager one."""
+    with pytest.warns(SbiIgniteWarning, match="compile='trace'") as warned:
+        traced = trained(around(layer), "trace")
+    assert len(warned) == 1
+    check_equal(trained(around(layer), "off"), traced)
+
+
+def test_a_loss_with_a_counter_in_its_closure_is_left_alone():
+    def counting():
+        calls = [0]
+
+        def loss(model, batch):
+            calls[0] += 1
+            return squared(model, batch) * calls[0]
+
+        return loss
+
+    with pytest.warns(SbiIgniteWarning, match="Python state"):
+        traced = trained(mlp(), "trace", counting())
+    check_equal(trained(mlp(), "off", counting()), traced)
+
+
+def test_a_loss_that_hides_its_counter_is_left_alone():
+    """Two recordings are held against each other."""
+
+    def hiding():
+        def numbers():
+            number = 1.0
+            while True:
+                yield number
+                number += 1.0
+
+        source = numbers()
+        return lambda model, batch: squared(model, batch) * next(source)
+
+    with pytest.warns(SbiIgniteWarning, match="compile='trace'"):
+        trained(mlp(), "trace", hiding())
+
+
+LAYERS = [
+    nn.Tanh,
+    lambda: nn.Dropout(0.4),
+    lambda: nn.BatchNorm1d(8),
+    lambda: nn.LayerNorm(8),
+    lambda: nn.Linear(8, 8),
+    lambda: Counts(8, 8),
+    lambda: Branches(8, 8),
+    lambda: Checks(8, 8),
+    lambda: Masks(8, 8),
+    lambda: NumpyNoise(8, 8),
+    lambda: ForwardHooked(8, 8),
+]
+
+
+@settings(
+    max_examples=10,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+@given(
+    layers=st.lists(st.sampled_from(LAYERS), max_size=4),
+    compile=st.sampled_from(["trace", "auto"]),
+    size=st.integers(3, 8),
+)
+def test_tracing_never_changes_a_result(layers, compile, size):
+    """Whatever a network is made of."""
+    batches = [(X[i : i + size], Y[i : i + size]) for i in range(0, 32, size)]
+    batches = [batch for batch in batches if len(batch[0]) > 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SbiIgniteWarning)
+        traced = trained(mlp(*layers), compile, batches=batches)
+    check_equal(trained(mlp(*layers), "off", batches=batches), traced)
+
+
+class Changes:
+    """A user's handler that changes the network while it is trained."""
+
+    def __init__(self, act, event):
+        self.act, self.event = act, event
+
+    def attach(self, engine):
+        from ignite.engine import Events
+
+        engine.add_event_handler(getattr(Events, self.event), self.on_event)
+
+    def on_event(self, engine):
+        if engine.state.iteration == 12:
+            self.act(self.model)
+
+    def on_train_start(self, state):
+        self.model = state.model
+
+
+def freeze(model):
+    model[0].weight.requires_grad_(False)
+
+
+def less_dropout(model):
+    model[1].p = 0.1
+
+
+def other_layer(model):
+    model[1] = nn.Tanh()
+
+
+def in_place(model):
+    with torch.no_grad():
+        model[2].weight.mul_(0.5)
+
+
+def evaluate_a_part(model):
+    model[1].eval()
+
+
+@pytest.mark.parametrize("event", ["ITERATION_COMPLETED", "EPOCH_COMPLETED"])
+@pytest.mark.parametrize("act", [freeze, less_dropout, other_layer, in_place, evaluate_a_part])
+def test_changes_of_the_network_during_training_are_honoured(act, event, replays):
+    """Frozen parameters, switched attributes, replaced modules and overwritten weights."""
+    make = mlp(lambda: nn.Dropout(0.5))
+    traced = trained(make, "trace", callbacks=[Changes(act, event)], epochs=6)
+    assert len(replays) > 10
+    check_equal(trained(make, "off", callbacks=[Changes(act, event)], epochs=6), traced)
+
+
+def test_gradients_are_added_to_those_that_nobody_takes_away(replays):
+    """A parameter that the optimizer does not know keeps its gradients from step to step."""
+
+    def half(model):
+        return torch.optim.SGD(model[0].parameters(), lr=0.1)
+
+    def run(compile):
+        torch.manual_seed(0)
+        model = mlp(nn.Tanh)()
+        return trained(lambda: model, compile, optimizer=half(model))
+
+    traced = run("trace")
+    assert len(replays) > 10
+    check_equal(run("off"), traced)
+
+
+@sbi_warns
+@pytest.mark.parametrize("name", ["NPE_C", "NRE_B", "FMPE"])
+@pytest.mark.parametrize("typed", [False, True])
+def test_auto_traces_what_sbi_builds(name, typed, early, replays):
+    """Both forms train the same network with and without."""
+
+    def run(compile):
+        trainer = ready(name)
+        if typed:
+            return train(trainer, TrainConfig(compile=compile, max_epochs=5, batch_size=30))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("SBI_IGNITE_TRAIN__COMPILE", compile)
+            return train(trainer, training_batch_size=30, max_num_epochs=5)
+
+    traced = run("auto")
+    assert len(replays) > 5
+    eager = run("off")
+    assert same(eager, traced)
+    assert eager.training_summary.training_loss == traced.training_summary.training_loss
+    assert eager.training_summary.validation_loss == traced.training_summary.validation_loss
+
+
+def test_auto_leaves_foreign_parts_alone(early, replays):
+    """A user's embedding network may do anything."""
+    from sbi.neural_nets import posterior_nn
+
+    builder = posterior_nn("maf", embedding_net=Counts(2, 2), hidden_features=8, num_transforms=2)
+    train(ready("NPE_C", density_estimator=builder), TrainConfig(max_epochs=5, batch_size=30))
+    assert not replays
+
+
+@pytest.mark.parametrize("cut_at", [2, 6])
+def test_a_training_cut_before_or_after_tracing_began_continues_exactly(cut_at, early, tmp_path):
+    """A resumed training is eager again at first, and ends with the same bits."""
+    whole = train(ready(), TrainConfig(max_epochs=9, batch_size=30))
+    first = TrainConfig(max_epochs=cut_at, batch_size=30)
+    train(ready(), first, checkpoint=str(tmp_path / "run"))
+    config = TrainConfig(max_epochs=9, batch_size=30)
+    resumed = train(ready(), config, checkpoint=str(tmp_path / "run"))
+    assert resumed.training_summary.resumed_from_epoch == cut_at
+    assert same(whole, resumed)
+    assert whole.training_summary.training_loss == resumed.training_summary.training_loss
+
+
+@sbi_warns
+def test_nothing_is_left_behind(early, replays):
+    """The trainer can be pickled and copied, and torch's switches stand as they did."""
+    before = torch._C._get_graph_executor_optimize(), torch.is_grad_enabled()
+    trainer = train(ready(), TrainConfig(max_epochs=6, batch_size=30))
+    assert replays
+    assert (torch._C._get_graph_executor_optimize(), torch.is_grad_enabled()) == before
+    assert same(trainer, pickle.loads(pickle.dumps(trainer)))
+    assert same(trainer, copy.deepcopy(trainer))
+
+
+def test_a_recording_draws_anew_from_the_same_generator():
+    graph = record(lambda x: [x + torch.randn_like(x)], [torch.zeros(3)])
+    torch.manual_seed(7)
+    first, second = graph([torch.zeros(3)])[0], graph([torch.zeros(3)])[0]
+    torch.manual_seed(7)
+    assert torch.equal(first, torch.randn(3))
+    assert torch.equal(second, torch.randn(3))
+
+
+def test_outputs_of_a_recording_share_no_memory():
+    """Clipping one gradient in place must not clip another."""
+
+    def twice(x):
+        total = x.sum(dim=0)
+        return [total, x.sum(dim=0), total.view(-1), x]
+
+    x = torch.ones(2, 3)
+    outputs = record(twice, [x])([x])
+    assert len({out.untyped_storage().data_ptr() for out in (*outputs, x)}) == 5
+
+
+def test_what_is_written_in_between_is_computed_again():
+    """Equal operations on a tensor that changes between them are not merged."""
+
+    def changing(x):
+        y = x * 2
+        before = y.sum()
+        y.add_(1)
+        return [before, y.sum()]
+
+    x = torch.ones(3)
+    assert [out.item() for out in record(changing, [x])([x])] == [6.0, 9.0]
+
+
+def test_reads_become_guards():
+    with watched([]) as guards:
+        x = torch.ones(3)
+        assert x.sum() > 2
+        assert int(x.sum()) == 3
+    assert len(guards) == 2
+    assert guards.hold()
+
+
+def test_writes_to_tensors_of_others_are_refused_before_they_happen():
+    foreign = torch.zeros(3)
+    with pytest.raises(NotTraceable, match="writes"), watched([]):
+        foreign.add_(1)
+    assert not foreign.any()
+
+
+@pytest.mark.parametrize("act", [freeze, less_dropout, other_layer, evaluate_a_part])
+def test_a_fingerprint_shows_changes_of_a_network(act):
+    model = mlp(lambda: nn.Dropout(0.5))()
+    before = fingerprint(model)
+    assert fingerprint(model) == before
+    act(model)
+    assert fingerprint(model) != before
+
+
+def test_a_fingerprint_does_not_show_values_of_weights():
+    model = mlp()()
+    before = fingerprint(model)
+    in_place(nn.Sequential(nn.Identity(), nn.Identity(), model[1]))
+    assert fingerprint(model) == before
+
+
+def test_a_loss_that_is_not_finite_is_found_in_traced_steps(early, replays):
+    from sbi_ignite import NonFiniteLossError
+
+    bad = [*BATCHES * 5, (X[:8] * float("inf"), Y[:8])]
+    with pytest.raises(NonFiniteLossError):
+        trained(mlp(), "trace", batches=bad, epochs=1)
+    assert len(replays) > 10
+
+
+def test_weights_of_traced_trainings_are_plain(early):
+    """No recording hangs on the network."""
+    trainer = train(ready(), TrainConfig(max_epochs=6, batch_size=30))
+    assert all(type(value) is torch.Tensor for value in weights(trainer).values())
+    assert all(p.grad is None for p in trainer._neural_net.parameters())
