@@ -301,7 +301,8 @@ def bare_loop(
     """Train: the arithmetic of `run_training` and nothing else."""
     settings = host.settings.train
     epoch = 0
-    compiler = Compiler(settings, net, loss, host.traceable, False, lambda: epoch)
+    where = torch.device(device)
+    compiler = Compiler(settings, net, loss, where, host.traceable, False, lambda: epoch)
     gradients, validation_loss = compiler.gradients(optimizer), compiler.losses()
     stepping = FlatOptimizer(optimizer)
     flat_gradient = stepping.flat_gradient if stepping.fused else None

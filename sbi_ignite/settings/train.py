@@ -128,10 +128,18 @@ class TrainConfig(Settings):
     )
     compile: Annotated[
         Literal["auto", "off", "trace", "inductor", "cuda_graph"], choice(*_COMPILE)
-    ] = Field(default="auto", description="How the training step is compiled.")
+    ] = Field(
+        default="auto",
+        description="How steps are computed: 'auto' traces networks known to be safe, 'trace' all "
+        "that prove equal to eager steps, 'cuda_graph' those on a GPU; 'inductor' compiles by "
+        "torch.compile, up to rounding; 'off' leaves them to torch.",
+    )
     precision: Annotated[
         Literal["32", "bf16-mixed"], choice("32", "bf16-mixed"), BeforeValidator(_precision)
-    ] = Field(default="32", description="The precision of the arithmetic.")
+    ] = Field(
+        default="32",
+        description="'bf16-mixed' computes training losses in bfloat16; weights keep 32 bits.",
+    )
     resume_training: Bool = Field(
         default=False, description="Continue the trainer's last training instead of starting anew."
     )
