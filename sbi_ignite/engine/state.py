@@ -79,13 +79,24 @@ def restore(parts: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
     set_random_states(states["random"])
 
 
+_PLAIN = frozenset((int, float, bool, str, bytes, complex, type(None)))
+
+
 def _frozen(state: Any) -> Any:
     """Copy containers and tensors, so that later steps change neither side."""
+    kind = type(state)
+    if kind in _PLAIN:
+        return state
+    if isinstance(state, torch.Tensor):
+        return state.detach().clone()
     if isinstance(state, Mapping):
         return {name: _frozen(value) for name, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(_frozen(value) for value in state)
-    return state.detach().clone() if isinstance(state, torch.Tensor) else deepcopy(state)
+        # A generator's state and a long history are thousands of numbers, in every epoch.
+        if _PLAIN.issuperset(map(type, state)):
+            return kind(state)
+        return kind(_frozen(value) for value in state)
+    return deepcopy(state)
 
 
 def _as_tuple(value: Any) -> Any:
