@@ -34,7 +34,7 @@ _START = (
 )
 
 
-LINGER_SECONDS = 30.0
+LINGER_SECONDS = 60.0
 """How long the process may go on delivering after training has ended or died."""
 
 

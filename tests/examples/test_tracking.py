@@ -36,6 +36,6 @@ def test_track_mlflow(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     _run("track_mlflow.py", "--epochs", "2", "--tracking-uri", uri)
     query = "select status from runs"
-    wait_until(lambda: read.sqlite(uri, query) == [("FINISHED",), ("FINISHED",)])
+    wait_until(lambda: read.sqlite(uri, query) == [("FINISHED",), ("FINISHED",)], 120)
     steps = read.sqlite(uri, "select step from metrics where key = 'validation_loss'")
     assert sorted(steps) == [(1,), (1,), (2,), (2,)]

@@ -375,24 +375,22 @@ def _holds_epoch(uri: str, epoch: int) -> bool:
 
 
 _EXIT = """
-import time
+import sys, threading
 from sbi_ignite import LoggingConfig
 from tests.loggers.small import trained
 trained(LoggingConfig("mlflow", tracking_uri="{uri}"))
-print("trained", time.time())
+waited_for = [t.name for t in threading.enumerate() if not t.daemon]
+print(waited_for, [name for name in ("mlflow", "wandb") if name in sys.modules])
 """
 
 
 @pytest.mark.slow
 def test_the_exit_of_python_does_not_hang(tmp_path: Path) -> None:
-    """A frozen server holds up neither training nor exit."""
+    """While a server is frozen, nothing is left that python would wait for when it exits."""
     with mlflow_server(tmp_path / "server") as (uri, group):
         os.killpg(group, signal.SIGSTOP)
         done = run_script(_EXIT.format(uri=uri))
-        ended = time.time()
-    assert done.returncode == 0, done.stderr
-    # The frozen server alone would answer in 10 s at the earliest, MLflow would ask it for minutes.
-    assert ended - float(done.stdout.split()[-1]) < LIMIT_SECONDS + SLACK_SECONDS
+    assert (done.returncode, done.stdout) == (0, "['MainThread'] []\n"), done.stderr
 
 
 @pytest.mark.slow

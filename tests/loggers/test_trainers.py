@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -302,12 +303,16 @@ def _closed(folder: Path, names: Any) -> None:
     if "wandb" in names:
         wait_until(lambda: read.wandb_records(folder, "exit"))
     if "mlflow" in names:
-        wait_until(lambda: _status(folder) != "RUNNING")
+        wait_until(lambda: _status(folder) in ("KILLED", "FAILED", "FINISHED"))
 
 
-def _status(folder: Path) -> str:
-    ((status,),) = read.sqlite(f"sqlite:///{folder}/m.db", "select status from runs")
-    return status
+def _status(folder: Path) -> str | None:
+    """Return the status of the only run, None while its store is being made."""
+    try:
+        rows = read.sqlite(f"sqlite:///{folder}/m.db", "select status from runs")
+    except sqlite3.Error:
+        return None
+    return rows[0][0] if rows else None
 
 
 @pytest.mark.slow
