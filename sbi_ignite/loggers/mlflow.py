@@ -7,10 +7,12 @@ process.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,11 @@ from sbi_ignite.loggers.base import (
     run_record,
     warm_up_figures,
 )
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 if TYPE_CHECKING:
     from sbi_ignite.summary import TrainingSummary
@@ -140,9 +147,10 @@ class Mlflow(Backend):
         import logging
 
         logging.disable(logging.ERROR)
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient, get_tracking_uri
 
-        return MlflowClient(self._tracking_uri)
+        with _alone(self._tracking_uri or get_tracking_uri()):
+            return MlflowClient(self._tracking_uri)
 
     def _experiment_id(self) -> str:
         from_id = os.environ.get("MLFLOW_EXPERIMENT_ID")
@@ -225,3 +233,25 @@ class Mlflow(Backend):
     def _steps(self, metric: str) -> set[int]:
         """Return the steps at which the run has a value."""
         return {m.step for m in self._client.get_metric_history(self._run_id, metric)}
+
+
+@contextmanager
+def _alone(tracking_uri: str) -> Iterator[None]:
+    """Keep other processes of ours out while MLflow makes or migrates the tables of a local store.
+
+    Two that do it at the same time ruin the store; a server does it when it starts.
+
+    Args:
+        tracking_uri: Where the store is; servers need no lock.
+    """
+    if tracking_uri.startswith("http") or fcntl is None:
+        yield
+        return
+    place = Path(tracking_uri.removeprefix("sqlite:///")).absolute()
+    name = f"sbi_ignite-{hashlib.sha256(str(place).encode()).hexdigest()[:16]}.lock"
+    with ExitStack() as stack:
+        # Without a lock it is as it would be without us.
+        with suppress(OSError):
+            file = stack.enter_context(Path(tempfile.gettempdir(), name).open("a"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -221,6 +221,25 @@ def test_no_file_holds_a_key(
             assert secret.encode() not in data, path
 
 
+_START = """
+import os, sys
+from sbi_ignite.loggers.base import RunInfo
+from sbi_ignite.loggers.mlflow import Mlflow
+Mlflow(tracking_uri="sqlite:///m.db").start(RunInfo(method="NPE"), {"id": sys.argv[1]})
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_start_together_make_one_store(tmp_path: Path) -> None:
+    """As the jobs of an array do, or a training that begins while the last is being delivered."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-c", _START]
+    processes = [subprocess.Popen([*command, name], env=environment) for name in "abc"]
+    assert [process.wait(200) for process in processes] == [0, 0, 0]
+    assert len(read.sqlite(f"sqlite:///{tmp_path}/m.db", "select run_uuid from runs")) == 3
+
+
 _SBI_SCRIPT = """
 import torch
 from sbi.inference import NPE
