@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from torch.fx.graph import CodeGen
 from sbi_ignite.engine.watching import WRITES_UNANNOUNCED, NotTraceable
 
 aten = torch.ops.aten
+
+_ONE_AT_A_TIME = Lock()
+"""torch's recorder patches functions of its own while it runs; trainings may run in threads."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
     """
     from torch.fx.experimental.proxy_tensor import make_fx  # takes its time to import
 
-    module = make_fx(function)(*inputs)
+    with _ONE_AT_A_TIME:
+        module = make_fx(function)(*inputs)
     graph = module.graph
     _remove_detach(graph)
     _remove_dead(graph)

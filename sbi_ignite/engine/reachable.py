@@ -7,8 +7,9 @@ its present values anyway.
 from __future__ import annotations
 
 import random
+import zlib
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -17,54 +18,64 @@ import torch
 from torch import Tensor
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+COMPARED = frozenset(PLAIN) - {float, complex}
+"""Types whose values are their own fingerprints; a NaN equals nothing, not even itself."""
 MAX_DEPTH = 80
-"""How many objects deep to look; a network of a few hundred layers in a row."""
+"""How many objects deep to look; a network of a few hundred layers in a row is less deep."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Same:
-    """An object that counts as equal to itself only; holding it keeps its identity from reuse."""
-
-    value: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
-
-    __hash__ = None  # type: ignore[assignment] # nothing looks these up
-
-
-def fingerprint(*roots: Any) -> list[Any]:
-    """Return a value to compare with an earlier one of the same objects.
+class Fingerprint:
+    """What a set of objects can reach, for comparison with what they reach later.
 
     Args:
         roots: Modules, functions and other objects, followed through attributes, containers and
             closures.
 
-    Returns:
-        Nested lists, equal as long as nothing has been replaced, added, removed or switched.
+    Example:
+        >>> net = torch.nn.Dropout(0.5)
+        >>> before = Fingerprint(net)
+        >>> net.p = 0.1
+        >>> Fingerprint(net) == before
+        False
     """
-    seen: dict[int, Any] = {}
-    return [_look(root, seen, 0) for root in roots]
+
+    __hash__ = None  # type: ignore[assignment] # it describes what changes
+
+    def __init__(self, *roots: Any) -> None:
+        # Identities are compared; what is held cannot be freed, so that none is given away again.
+        self._held: dict[int, Any] = {}
+        self._found = [_look(root, self._held, 0) for root in roots]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fingerprint) and self._found == other._found
 
 
-def _look(value: Any, seen: dict[int, Any], depth: int) -> Any:
+def _look(value: Any, held: dict[int, Any], depth: int) -> Any:
+    kind = type(value)
+    if kind in COMPARED:
+        return value if kind is str else (kind, value)
     if isinstance(value, PLAIN):
-        return (type(value), repr(value) if isinstance(value, float) else value)
+        return kind, repr(value)
+    if kind in (dict, OrderedDict) and not value:
+        return ()
+    identity = id(value)
     if isinstance(value, Tensor):
-        return (_Same(value), value.shape, value.dtype, value.device, value.requires_grad)
-    if id(value) in seen or depth > MAX_DEPTH or isinstance(value, type | ModuleType):
-        return _Same(value)
-    seen[id(value)] = value
-    return (_Same(value), *_inside(value, seen, depth + 1))
+        held[identity] = value
+        return identity, value.shape, value.dtype, value.device, value.requires_grad
+    if identity in held or depth > MAX_DEPTH or isinstance(value, type | ModuleType):
+        held[identity] = value
+        return identity
+    held[identity] = value
+    return identity, *_inside(value, held, depth + 1)
 
 
-def _inside(value: Any, seen: dict[int, Any], depth: int) -> Iterable[Any]:
+def _inside(value: Any, held: dict[int, Any], depth: int) -> Iterable[Any]:
     if isinstance(value, Mapping):
-        return [(key, _look(item, seen, depth)) for key, item in value.items()]
+        return [(key, _look(item, held, depth)) for key, item in value.items()]
     if isinstance(value, list | tuple | set | frozenset):
-        return [_look(item, seen, depth) for item in value]
+        return [_look(item, held, depth) for item in value]
     if isinstance(value, np.ndarray):
-        return [value.tobytes()] if value.dtype != object else []
+        return [_digest(value)] if value.dtype != object else []
     if isinstance(value, random.Random):
         return [value.getstate()]
     if isinstance(value, np.random.Generator):
@@ -72,26 +83,31 @@ def _inside(value: Any, seen: dict[int, Any], depth: int) -> Iterable[Any]:
     if isinstance(value, torch.Generator):
         return [bytes(value.get_state().numpy())]
     if isinstance(value, MethodType):
-        return [_look(part, seen, depth) for part in (value.__func__, value.__self__)]
+        return [_look(part, held, depth) for part in (value.__func__, value.__self__)]
     if isinstance(value, FunctionType):
-        return _function(value, seen, depth)
+        return _function(value, held, depth)
     attributes = getattr(value, "__dict__", None)
     if not isinstance(attributes, dict):
         return []
-    return [(key, _look(item, seen, depth)) for key, item in attributes.items()]
+    return [(key, _look(item, held, depth)) for key, item in attributes.items()]
 
 
-def _function(function: FunctionType, seen: dict[int, Any], depth: int) -> Iterable[Any]:
+def _digest(array: np.ndarray[Any, Any]) -> tuple[Any, ...]:
+    """Return what changes with an array's values, without keeping a copy of them."""
+    return array.shape, array.dtype.str, zlib.crc32(np.ascontiguousarray(array).data.cast("B"))
+
+
+def _function(function: FunctionType, held: dict[int, Any], depth: int) -> Iterable[Any]:
     """Look at what a function closes over, and at the names of its module that it uses."""
     for cell in function.__closure__ or ():
         try:
-            yield _look(cell.cell_contents, seen, depth)
+            yield _look(cell.cell_contents, held, depth)
         except ValueError:  # not filled yet
             yield None
-    yield _look(function.__defaults__, seen, depth)
-    yield _look(function.__kwdefaults__, seen, depth)
-    yield _look(function.__dict__, seen, depth)
+    yield _look(function.__defaults__, held, depth)
+    yield _look(function.__kwdefaults__, held, depth)
+    yield _look(function.__dict__, held, depth)
     names = function.__globals__
     for name in function.__code__.co_names:
         if name in names and isinstance(names[name], (*PLAIN, list, dict, set, Tensor)):
-            yield _look(names[name], seen, depth)
+            yield _look(names[name], held, depth)

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from sbi_ignite.engine.cuda_graphs import CudaGraph
 from sbi_ignite.engine.gradients import Backward, EagerGradients, LossFunction, hand_over
 from sbi_ignite.engine.graphs import Graph, record
-from sbi_ignite.engine.reachable import fingerprint
+from sbi_ignite.engine.reachable import Fingerprint
 from sbi_ignite.engine.state import random_states, set_random_states
 from sbi_ignite.engine.watching import NotTraceable, watched
 
@@ -92,7 +92,7 @@ class Tracing:
         self._roots, self._epoch, self._given_up = (model, *also), epoch, given_up
         self._shapes: dict[Any, _Shape] = {}
         self._last_epoch, self._changes = -1, 0
-        self._fingerprint: list[Any] | None = None
+        self._fingerprint: Fingerprint | None = None
         self._active = True
 
     def shape_of(self, batch: Any) -> tuple[_Shape | None, list[Any]]:
@@ -150,11 +150,11 @@ class Tracing:
             refuse_hooks(self.model)
         except NotTraceable as reason:
             self._give_up(str(reason))
-        before, python_before = _State(self.model), fingerprint(*self._roots)
+        before, python_before = _State(self.model), Fingerprint(*self._roots)
         outputs = eager()
         if outputs is None or not self._active:
             return
-        after, python_after = _State(self.model), fingerprint(*self._roots)
+        after, python_after = _State(self.model), Fingerprint(*self._roots)
         try:
             if python_before != python_after:
                 raise NotTraceable("Python state that it can reach changes with every batch")
@@ -216,7 +216,7 @@ class Tracing:
         epoch = self._epoch()
         due = self.rules.every_step or epoch != self._last_epoch
         self._last_epoch = epoch
-        if self._fingerprint is None or not due or fingerprint(*self._roots) == self._fingerprint:
+        if self._fingerprint is None or not due or Fingerprint(*self._roots) == self._fingerprint:
             return
         self._shapes.clear()
         self._fingerprint = None

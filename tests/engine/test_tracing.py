@@ -17,7 +17,7 @@ from torch import nn
 from sbi_ignite import SbiIgniteWarning, TrainConfig, run_training
 from sbi_ignite.engine import compiling
 from sbi_ignite.engine.graphs import record
-from sbi_ignite.engine.reachable import fingerprint
+from sbi_ignite.engine.reachable import Fingerprint
 from sbi_ignite.engine.tracing import Tracing
 from sbi_ignite.engine.watching import NotTraceable, watched
 from tests.small import SBI_WARNS, ready, same, train, weights
@@ -501,17 +501,17 @@ def test_writes_to_tensors_of_others_are_refused_before_they_happen():
 @pytest.mark.parametrize("act", [freeze, less_dropout, other_layer, evaluate_a_part])
 def test_a_fingerprint_shows_changes_of_a_network(act):
     model = mlp(lambda: nn.Dropout(0.5))()
-    before = fingerprint(model)
-    assert fingerprint(model) == before
+    before = Fingerprint(model)
+    assert Fingerprint(model) == before
     act(model)
-    assert fingerprint(model) != before
+    assert Fingerprint(model) != before
 
 
 def test_a_fingerprint_does_not_show_values_of_weights():
     model = mlp()()
-    before = fingerprint(model)
+    before = Fingerprint(model)
     in_place(nn.Sequential(nn.Identity(), nn.Identity(), model[1]))
-    assert fingerprint(model) == before
+    assert Fingerprint(model) == before
 
 
 def test_a_loss_that_is_not_finite_is_found_in_traced_steps(early, replays):
@@ -521,6 +521,44 @@ def test_a_loss_that_is_not_finite_is_found_in_traced_steps(early, replays):
     with pytest.raises(NonFiniteLossError):
         trained(mlp(), "trace", batches=bad, epochs=1)
     assert len(replays) > 10
+
+
+def test_errors_that_a_network_raises_by_looking_at_values_are_raised_in_traced_steps(replays):
+    """The recording stands back for the eager computation."""
+
+    def run(compile):
+        bad = [*BATCHES * 5, (X[:8] * float("inf"), Y[:8])]
+        with pytest.raises(ValueError, match="not finite"):
+            trained(SAFE["checked values"], compile, batches=bad, epochs=1)
+
+    run("trace")
+    assert len(replays) > 10
+    run("off")
+
+
+def test_a_decision_that_changes_now_and_then_is_taken_anew(replays):
+    """Steps in which a decision falls otherwise are eager."""
+
+    class Clips(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            return y * 0.5 if x.max() > 2 else y
+
+    batches = [*BATCHES * 3, (X[:8] * 3, Y[:8]), *BATCHES]
+    traced = trained(around(Clips), "trace", batches=batches)
+    assert len(replays) > 30
+    check_equal(trained(around(Clips), "off", batches=batches), traced)
+
+
+def test_a_fingerprint_shows_changes_of_arrays_and_generators():
+    held = {"array": np.zeros((3, 2)), "generator": np.random.default_rng(0)}
+    before = Fingerprint(held)
+    assert Fingerprint(held) == before
+    held["array"][1, 1] = 1
+    changed = Fingerprint(held)
+    assert changed != before
+    held["generator"].random()
+    assert Fingerprint(held) != changed
 
 
 def test_weights_of_traced_trainings_are_plain(early):
