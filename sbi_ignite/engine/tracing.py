@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from sbi_ignite.engine.cuda_graphs import CudaGraph
 from sbi_ignite.engine.gradients import Backward, EagerGradients, LossFunction, hand_over
 from sbi_ignite.engine.graphs import Graph, record
-from sbi_ignite.engine.reachable import Fingerprint
+from sbi_ignite.engine.reachable import PLAIN, Fingerprint
 from sbi_ignite.engine.state import random_states, set_random_states
 from sbi_ignite.engine.watching import NotTraceable, watched
 
@@ -107,8 +107,7 @@ class Tracing:
         key = (structure, self.model.training, *map(_kind, leaves))
         shape = self._shapes.get(key)
         if shape is None:
-            trainable = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
-            if trainable or len(self._shapes) >= MAX_SHAPES:
+            if len(self._shapes) >= MAX_SHAPES or not all(map(_is_data, leaves)):
                 return None, leaves
             shape = self._shapes[key] = _Shape()
         shape.seen += 1
@@ -181,7 +180,7 @@ class Tracing:
             raise NotTraceable("it draws from the generators of python or numpy")
         before.restore()
         if shape.graph is None or (self.rules.record_twice and shape.proofs == 1):
-            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            tensors = [_apart(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
             graph = record(recordable, tensors)
             if shape.graph is not None and not graph.same_as(shape.graph):
                 raise NotTraceable("it is another computation from batch to batch")
@@ -388,6 +387,17 @@ class _State:
 
 def _own(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
+
+
+def _is_data(leaf: Any) -> bool:
+    """Return whether a leaf of a batch is plain: no gradients wanted, no tensors hidden in it."""
+    return not leaf.requires_grad if isinstance(leaf, Tensor) else isinstance(leaf, PLAIN)
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """Return a copy of an input, lest a recording takes a tensor that the loss holds for it."""
+    copy = tensor.clone()
+    return copy if copy.stride() == tensor.stride() else tensor
 
 
 def _kind(leaf: Any) -> Any:

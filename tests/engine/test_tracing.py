@@ -59,13 +59,13 @@ def early(monkeypatch):
     monkeypatch.setattr(compiling, "STEPS_BEFORE_TRACING", 2)
 
 
-def trained(make, compile, loss=squared, epochs=4, batches=BATCHES, **kwargs):
+def trained(make, compile, loss=squared, epochs=4, batches=BATCHES, val=BATCHES, **kwargs):
     """Return all that a training leaves behind."""
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
     config = TrainConfig(compile=compile, max_epochs=epochs)
-    model, summary = run_training(config, make(), loss, batches, BATCHES, **kwargs)
+    model, summary = run_training(config, make(), loss, batches, val, **kwargs)
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     return model, summary, states
 
@@ -534,6 +534,30 @@ def test_errors_that_a_network_raises_by_looking_at_values_are_raised_in_traced_
     run("trace")
     assert len(replays) > 10
     run("off")
+
+
+def test_a_tensor_that_is_batch_and_part_of_the_loss_is_not_mixed_up(replays):
+    """For as long as both are the same tensor, nothing tells them apart but their roles."""
+    anchor = X[:8].clone()
+
+    def loss(model, batch):
+        return (model(batch[0]) - batch[1] + anchor[:, :1]).square().mean(dim=1)
+
+    batches = [(anchor, Y[:8])] * 6 + BATCHES
+    traced = trained(mlp(nn.Tanh), "trace", loss, batches=batches)
+    assert len(replays) > 20
+    check_equal(trained(mlp(nn.Tanh), "off", loss, batches=batches), traced)
+
+
+def test_the_same_tensor_twice_in_a_batch_stays_two(replays):
+    def both(model, batch):
+        return (model(batch[0]) - model(batch[1])).square().mean(dim=1) + model(batch[0])[:, 0]
+
+    first = X[:8].clone()
+    batches = [(first, first) if i < 6 else (X[:8], X[8:16]) for i in range(10)]
+    traced = trained(mlp(nn.Tanh), "trace", both, batches=batches, val=batches)
+    assert len(replays) > 20
+    check_equal(trained(mlp(nn.Tanh), "off", both, batches=batches, val=batches), traced)
 
 
 def test_a_decision_that_changes_now_and_then_is_taken_anew(replays):
