@@ -8,9 +8,10 @@ processes that would send.
     python -m benchmarks.logging_overhead [--rounds 3] [--epochs N] [NAME ...]
 
 A neighbour who works on the same machine stretches the wall times, and the processes beside a
-training need a core of their own. The columns in milliseconds of CPU time do not depend on
-neighbours: what the training's own thread spends in logging, and what the processes that it
-starts spend (without wandb's core, which outlives its parent).
+training need a core of their own. Whole calls differ by several percent from one to the next, so
+the other columns look closer: the wall time that the training's own thread spends inside logging,
+the wait at the end included, as a share of the call, and CPU time, of that thread in logging and of
+the processes that it starts (without wandb's core, which outlives its parent).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ HEADER = (
     "added to the epochs (%)",
     "wait at the end (ms)",
     "CPU in the training's thread (ms)",
-    "of a call (%)",
+    "held up in all (%)",
     "CPU of other processes (ms)",
 )
 
@@ -75,7 +76,8 @@ class Run:
         epochs: Wall time of its epochs alone.
         thread: CPU time of the training's thread.
         logging: CPU time of that thread inside `Loggers`.
-        end: Wall time that the call waits for its loggers at the end.
+        held: Wall time of that thread inside `Loggers`.
+        end: The part of it at the end.
         others: CPU time of processes that it started and that have ended.
         epochs_trained: Number of epochs.
     """
@@ -84,6 +86,7 @@ class Run:
     epochs: float
     thread: float
     logging: float
+    held: float
     end: float
     others: float
     epochs_trained: int
@@ -138,6 +141,7 @@ def trainer(simulations: int, epochs: int | None) -> Callable[[Any], Run]:
             epochs=sum(summary.epoch_durations_sec),
             thread=thread,
             logging=inside["cpu"],
+            held=inside["wall"],
             end=inside["end"],
             others=_children() - others,
             epochs_trained=summary.epochs_trained,
@@ -148,9 +152,9 @@ def trainer(simulations: int, epochs: int | None) -> Callable[[Any], Run]:
 
 @contextmanager
 def time_in_loggers() -> Iterator[dict[str, float]]:
-    """Add up the CPU time of this thread inside `Loggers`, and the wall time at the end."""
+    """Add up CPU and wall time of this thread inside `Loggers`, and the wall time at the end."""
     originals = {n: getattr(Loggers, n) for n in ("start", "finish", "_log_epochs")}
-    spent, depth = {"cpu": 0.0, "end": 0.0}, [0]
+    spent, depth = {"cpu": 0.0, "wall": 0.0, "end": 0.0}, [0]
 
     def measured(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -163,6 +167,7 @@ def time_in_loggers() -> Iterator[dict[str, float]]:
                 depth[0] -= 1
                 if depth[0] == 0:  # they call one another
                     spent["cpu"] += time.thread_time() - cpu
+                    spent["wall"] += time.perf_counter() - wall
                 if name == "finish":
                     spent["end"] += time.perf_counter() - wall
 
@@ -243,7 +248,8 @@ def row_of(name: str, runs: dict[str, list[Run]]) -> tuple[str, ...]:
     # sbi's own tracker is told about epochs in every run.
     usual = statistics.median(run.logging for run in runs["unlogged"])
     spent = [run.logging - usual for run in logged]
-    shares = [s / run.thread for s, run in zip(spent, logged, strict=True)]
+    held = statistics.median(run.held for run in runs["unlogged"])
+    shares = [(run.held - held) / run.call for run in logged]
     return (
         name,
         f"{Spread.of(run.call for run in runs['unlogged']):.2f}",

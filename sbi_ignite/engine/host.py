@@ -12,6 +12,7 @@ from sbi_ignite.engine.state import Stateful
 from sbi_ignite.engine.steps import Step
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.stopping import Rule
+from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.settings import Resolved
 
 
@@ -56,7 +57,7 @@ class Host:
     resume_from: Mapping[str, Any] | None = None
     parts: Mapping[str, Stateful] = field(default_factory=dict)
     on_epoch_end: Callable[[float], None] | None = None
-    keep_snapshot: Callable[[dict[str, Any]], None] | None = None
+    keep_snapshot: Callable[[Snapshot], None] | None = None
     loggers: Sequence[Any] = ()
     identity: Mapping[str, Any] = field(default_factory=dict)
     keep_identity: Callable[[dict[str, Any]], None] | None = None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.data.in_memory import Batches
 from sbi_ignite.engine.host import Host
-from sbi_ignite.engine.state import Saved, Stateful, restore, states_of
+from sbi_ignite.engine.state import Snapshots, Stateful, restore
 from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError
 from sbi_ignite.handlers.checkpoint import CheckpointHandler, ends_epoch
 from sbi_ignite.handlers.signals import StopOnSignals
@@ -36,6 +36,7 @@ def persistence(
     parts: Mapping[str, Stateful],
     state: TrainingState,
     train_loader: Any,
+    snapshots: Snapshots,
 ) -> Iterator[Persistence | NoPersistence]:
     """Hold the run directory that the settings or the host name, for the time of a training.
 
@@ -46,6 +47,7 @@ def persistence(
         parts: The parts of the training that remember something.
         state: The training's numbers.
         train_loader: Batches, whose tensors are what the run is recognised by.
+        snapshots: Take snapshots of the parts.
     """
     method, manifest = host.method or type(model).__name__, {}
     if settings.checkpoint is not None or settings.logging:
@@ -69,6 +71,7 @@ def persistence(
             manifest,
             parts,
             state,
+            snapshots,
             mid_epoch=isinstance(train_loader, Batches),
             # A thread that writes must not run while a loader forks its workers.
             background=not getattr(train_loader, "num_workers", 0),
@@ -97,7 +100,7 @@ class NoPersistence:
         self.method, self.manifest, self.found = method, manifest, found
         self._parts = parts
 
-    def attach(self, engine: Engine, extra: Mapping[str, Saved]) -> None:
+    def attach(self, engine: Engine) -> None:
         """Save nothing."""
 
     def resume(self) -> None:
@@ -127,6 +130,7 @@ class Persistence:
         manifest: What the training is about, from `make_manifest`.
         parts: The parts of the training that remember something.
         state: The training's numbers.
+        snapshots: Take snapshots of the parts.
         mid_epoch: Whether the batches know their position inside an epoch.
         background: Whether to write in another thread.
 
@@ -142,6 +146,7 @@ class Persistence:
         manifest: Mapping[str, Any],
         parts: Mapping[str, Stateful],
         state: TrainingState,
+        snapshots: Snapshots,
         mid_epoch: bool,
         background: bool = True,
     ) -> None:
@@ -149,10 +154,9 @@ class Persistence:
         self.method, self.manifest = method, manifest
         self._parts, self._state, self._mid_epoch = parts, state, mid_epoch
         self._signals = StopOnSignals(state)
-        self._extra: Mapping[str, Saved] = {}
         self._engine: Engine | None = None
         self._handler = CheckpointHandler(
-            directory, config, self._take, state, mid_epoch, background
+            directory, config, snapshots.take, state, mid_epoch, background
         )
         self.found = self._find()
 
@@ -183,14 +187,13 @@ class Persistence:
             self._state.stop(stopped["message"] or stopped["reason"])
             self._state.stop_reason = stopped["reason"]
 
-    def attach(self, engine: Engine, extra: Mapping[str, Saved]) -> None:
+    def attach(self, engine: Engine) -> None:
         """Save during training; attach it last.
 
         Args:
             engine: The training engine.
-            extra: More to save, which is handed out again in `found`.
         """
-        self._extra, self._engine = extra, engine
+        self._engine = engine
         self._signals.attach(engine)
         self._handler.attach(engine)
 
@@ -240,10 +243,6 @@ class Persistence:
 
     def _at_epoch_end(self) -> bool:
         return self._engine is None or ends_epoch(self._engine)
-
-    def _take(self) -> dict[str, Any]:
-        extra = {name: part.state_dict() for name, part in self._extra.items()}
-        return {**states_of(self._parts), **extra}
 
     def _note_end(self, status: str, **values: Any) -> None:
         with contextlib.suppress(CheckpointError):

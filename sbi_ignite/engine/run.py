@@ -26,7 +26,7 @@ from sbi_ignite.engine.optimizers import make_optimizer
 from sbi_ignite.engine.persistence import NoPersistence, Persistence, persistence
 from sbi_ignite.engine.recipe import filled_in
 from sbi_ignite.engine.schedules import epochs_to_train, make_schedulers
-from sbi_ignite.engine.state import Stateful, snapshot
+from sbi_ignite.engine.state import Snapshots, Stateful
 from sbi_ignite.engine.steps import Step, TrainStep, ValidationStep, summed, summed_as_sbi
 from sbi_ignite.exceptions import NonFiniteLossError
 from sbi_ignite.handlers.averaging import AveragedWeights, TrainedWeights
@@ -207,12 +207,11 @@ def run_training(
             **host.parts,
         }
     )
-    if host.keep_snapshot is not None:
-        keep = host.keep_snapshot
-        trainer.add_event_handler(TrainingEvents.VALIDATED, lambda: keep(snapshot(parts)))
+    snapshots = Snapshots(parts, state, host.keep_snapshot, extra={"loggers": loggers})
+    snapshots.attach(trainer)
 
-    with persistence(settings, host, model, parts, state, train_loader) as files:
-        files.attach(trainer, {"loggers": loggers})
+    with persistence(settings, host, model, parts, state, train_loader, snapshots) as files:
+        files.attach(trainer)
         files.resume()
         if files.found is not None:
             schedule.note_rate()
@@ -236,8 +235,7 @@ def run_training(
                 )
 
         state.stop("max_epochs" if state.epoch >= budget else "callback")
-        if host.keep_snapshot is not None:
-            host.keep_snapshot(snapshot(parts))
+        snapshots.keep()
         files.finish()
         if averages is not None:
             averages.show()

@@ -1,14 +1,18 @@
-"""The parts of a training that remember something come in; one plain snapshot of them goes out."""
+"""The parts of a training that remember something come in; snapshots of them go out."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from ignite.engine import Engine, Events
+
+from sbi_ignite.callback import TrainingState
+from sbi_ignite.runs.snapshot import Snapshot
 
 
 class Saved(Protocol):
@@ -61,17 +65,12 @@ def states_of(parts: Mapping[str, Stateful]) -> dict[str, Any]:
     return {**{name: part.state_dict() for name, part in parts.items()}, "random": random_states()}
 
 
-def snapshot(parts: Mapping[str, Stateful]) -> dict[str, Any]:
-    """Return a copy of what `states_of` returns, as it is now."""
-    return _frozen(states_of(parts))
-
-
 def restore(parts: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
     """Bring every part, and the random states, to a snapshot.
 
     Args:
         parts: The objects of this training, under the same names.
-        states: What `snapshot` returned.
+        states: Their states, see `Snapshot.states`.
     """
     for name, part in parts.items():
         if name in states:
@@ -102,3 +101,45 @@ def _frozen(state: Any) -> Any:
 def _as_tuple(value: Any) -> Any:
     """Return nested lists as the nested tuples that python's generator insists on."""
     return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
+
+
+class Snapshots:
+    """Takes snapshots of a training, at most one at any moment.
+
+    Args:
+        parts: The parts of the training that remember something.
+        state: The training's numbers.
+        keep: Receives a snapshot after every epoch; attach it behind what changes at its end.
+        extra: More to save, which `restore` does not put back.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Stateful],
+        state: TrainingState,
+        keep: Callable[[Snapshot], None] | None = None,
+        extra: Mapping[str, Saved] | None = None,
+    ) -> None:
+        self._parts, self._state, self._keep = parts, state, keep
+        self._extra = dict(extra or {})
+        self._latest: Snapshot | None = None
+        self._moment = (-1, -1)
+
+    def attach(self, engine: Engine) -> None:
+        """Listen to the training engine."""
+        if self._keep is not None:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.keep)
+
+    def keep(self) -> None:
+        """Hand a snapshot to whoever wants to keep it."""
+        if self._keep is not None:
+            self._keep(self.take())
+
+    def take(self) -> Snapshot:
+        """Return the training as it stands."""
+        moment = (self._state.epoch, self._state.iteration)
+        if self._latest is None or moment != self._moment:
+            extra = {name: part.state_dict() for name, part in self._extra.items()}
+            self._latest = Snapshot.of({**states_of(self._parts), **extra}, self._latest)
+            self._moment = moment
+        return self._latest

@@ -82,12 +82,9 @@ class AveragedWeights:
         """Count the steps of the average from the beginning again."""
         self.steps = 0
 
-    def trained(self, parameter: Tensor) -> Tensor | None:
-        """Return the trained values of a parameter while the network holds its average."""
-        for own, value in zip(self._parameters, self._trained or (), strict=False):
-            if own is parameter:
-                return value
-        return None
+    def trained(self) -> dict[int, Tensor]:
+        """Return the trained values by their parameters' ids while the network holds averages."""
+        return dict(zip(map(id, self._parameters), self._trained or (), strict=False))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average and the number of steps in it."""
@@ -123,11 +120,11 @@ class TrainedWeights:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the network's state, as one would train on from it."""
-        state: dict[str, Any] = dict(self._model.state_dict())
-        for name, value in self._model.state_dict(keep_vars=True).items():
-            trained = self._averages.trained(value) if isinstance(value, Tensor) else None
-            state[name] = state[name] if trained is None else trained
-        return state
+        trained = self._averages.trained()
+        live = self._model.state_dict(keep_vars=True)
+        if not trained:
+            return live
+        return {name: trained.get(id(value), value) for name, value in live.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put the weights that are trained into the network."""

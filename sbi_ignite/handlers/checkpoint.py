@@ -11,6 +11,7 @@ from ignite.engine import Engine, Events
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.handlers.cutting import CUT_SHORT, ends_epoch
 from sbi_ignite.runs.directory import RunDirectory
+from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.settings import CheckpointConfig
 
 
@@ -23,8 +24,7 @@ class CheckpointHandler:
     Args:
         directory: The run directory.
         config: How often to save.
-        take: Returns the states, which need not be copies. Under "best_weights" a mapping with
-            "weights" and "epoch" goes into best.pt.
+        take: Returns the training as it stands.
         state: The training's numbers.
         mid_epoch: Whether a training can be continued between two batches; without, checkpoints
             are taken at the end of epochs only.
@@ -35,7 +35,7 @@ class CheckpointHandler:
         self,
         directory: RunDirectory,
         config: CheckpointConfig,
-        take: Callable[[], Mapping[str, Any]],
+        take: Callable[[], Snapshot],
         state: TrainingState,
         mid_epoch: bool = True,
         background: bool = True,
@@ -66,11 +66,8 @@ class CheckpointHandler:
         now = (self._state.epoch, self._state.iteration)
         if self._saved == now:
             return
-        prepared = self.directory.prepare(*now, {**self._take(), "stop": stop})
-        if self._background:
-            self.directory.write_in_background(prepared)
-        else:
-            self.directory.write(prepared)
+        write = self.directory.write_in_background if self._background else self.directory.write
+        write(*now, self._take().with_words(stop=stop))
         self._saved, self._saved_at = now, time.monotonic()
 
     def finish(self) -> None:

@@ -27,6 +27,7 @@ from sbi_ignite.inference.rules import rules_of
 from sbi_ignite.inference.traceable import is_traceable
 from sbi_ignite.methods.base import Loss
 from sbi_ignite.runs.networks import describe_network
+from sbi_ignite.runs.snapshot import Snapshot
 
 
 def fit(
@@ -158,14 +159,15 @@ def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] |
         state.history, state.best_epoch = deepcopy(earlier.history), earlier.best_epoch
         state.iteration = earlier.iteration
     _noted(trainer, state)
-    snapshot = getattr(trainer, "_ignite_snapshot", None)
+    snapshot: Snapshot | None = getattr(trainer, "_ignite_snapshot", None)
     if config.sbi_compat or snapshot is None:
         return state, None
+    states = snapshot.states()
     if call.settings.origin("train.learning_rate").source == "default":
-        return state, snapshot
+        return state, states
     factor = config.learning_rate / trainer._ignite_rate
     trainer._ignite_rate = config.learning_rate
-    return state, _with_rate(snapshot, factor)
+    return state, _with_rate(states, factor)
 
 
 def _noted(trainer: Any, state: TrainingState) -> TrainingState:
@@ -174,11 +176,11 @@ def _noted(trainer: Any, state: TrainingState) -> TrainingState:
     return state
 
 
-def _with_rate(snapshot: Mapping[str, Any], factor: float) -> Mapping[str, Any]:
-    """Return a snapshot whose learning rates are scaled, for a new rate given on resume."""
+def _with_rate(states: Mapping[str, Any], factor: float) -> Mapping[str, Any]:
+    """Return states whose learning rates are scaled, for a new rate given on resume."""
     if factor == 1.0:
-        return snapshot
-    return {**snapshot, **{n: _scaled(snapshot[n], factor) for n in ("optimizer", "schedule")}}
+        return states
+    return {**states, **{n: _scaled(states[n], factor) for n in ("optimizer", "schedule")}}
 
 
 _RATES = frozenset({"lr", "initial_lr", "max_lr", "min_lr", "base_lrs", "_last_lr", "rates"})
@@ -193,10 +195,10 @@ def _scaled(state: Any, factor: float, is_rate: bool = False) -> Any:
     return state * factor if is_rate and state is not None else state
 
 
-def _keep_on(trainer: Any, name: str) -> Callable[[dict[str, Any]], None]:
+def _keep_on(trainer: Any, name: str) -> Callable[[Any], None]:
     """Return what stores something on a trainer, for a later call."""
 
-    def keep(value: dict[str, Any]) -> None:
+    def keep(value: Any) -> None:
         setattr(trainer, name, value)
 
     return keep

@@ -7,6 +7,7 @@ process.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -106,6 +107,10 @@ class Wandb(Backend):
         import matplotlib.pyplot  # noqa: F401 # wandb needs it for the figure; now, not at the end
 
         warm_up_figures()
+        with contextlib.suppress(ImportError):
+            # wandb asks of its first image whether it is a data frame: 0.3 s, of which nobody waits
+            # for any while training runs.
+            import pandas  # noqa: F401
 
         if self._run.url:
             self.say(f"wandb: {self._run.url}")

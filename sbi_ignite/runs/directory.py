@@ -7,8 +7,8 @@
       summary.json        when complete
 
 Files of tensors are a line of JSON with a checksum, followed by what `torch.save` writes; they are
-read with `torch.load(weights_only=True)` alone. Weights are written once: a checkpoint refers to
-the best weights in best.pt, also where the model's own weights are the same ones.
+read with `torch.load(weights_only=True)` alone. The best weights stand in best.pt alone, to which
+checkpoints refer.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-from torch import Tensor
 from typing_extensions import Self
 
 from sbi_ignite.exceptions import CheckpointError, SbiIgniteWarning
@@ -50,10 +48,8 @@ from sbi_ignite.runs.files import (
     write_whole,
 )
 from sbi_ignite.runs.lock import Lock
-from sbi_ignite.runs.packing import pack, unpack
-
-BEST = "best_weights"
-"""Name under which the states hold {"weights": ..., "epoch": ..., "loss": ...}."""
+from sbi_ignite.runs.packing import Packed, pack, unpack
+from sbi_ignite.runs.snapshot import BEST, Snapshot, from_file
 
 _ADVICE = (
     'Start with resume="never", which moves the old files aside, or in another directory; or put '
@@ -76,29 +72,6 @@ class Checkpoint:
     epoch: int
     iteration: int
     states: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A checkpoint in memory that later steps of the training no longer change.
-
-    Attributes:
-        epoch: Finished epochs.
-        iteration: Finished optimizer steps.
-        packed: All states but the best weights.
-        best: The best weights; None if there are none, or if they are those of the last checkpoint.
-        best_epoch: Epoch of the best weights.
-        has_best: Whether there are best weights.
-        shared: Names of states that are not in `packed`, because they are the best weights too.
-    """
-
-    epoch: int
-    iteration: int
-    packed: Mapping[str, Any]
-    best: Mapping[str, Any] | None
-    best_epoch: int
-    has_best: bool
-    shared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +100,7 @@ class RunDirectory:
         self._writing: Future[None] | None = None
         self._warned = False
         self._damaged: set[Path] = set()
-        self._last_best: Any = None
+        self._last_best: Packed | None = None
         self._known_best: _KnownBest | None = None
         self._references: dict[str, str | None] = {}
         self._read_identity()
@@ -184,73 +157,52 @@ class RunDirectory:
 
     # --- checkpoints
 
-    def prepare(self, epoch: int, iteration: int, states: Mapping[str, Any]) -> Prepared:
-        """Copy states into memory of their own; the training may go on right after.
-
-        Args:
-            epoch: Finished epochs.
-            iteration: Finished optimizer steps.
-            states: Tensors and plain data. `states["best_weights"]["weights"]` goes into best.pt.
-
-        Raises:
-            CheckpointError: If the states hold something that cannot be saved.
-        """
-        self.wait()  # a failure of the last write decides whether best.pt is what it should be
-        best = states.get(BEST) or {}
-        weights = best.get("weights")
-        packed_best, shared = None, ()
-        if weights is not None:
-            states = {**states, BEST: {**best, "weights": None}}
-            if weights is not self._last_best:
-                packed_best = pack({"weights": weights})
-                shared = tuple(_same_weights(states, weights, packed_best))
-                states = {name: s for name, s in states.items() if name not in shared}
-        self._last_best = weights
-        return Prepared(
-            epoch,
-            iteration,
-            pack(states),
-            packed_best,
-            best.get("epoch", 0),
-            weights is not None,
-            shared,
-        )
-
     def write_checkpoint(self, epoch: int, iteration: int, states: Mapping[str, Any]) -> bool:
-        """Save states safely; older checkpoints are pruned afterwards.
+        """Save states safely, like `write`.
 
         Args:
             epoch: Finished epochs.
             iteration: Finished optimizer steps.
-            states: As for `prepare`.
+            states: Tensors and plain data, see `Snapshot.of`.
+        """
+        return self.write(epoch, iteration, Snapshot.of(states))
+
+    def write(self, epoch: int, iteration: int, snapshot: Snapshot) -> bool:
+        """Save a snapshot safely; older checkpoints are pruned afterwards.
+
+        Args:
+            epoch: Finished epochs.
+            iteration: Finished optimizer steps.
+            snapshot: The training at that moment.
 
         Returns:
             Whether it was saved. If not (the disk is full), there is a warning, and the earlier
             checkpoints are as they were.
-        """
-        return self.write(self.prepare(epoch, iteration, states))
 
-    def write(self, prepared: Prepared) -> bool:
-        """Write a prepared checkpoint now; otherwise like `write_checkpoint`."""
+        Raises:
+            CheckpointError: If the snapshot holds something that cannot be saved.
+        """
         self.wait()
+        snapshot.require_savable()
         try:
-            self._write(prepared)
+            self._write(epoch, iteration, snapshot)
         except OSError as error:
             self.report(error)
             return False
         self._warned = False
         return True
 
-    def write_in_background(self, prepared: Prepared) -> None:
-        """Write a prepared checkpoint while the training goes on, after the one before it.
+    def write_in_background(self, epoch: int, iteration: int, snapshot: Snapshot) -> None:
+        """Save a snapshot while the training goes on, after the one before it.
 
         A failure is reported by a warning at the next call, or by `wait`.
         """
         self.wait()
+        snapshot.require_savable()
         if self._writer is None:
             # One thread that stays: starting one takes longer than what it does under the GIL.
             self._writer = ThreadPoolExecutor(1, thread_name_prefix="sbi_ignite-checkpoint")
-        self._writing = self._writer.submit(self._write, prepared)
+        self._writing = self._writer.submit(self._write, epoch, iteration, snapshot)
 
     def wait(self) -> None:
         """Wait until everything is on the disk; warn once if something could not be written."""
@@ -495,11 +447,10 @@ class RunDirectory:
             raise DamagedError("it belongs to another run")
         if header.kind != "checkpoint" or header.iteration != _iteration(path):
             raise DamagedError("it is another file than its name says")
-        states = _unpacked(content)
+        states = _unpacked(content, from_file)
         if header.best is not None:
             weights = self._find_best(header.best)
             states[BEST] = {**states[BEST], "weights": weights}
-            states.update(dict.fromkeys(header.shared, weights))
         return Checkpoint(path, header.epoch, header.iteration, states)
 
     def _find_best(self, digest: str) -> dict[str, Any]:
@@ -515,23 +466,22 @@ class RunDirectory:
                 return _unpacked(content)["weights"]
         raise DamagedError(f"the best weights that belong to it are not there: best.pt {reason}")
 
-    def _write(self, prepared: Prepared) -> None:
+    def _write(self, epoch: int, iteration: int, snapshot: Snapshot) -> None:
         """Write best weights and checkpoint, then prune; may run in the writer's thread."""
         if not self._manifest_path.exists():
             write_json(self._manifest_path, {"run": self.run, "created": self._created})
         best = None
-        if prepared.best is not None:
-            best = self._put_best(prepared.best, prepared.best_epoch, {})
-        elif prepared.has_best:
+        if snapshot.best is not None and snapshot.best is self._last_best:
             best = self._digest_of_unchanged_best()
-        header = Header(
-            "checkpoint", self.run, prepared.epoch, prepared.iteration, best, prepared.shared
-        )
-        path = self.path / f"checkpoint-{prepared.iteration:09d}.pt"
-        write_whole(path, encode_tensors(header, prepared.packed)[1])
+        elif snapshot.best is not None:
+            best = self._put_best(snapshot.best.for_file(), snapshot.best_epoch, {})
+        self._last_best = snapshot.best
+        header = Header("checkpoint", self.run, epoch, iteration, best)
+        path = self.path / f"checkpoint-{iteration:09d}.pt"
+        write_whole(path, encode_tensors(header, snapshot.for_file())[1])
         self._references[path.name] = best
         self._damaged.discard(path)
-        self._prune(prepared.iteration)
+        self._prune(iteration)
 
     def _digest_of_unchanged_best(self) -> str:
         known = self._known_best
@@ -655,10 +605,12 @@ def read_best(path: Path) -> dict[str, Any] | None:
     }
 
 
-def _unpacked(content: Any) -> dict[str, Any]:
+def _unpacked(
+    content: Any, unpacking: Callable[[Mapping[str, Any]], dict[str, Any]] = unpack
+) -> dict[str, Any]:
     """Return packed states, if it is packed states that a file holds."""
     try:
-        return unpack(content)
+        return unpacking(content)
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise DamagedError("it holds something else than a training") from error
 
@@ -685,22 +637,6 @@ def _check_writable(path: Path) -> None:
         raise CheckpointError(
             f"{path} cannot be used as a run directory: {error.strerror}."
         ) from error
-
-
-def _same_weights(
-    states: Mapping[str, Any], weights: Mapping[str, Any], packed: Mapping[str, Any]
-) -> Iterator[str]:
-    """Yield the names of states that are bit for bit the weights, given packed too."""
-    for name, state in states.items():
-        if isinstance(state, Mapping) and state.keys() == weights.keys():
-            other = pack({"weights": state})
-            if other["text"] == packed["text"] and _same_bits(other["tensors"], packed["tensors"]):
-                yield name
-
-
-def _same_bits(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    """Say whether flat tensors of the same dtypes and sizes are equal, the signs of zeros too."""
-    return all(torch.equal(a[n].view(torch.uint8), b[n].view(torch.uint8)) for n in a)
 
 
 def _mark(path: Path) -> tuple[int, int, int] | None:
@@ -745,7 +681,6 @@ def _listed(problems: Mapping[Path, str]) -> str:
 __all__ = [
     "Checkpoint",
     "Chunk",
-    "Prepared",
     "RunDirectory",
     "metrics_checksum",
     "read_best",

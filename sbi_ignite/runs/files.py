@@ -12,7 +12,7 @@ import json
 import math
 import os
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 FORMAT = "sbi_ignite run"
-VERSION = 2
+VERSION = 3
 """Version of everything in a run directory; readers refuse all others."""
 
 Chunk = bytes | memoryview
@@ -95,7 +95,6 @@ class Header:
         epoch: Finished epochs, or the best epoch.
         iteration: Finished optimizer steps; 0 in best weights.
         best: Digest of the best weights that belong to a checkpoint; None without any.
-        shared: Names of states that are these best weights, and stand in no other file.
         meta: Plain data of the writer.
     """
 
@@ -104,7 +103,6 @@ class Header:
     epoch: int
     iteration: int = 0
     best: str | None = None
-    shared: Sequence[str] = ()
     meta: Mapping[str, Any] | None = None
 
 

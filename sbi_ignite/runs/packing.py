@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -23,34 +25,74 @@ LONG = 16
 """Number of plain numbers from which on a list is stored as a tensor."""
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A copy of nested states that later changes of the original do not reach.
+
+    Attributes:
+        tree: The structure: plain data, lists of which are a tag followed by their content.
+        tensors: All tensors, one flat tensor on the CPU per dtype, by the dtype's name.
+        others: Copies of all other objects, which only memory can hold, with their places.
+    """
+
+    tree: Any
+    tensors: Mapping[str, Tensor]
+    others: Sequence[tuple[str, object]] = ()
+
+    @classmethod
+    def of(cls, states: Mapping[str, Any]) -> Packed:
+        """Pack states.
+
+        Args:
+            states: Numbers, texts, None, tensors (any device), numpy arrays, and lists, tuples and
+                mappings of these, nested as they like; and objects that can be copied.
+        """
+        packer = _Packer()
+        with torch.no_grad():
+            tree = packer.encode(states)
+            others = [(next(_places(states, o, ""), ""), deepcopy(o)) for o in packer.others]
+            return cls(tree, packer.tensors(), others)
+
+    def unpacked(self) -> Any:
+        """Return a copy of what was packed; mappings come back as dicts."""
+        return _Unpacker(self.tensors, self.others).decode(self.tree)
+
+    def require_savable(self) -> None:
+        """See that a file can hold it.
+
+        Raises:
+            CheckpointError: If there are other objects among the states; the message says where.
+        """
+        for where, culprit in self.others:
+            raise CheckpointError(
+                f"{where}: a checkpoint holds numbers, texts, dense tensors and containers of "
+                f"these, not {type(culprit).__qualname__}. Let state_dict() return plain data."
+            )
+
+    def for_file(self) -> dict[str, Any]:
+        """Return "text", the structure as JSON, and "tensors", as `unpack` takes them.
+
+        Raises:
+            CheckpointError: If a file cannot hold it.
+        """
+        self.require_savable()
+        return {"text": json.dumps(self.tree), "tensors": self.tensors}
+
+
 def pack(states: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of the states as one text and one flat tensor per dtype.
 
     Args:
-        states: Numbers, texts, None, tensors (any device), numpy arrays, and lists, tuples and
-            mappings of these, nested as they like.
-
-    Returns:
-        "text": the structure as JSON; "tensors": dtype name to flat tensor on the CPU.
+        states: As for `Packed.of`, without other objects.
 
     Raises:
-        CheckpointError: If something else is among them; the message says where.
+        CheckpointError: If there are other objects among them; the message says where.
 
     Example:
         >>> unpack(pack({"weight": torch.arange(3), "steps": (1, 2.5)}))
         {'weight': tensor([0, 1, 2]), 'steps': (1, 2.5)}
     """
-    packer = _Packer()
-    try:
-        with torch.no_grad():
-            text = json.dumps(packer.encode(states))
-            return {"text": text, "tensors": packer.tensors()}
-    except _UnsavableError as error:
-        where = next(_places(states, error.culprit, ""), "")
-        raise CheckpointError(
-            f"{where}: a checkpoint holds numbers, texts, dense tensors and containers of these, "
-            f"not {type(error.culprit).__qualname__}. Let state_dict() return plain data."
-        ) from None
+    return Packed.of(states).for_file()
 
 
 def unpack(packed: Mapping[str, Any]) -> Any:
@@ -59,15 +101,7 @@ def unpack(packed: Mapping[str, Any]) -> Any:
     Args:
         packed: What `pack` returned.
     """
-    return _Unpacker(packed["tensors"]).decode(json.loads(packed["text"]))
-
-
-class _UnsavableError(Exception):
-    """Something cannot be packed."""
-
-    def __init__(self, culprit: object) -> None:
-        super().__init__()
-        self.culprit = culprit
+    return Packed(json.loads(packed["text"]), packed["tensors"]).unpacked()
 
 
 class _Packer:
@@ -76,13 +110,14 @@ class _Packer:
     def __init__(self) -> None:
         self._pieces: dict[torch.dtype, list[Tensor]] = {}
         self._names: dict[torch.dtype, str] = {}
+        self.others: list[object] = []
 
     def encode(self, value: Any) -> Any:
         """Return what JSON can hold; a list is always a tag followed by its content."""
         kind = type(value)
         if kind is float or kind is int or kind is str or kind is bool or value is None:
             return value
-        if kind is Tensor or isinstance(value, Tensor):
+        if _is_dense(value):
             return ["tensor", self._add(value), value.shape]
         if kind is dict or isinstance(value, Mapping):
             return self._mapping(value)
@@ -95,7 +130,8 @@ class _Packer:
         for plain in (str, int, float):
             if isinstance(value, plain):
                 return plain(value)
-        raise _UnsavableError(value)
+        self.others.append(value)
+        return ["other", len(self.others) - 1]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return one flat tensor on the CPU for every dtype."""
@@ -105,7 +141,7 @@ class _Packer:
         named = all(type(key) is str for key in value)
         items = list(value.values())
         # State dicts have hundreds of tensors: one entry for all of them, not one for each.
-        if named and len(items) > 1 and all(isinstance(item, Tensor) for item in items):
+        if named and len(items) > 1 and all(map(_is_dense, items)):
             return ["tensors", list(value), list(map(self._add, items)), [t.shape for t in items]]
         if named:
             return {key: self.encode(item) for key, item in value.items()}
@@ -124,14 +160,17 @@ class _Packer:
 
     def _add(self, tensor: Tensor) -> str:
         """Queue a tensor and return the name of its dtype."""
-        if tensor.layout is not torch.strided or tensor.is_quantized:
-            raise _UnsavableError(tensor)
         dtype = tensor.dtype
         if dtype not in self._pieces:
             self._pieces[dtype] = []
             self._names[dtype] = str(dtype).removeprefix("torch.")
         self._pieces[dtype].append(tensor)
         return self._names[dtype]
+
+
+def _is_dense(value: object) -> TypeGuard[Tensor]:
+    """Say whether something is a tensor whose numbers lie in memory one by one."""
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
 
 
 def _joined(pieces: list[Tensor]) -> Tensor:
@@ -158,8 +197,10 @@ def _places(value: Any, culprit: object, path: str) -> Iterator[str]:
 class _Unpacker:
     """Takes tensors from flat ones, in the order in which they were put there."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
+    def __init__(
+        self, tensors: Mapping[str, Tensor], others: Sequence[tuple[str, object]] = ()
+    ) -> None:
+        self._tensors, self._others = tensors, others
         self._places = dict.fromkeys(tensors, 0)
 
     def decode(self, value: Any) -> Any:
@@ -177,6 +218,8 @@ class _Unpacker:
         if tag in ("list", "tuple"):
             items = [self.decode(item) for item in content]
             return items if tag == "list" else tuple(items)
+        if tag == "other":
+            return deepcopy(self._others[content][1])
         own = self._take(content, shape[0])
         if tag == "tensor":
             return own

@@ -19,6 +19,7 @@ from sbi_ignite.handlers.checkpoint import CheckpointHandler
 from sbi_ignite.handlers.signals import StopOnSignals
 from sbi_ignite.handlers.time_limit import TimeLimit
 from sbi_ignite.runs.directory import RunDirectory
+from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.settings import CheckpointConfig
 
 EPOCH_LENGTH = 4
@@ -42,7 +43,8 @@ class Training:
                 values.append(float(self.state.epoch))
 
     def take(self):
-        return {"position": self.state.iteration, "weight": torch.tensor(self.state.iteration)}
+        position = self.state.iteration
+        return Snapshot.of({"position": position, "weight": torch.tensor(position)})
 
     def run(self, epochs=5):
         self.engine.run(range(EPOCH_LENGTH), max_epochs=epochs)

@@ -109,6 +109,7 @@ KILL = """
     from tests.runs.conftest import same, states_at
     from sbi_ignite.runs.directory import RunDirectory
     from sbi_ignite.runs.load import load_run
+    from sbi_ignite.runs.snapshot import Snapshot
 
     path, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     rng = random.Random(seed)
@@ -125,8 +126,9 @@ KILL = """
             while True:
                 iteration += 1
                 directory.append_metrics({"epoch": iteration})
-                prepared = directory.prepare(iteration, iteration, states_at(iteration))
-                (directory.write_in_background if background else directory.write)(prepared)
+                snapshot = Snapshot.of(states_at(iteration))
+                write = directory.write_in_background if background else directory.write
+                write(iteration, iteration, snapshot)
 
     last = 0
     for number in range(kills):
