@@ -23,6 +23,9 @@ from sbi_ignite.summary import TrainingSummary
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0)
 _END = ("finish", "fail")
 
+_NICENESS = 5
+"""Where processes compete for a core, the training goes first."""
+
 
 class Reports:
     """Writes one JSON object per line to the training, as long as it listens.
@@ -55,6 +58,8 @@ def main(name: str) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(os, "nice"):
+        os.nice(_NICENESS)
     messages, report = _take_pipes()
     try:
         serve(name, messages, report)

@@ -142,13 +142,19 @@ class _Packer:
         items = list(value.values())
         # State dicts have hundreds of tensors: one entry for all of them, not one for each.
         if named and len(items) > 1 and all(map(_is_dense, items)):
-            return ["tensors", list(value), list(map(self._add, items)), [t.shape for t in items]]
+            return ["tensors", list(value), *self._add_all(items)]
         if named:
             return {key: self.encode(item) for key, item in value.items()}
-        return ["mapping", [[self.encode(key), self.encode(item)] for key, item in value.items()]]
+        keys = [self.encode(key) for key in value]
+        rows = _table(items)
+        if rows is not None:  # the state of an optimizer, by parameter
+            return ["table", keys, list(items[0]), *self._add_all(rows)]
+        return ["mapping", keys, [self.encode(item) for item in items]]
 
     def _sequence(self, value: list[Any] | tuple[Any, ...]) -> Any:
         tag = "list" if isinstance(value, list) else "tuple"
+        if len(value) > 1 and all(map(_is_dense, value)):
+            return [f"tensors-{tag}", *self._add_all(value)]
         kinds = set(map(type, value)) if len(value) >= LONG else set()
         if kinds == {float}:
             numbers = torch.from_numpy(np.array(value))
@@ -166,6 +172,20 @@ class _Packer:
             self._names[dtype] = str(dtype).removeprefix("torch.")
         self._pieces[dtype].append(tensor)
         return self._names[dtype]
+
+    def _add_all(self, tensors: Sequence[Tensor]) -> tuple[list[str], list[Sequence[int]]]:
+        """Queue tensors and return the names of their dtypes, and their shapes."""
+        return list(map(self._add, tensors)), [tensor.shape for tensor in tensors]
+
+
+def _table(items: Sequence[Any]) -> list[Tensor] | None:
+    """Return the tensors of dicts that have the same names, row by row; None if it is no table."""
+    first = items[0] if len(items) > 1 else None
+    if type(first) is not dict or not all(type(i) is dict and [*i] == [*first] for i in items):
+        return None
+    tensors = [tensor for item in items for tensor in item.values()]
+    named = all(type(name) is str for name in first)
+    return tensors if named and all(map(_is_dense, tensors)) else None
 
 
 def _is_dense(value: object) -> TypeGuard[Tensor]:
@@ -211,10 +231,16 @@ class _Unpacker:
             return value
         tag, content, *shape = value
         if tag == "mapping":
-            return {self.decode(key): self.decode(item) for key, item in content}
+            items = map(self.decode, shape[0])
+            return dict(zip(map(self.decode, content), items, strict=True))
         if tag == "tensors":
-            entries = zip(content, *shape, strict=True)
-            return {name: self._take(dtype, size) for name, dtype, size in entries}
+            return dict(zip(content, self._take_all(*shape), strict=True))
+        if tag == "table":
+            names, flow = shape[0], self._take_all(*shape[1:])
+            return {self.decode(key): {name: next(flow) for name in names} for key in content}
+        if tag in ("tensors-list", "tensors-tuple"):
+            own = self._take_all(content, *shape)
+            return list(own) if tag == "tensors-list" else tuple(own)
         if tag in ("list", "tuple"):
             items = [self.decode(item) for item in content]
             return items if tag == "list" else tuple(items)
@@ -226,6 +252,9 @@ class _Unpacker:
         if tag == "array":
             return own.numpy()
         return own.tolist() if tag == "numbers-list" else tuple(own.tolist())
+
+    def _take_all(self, names: Sequence[str], shapes: Sequence[list[int]]) -> Iterator[Tensor]:
+        return map(self._take, names, shapes)
 
     def _take(self, name: str, shape: list[int]) -> Tensor:
         begin = self._places[name]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sbi_ignite.engine.state import random_states
 from sbi_ignite.exceptions import CheckpointError
-from sbi_ignite.runs.packing import pack, unpack
+from sbi_ignite.runs.packing import Packed, pack, unpack
 from tests.runs.conftest import same
 
 scalars = (
@@ -105,3 +105,32 @@ def test_what_cannot_be_saved_is_named_among_tensors():
     """Also inside a state dict."""
     with pytest.raises(CheckpointError, match=r"model\.sparse: .*Tensor"):
         pack({"model": {"dense": torch.eye(2), "sparse": torch.eye(2).to_sparse()}})
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        {0: {"a": torch.ones(2), "b": torch.zeros(3)}, 1: {"a": torch.ones(1), "b": torch.ones(3)}},
+        {0: {"a": torch.ones(2), "b": torch.zeros(3)}, 1: {"b": torch.ones(1), "a": torch.ones(3)}},
+        {0: {"a": torch.ones(2)}, 1: {"a": torch.ones(2), "b": torch.ones(1)}},
+        {0: {"a": torch.ones(2)}, 1: {"a": 3.0}},
+        {0: {}, 1: {}},
+        {0: {1: torch.ones(2)}, 1: {1: torch.ones(2)}},
+    ],
+    ids=["a table", "another order", "more columns", "a number", "no columns", "no names"],
+)
+def test_states_by_parameter_come_back_with_their_keys_and_names(states):
+    """Whether or not all parameters have the same kinds of state, and in whatever order."""
+    back = unpack(pack({"state": states}))["state"]
+    assert same(back, states)
+    assert [list(row) for row in back.values()] == [list(row) for row in states.values()]
+
+
+def test_other_objects_stay_in_memory_and_are_copies():
+    """What no file can hold is handed back as it was, and the original may change."""
+    culprit = {1, 2}
+    packed = Packed.of({"rule": [torch.eye(2), culprit]})
+    culprit.add(3)
+    back = packed.unpacked()["rule"][1]
+    back.add(4)
+    assert packed.unpacked()["rule"][1] == {1, 2}
