@@ -1,13 +1,14 @@
 """What does a checkpoint after every epoch cost?
 
 NPE with a maf on 10,000 simulations, trained in steps that are not traced, so that an epoch takes
-about 0.2 s on one core. Trainings with and without a run directory take turns; compared are the
-medians of their epochs, from the end of one epoch to the end of the next. On the single core that
-the script is meant for, the thread that writes competes with the training, so that the difference
-holds all that saving costs. Beside it stands the old way, `torch.save` of nested states and a
-rename, timed alone.
+0.1 to 0.2 s. Whole trainings differ by more than a save costs, so that epochs with and without a
+save take turns inside one training: every second epoch is saved, and timed is from the end of one
+epoch to the end of the next, which holds what is saved and written of the one before. On a single
+core (taskset -c 0) the thread that writes competes with the training, and the difference holds all
+that saving costs. Beside it stands the old way, `torch.save` of nested states and a rename, timed
+alone.
 
-    python -m benchmarks.checkpoint_cost [--rounds 5] [--epochs 15]
+    python -m benchmarks.checkpoint_cost [--rounds 5] [--epochs 60]
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from benchmarks.measuring import (
     Spread,
     Table,
     Timing,
-    alternate,
     conclude,
     options_of,
     parse,
@@ -48,12 +48,15 @@ BOUND_PERCENT, BOUND_SIZE = 2.0, 4.0
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the comparison and print it."""
     parser = options_of(__doc__, rounds=5)
-    parser.add_argument("--epochs", type=int, default=15, help="of a training, the first two apart")
+    parser.add_argument("--epochs", type=int, default=60, help="of a training")
     options = parse(parser, arguments)
     with tempfile.TemporaryDirectory() as name, timed_saves() as saves:
         folder = Path(name)
         bench = Bench(folder, options.epochs)
-        times = alternate({"without": bench.without, "with": bench.saving}, options.rounds)
+        times: dict[str, list[Timing]] = {"without": [], "with": []}
+        for _ in range(options.rounds):
+            for name, timing in bench.train().items():
+                times[name].append(timing)
         old = old_way(bench.trainer, folder)
         conclude(result_of(times, saves, old, bench.sizes()), options)
 
@@ -71,15 +74,22 @@ class Clock(Callback):
         """Note the times."""
         self.times.append((time.perf_counter(), time.process_time()))
 
-    def epoch(self) -> Timing:
-        """Return the median epoch, the first two left out."""
-        pairs = list(zip(self.times[1:], self.times[2:], strict=False))
-        walls, cpus = ([b[i] - a[i] for a, b in pairs] for i in (0, 1))
-        return Timing(statistics.median(walls), statistics.median(cpus))
+    def epochs(self) -> dict[str, Timing]:
+        """Return the median epochs after one that was saved and after one that was not."""
+        pairs = list(enumerate(zip(self.times, self.times[1:], strict=False), start=1))
+        return {
+            name: Timing(
+                *(
+                    statistics.median(b[i] - a[i] for n, (a, b) in pairs[2:] if n % 2 == rest)
+                    for i in (0, 1)
+                )
+            )
+            for name, rest in {"without": 1, "with": 0}.items()
+        }
 
 
 class Bench:
-    """Trains with and without a run directory.
+    """Trains with a run directory.
 
     Args:
         folder: For the run directories.
@@ -90,16 +100,10 @@ class Bench:
         self.trainer: Any = None
         self._folder, self._epochs, self._number = folder, epochs, 0
 
-    def without(self) -> Timing:
-        """Train without a run directory and return the median epoch."""
-        return self._train(None)
-
-    def saving(self) -> Timing:
-        """Train with a checkpoint after every epoch and return the median epoch."""
+    def train(self) -> dict[str, Timing]:
+        """Train once, with a checkpoint after every second epoch."""
         self._number += 1
-        return self._train(self._folder / f"run-{self._number}")
-
-    def _train(self, directory: Path | None) -> Timing:
+        directory = self._folder / f"run-{self._number}"
         torch.manual_seed(0)
         theta = torch.rand(SIMULATIONS, DIM_THETA)
         x = torch.cat([theta, theta.square()], dim=1) + 0.1 * torch.randn(SIMULATIONS, DIM_X)
@@ -110,9 +114,9 @@ class Bench:
             TrainConfig(max_epochs=self._epochs, seed=0, compile="off"),
             early_stopping=EarlyStopping.never(),
             callbacks=[clock],
-            checkpoint=directory and CheckpointConfig(directory, resume="never"),
+            checkpoint=CheckpointConfig(directory, every_epochs=2),
         )
-        return clock.epoch()
+        return clock.epochs()
 
     def sizes(self) -> dict[str, float]:
         """Return the files' sizes in sizes of the weights."""
@@ -127,7 +131,7 @@ def timed_saves() -> Iterator[dict[str, list[float]]]:
     """Let every save note its CPU seconds in the training's thread and in the writer's."""
     seconds: dict[str, list[float]] = {"training": [], "writer": []}
     places = (
-        (CheckpointHandler, "_epoch_completed", "training"),
+        (CheckpointHandler, "_save", "training"),
         (RunDirectory, "_write", "writer"),
     )
     originals = [getattr(owner, name) for owner, name, _ in places]

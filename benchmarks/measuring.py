@@ -237,7 +237,7 @@ class Result:
     machine: dict[str, str] = field(default_factory=lambda: machine())
 
     def __post_init__(self) -> None:
-        arguments = [word for word in sys.argv[1:] if word != "--write"]
+        arguments = _without_files(sys.argv[1:])
         self.command = self.command or " ".join(
             ["python -m", f"benchmarks.{self.script}", *arguments]
         )
@@ -256,6 +256,15 @@ class Result:
         """Read what `save` wrote."""
         content = json.loads(file.read_text())
         return cls(**{**content, "tables": [Table(**table) for table in content["tables"]]})
+
+
+def _without_files(arguments: Sequence[str]) -> list[str]:
+    """Return a command line without what says where results go."""
+    pairs = zip([None, *arguments], arguments, strict=False)
+    return [word for before, word in pairs if before != "--json" and word not in _WHERE_TO]
+
+
+_WHERE_TO = ("--json", "--write")
 
 
 def conclude(
