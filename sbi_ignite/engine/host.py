@@ -32,8 +32,8 @@ class Host:
         parts: More objects with a state, saved and continued with the training.
         on_epoch_end: Called after validation, before any rule is asked, with the time at which the
             epoch started (seconds since 1970).
-        keep_snapshot: Receives a snapshot of the last weights after every epoch and at the end,
-            from which a later call can go on, also after an exception.
+        keep_snapshot: Receives snapshots of ends of epochs, the last one among them, from which a
+            later call can go on, also after an exception; see `Snapshots`.
         loggers: Loggers besides those that the settings name.
         identity: What `keep_identity` received in the round before; loggers go on with its runs.
         keep_identity: Receives what a later round needs to log to the same runs.

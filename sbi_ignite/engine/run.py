@@ -235,7 +235,7 @@ def run_training(
                 )
 
         state.stop("max_epochs" if state.epoch >= budget else "callback")
-        snapshots.keep()
+        snapshots.conclude()
         files.finish()
         if averages is not None:
             averages.show()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any, Protocol
@@ -103,13 +104,19 @@ def _as_tuple(value: Any) -> Any:
     return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
 
 
+SECONDS_BETWEEN = 0.25
+"""The most that an exception undoes of a training that goes on in the same process: keeping every
+epoch would take one percent of a short one, and what is trained again comes out the same."""
+
+
 class Snapshots:
     """Takes snapshots of a training, at most one at any moment.
 
     Args:
         parts: The parts of the training that remember something.
         state: The training's numbers.
-        keep: Receives a snapshot after every epoch; attach it behind what changes at its end.
+        keep: Receives snapshots of ends of epochs: of the first, of the last, and in between of one
+            after every `SECONDS_BETWEEN`; and all that others ask for.
         extra: More to save, which `restore` does not put back.
     """
 
@@ -124,16 +131,17 @@ class Snapshots:
         self._extra = dict(extra or {})
         self._latest: Snapshot | None = None
         self._moment = (-1, -1)
+        self._due = 0.0
 
     def attach(self, engine: Engine) -> None:
-        """Listen to the training engine."""
+        """Listen to the training engine; attach it behind what changes at the end of an epoch."""
         if self._keep is not None:
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self.keep)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
-    def keep(self) -> None:
-        """Hand a snapshot to whoever wants to keep it."""
+    def conclude(self) -> None:
+        """Let the end of the training be kept."""
         if self._keep is not None:
-            self._keep(self.take())
+            self.take()
 
     def take(self) -> Snapshot:
         """Return the training as it stands."""
@@ -142,4 +150,11 @@ class Snapshots:
             extra = {name: part.state_dict() for name, part in self._extra.items()}
             self._latest = Snapshot.of({**states_of(self._parts), **extra}, self._latest)
             self._moment = moment
+            if self._keep is not None:
+                self._keep(self._latest)
+            self._due = time.monotonic() + SECONDS_BETWEEN
         return self._latest
+
+    def _epoch_completed(self) -> None:
+        if time.monotonic() >= self._due:
+            self.take()

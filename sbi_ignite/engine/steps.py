@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,11 +56,11 @@ class TrainStep:
     def __call__(self, engine: Engine, batch: Any) -> StepOutput:
         """Take one step and return the losses' sum."""
         self.optimizer.zero_grad()
-        batch = convert_tensor(batch, device=self.device)
+        batch = on_device(batch, self.device)
         with _translated_errors(engine, self.now, batch):
             losses, backward = self.gradients(batch)
         output = self.summed(losses, batch)
-        if not np.isfinite(output.loss_sum):
+        if not math.isfinite(output.loss_sum):
             raise non_finite_loss(engine, self.now(), batch, losses)
         backward()
         engine.fire_event(TrainingEvents.BACKWARD_COMPLETED)
@@ -89,13 +90,21 @@ class ValidationStep:
 
     def __call__(self, engine: Engine, batch: Any) -> StepOutput:
         """Return the losses' sum."""
-        batch = convert_tensor(batch, device=self.device)
+        batch = on_device(batch, self.device)
         with torch.no_grad():
             losses = self.loss(self.model, batch)
         output = self.summed(losses, batch)
-        if self.refuse_non_finite and not np.isfinite(output.loss_sum):
+        if self.refuse_non_finite and not math.isfinite(output.loss_sum):
             raise non_finite_loss(engine, self.now(), batch, losses)
         return output
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """Return a batch of any structure with its tensors on a device."""
+    # What comes from our own loaders is there already, and need not be built anew.
+    if type(batch) is tuple and all(isinstance(t, Tensor) and t.device == device for t in batch):
+        return batch
+    return convert_tensor(batch, device=device)
 
 
 def summed(losses: Tensor, batch: Any) -> StepOutput:

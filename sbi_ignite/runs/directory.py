@@ -48,8 +48,8 @@ from sbi_ignite.runs.files import (
     write_whole,
 )
 from sbi_ignite.runs.lock import Lock
-from sbi_ignite.runs.packing import Packed, pack, unpack
-from sbi_ignite.runs.snapshot import BEST, Snapshot, from_file
+from sbi_ignite.runs.packing import pack, unpack
+from sbi_ignite.runs.snapshot import BEST, BestCopy, Snapshot, from_file
 
 _ADVICE = (
     'Start with resume="never", which moves the old files aside, or in another directory; or put '
@@ -100,7 +100,7 @@ class RunDirectory:
         self._writing: Future[None] | None = None
         self._warned = False
         self._damaged: set[Path] = set()
-        self._last_best: Packed | None = None
+        self._last_best: BestCopy | None = None
         self._known_best: _KnownBest | None = None
         self._references: dict[str, str | None] = {}
         self._read_identity()
@@ -474,7 +474,7 @@ class RunDirectory:
         if snapshot.best is not None and snapshot.best is self._last_best:
             best = self._digest_of_unchanged_best()
         elif snapshot.best is not None:
-            best = self._put_best(snapshot.best.for_file(), snapshot.best_epoch, {})
+            best = self._put_best(snapshot.best.packed.for_file(), snapshot.best.epoch, {})
         self._last_best = snapshot.best
         header = Header("checkpoint", self.run, epoch, iteration, best)
         path = self.path / f"checkpoint-{iteration:09d}.pt"

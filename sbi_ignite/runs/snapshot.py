@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from typing_extensions import Self
@@ -13,6 +14,23 @@ from sbi_ignite.runs.packing import Packed, unpack
 
 BEST = "best_weights"
 """Name under which the states hold {"weights": ..., "epoch": ..., "loss": ...}."""
+
+
+class BestCopy:
+    """The best weights of a training.
+
+    Args:
+        weights: A state dict that nobody changes until `packed` has been asked.
+        epoch: Their epoch.
+    """
+
+    def __init__(self, weights: Mapping[str, Any], epoch: int) -> None:
+        self.weights, self.epoch = weights, epoch
+
+    @cached_property
+    def packed(self) -> Packed:
+        """The copy that goes into a file, made when it is first asked for."""
+        return Packed.of({"weights": self.weights})
 
 
 @dataclass(frozen=True)
@@ -24,8 +42,6 @@ class Snapshot:
     Attributes:
         packed: All states but the best weights.
         best: The best weights; None if there are none.
-        best_epoch: Epoch of the best weights.
-        source: The mapping that `best` is a copy of.
         words: Plain data that was added.
 
     Example:
@@ -34,9 +50,7 @@ class Snapshot:
     """
 
     packed: Packed
-    best: Packed | None = None
-    best_epoch: int = 0
-    source: Mapping[str, Any] | None = None
+    best: BestCopy | None = None
     words: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -45,21 +59,18 @@ class Snapshot:
 
         Args:
             states: Names and states, see `Packed.of`; `states["best_weights"]["weights"]` are the
-                best weights.
-            before: An earlier snapshot, whose copy of the best weights is taken where they are the
-                same mapping.
+                best weights, a mapping that is replaced, never changed.
+            before: An earlier snapshot, whose best weights are taken where they are the same
+                mapping.
         """
         best = states.get(BEST) or {}
         weights = best.get("weights")
         if weights is None:
             return cls(Packed.of(states))
-        known = before.best if before is not None and weights is before.source else None
-        return cls(
-            Packed.of({**states, BEST: {**best, "weights": None}}),
-            known or Packed.of({"weights": weights}),
-            best.get("epoch", 0),
-            weights,
-        )
+        known = None if before is None else before.best
+        if known is None or known.weights is not weights:
+            known = BestCopy(weights, best.get("epoch", 0))
+        return cls(Packed.of({**states, BEST: {**best, "weights": None}}), known)
 
     def with_words(self, **words: Any) -> Self:
         """Return the same with more states of plain data.
@@ -70,21 +81,21 @@ class Snapshot:
         return dataclasses.replace(self, words={**self.words, **words})
 
     def states(self) -> dict[str, Any]:
-        """Return a copy of the states."""
+        """Return a copy of the states, and the best weights themselves."""
         states = {**self.packed.unpacked(), **self.words}
         if self.best is not None:
-            states[BEST] = {**states[BEST], **self.best.unpacked()}
+            states[BEST] = {**states[BEST], "weights": self.best.weights}
         return states
 
     def require_savable(self) -> None:
-        """See that files can hold it.
+        """Copy what is not copied yet, and see that files can hold it all.
 
         Raises:
             CheckpointError: If it holds something that cannot be saved.
         """
         self.packed.require_savable()
         if self.best is not None:
-            self.best.require_savable()
+            self.best.packed.require_savable()
 
     def for_file(self) -> dict[str, Any]:
         """Return all but the best weights, as `from_file` takes it."""
