@@ -60,7 +60,9 @@ def persistence(
         )
         manifest.update(host.manifest)
     if settings.checkpoint is None:
-        yield NoPersistence(method, manifest, parts, host.resume_from)
+        # There is nothing to continue from, but what is logged ends with the right status.
+        signals = StopOnSignals(state, ("SIGTERM",) if settings.logging else ())
+        yield NoPersistence(method, manifest, parts, host.resume_from, signals)
         return
     path = host.directory or settings.checkpoint.directory
     with RunDirectory.open(path, settings.checkpoint.keep_last) as directory:
@@ -86,6 +88,7 @@ class NoPersistence:
         manifest: What the training is about.
         parts: The parts of the training that remember something.
         found: Snapshot of an earlier call; None for a fresh training.
+        signals: The signals that end the training cleanly.
     """
 
     path: Path | None = None
@@ -96,12 +99,14 @@ class NoPersistence:
         manifest: Mapping[str, Any],
         parts: Mapping[str, Stateful],
         found: Mapping[str, Any] | None,
+        signals: StopOnSignals,
     ) -> None:
         self.method, self.manifest, self.found = method, manifest, found
-        self._parts = parts
+        self._parts, self._signals = parts, signals
 
     def attach(self, engine: Engine) -> None:
-        """Save nothing."""
+        """Save nothing, and look out for signals."""
+        self._signals.attach(engine)
 
     def resume(self) -> None:
         """Bring all parts to where the snapshot stood."""
@@ -110,14 +115,20 @@ class NoPersistence:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Let the training run."""
-        yield
+        """Hold signals off for the time of the training."""
+        with self._signals:
+            yield
 
     def finish(self) -> None:
         """Save nothing."""
 
     def conclude(self, summary: TrainingSummary) -> None:
-        """Write nothing."""
+        """Write nothing, and pass on the signal that ended the training.
+
+        Raises:
+            SystemExit: If SIGTERM ended it, with the shell's exit code for it.
+        """
+        self._signals.pass_on()
 
 
 class Persistence:
@@ -230,11 +241,7 @@ class Persistence:
         self._note_end(
             "complete" if summary.complete else "interrupted", stop_reason=summary.stop_reason
         )
-        if self._signals.received is None:
-            return
-        if self._signals.received.name == "SIGINT":
-            raise KeyboardInterrupt
-        raise SystemExit(self._signals.exit_code)
+        self._signals.pass_on()
 
     @property
     def path(self) -> Path | None:

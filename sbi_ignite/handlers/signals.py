@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -17,27 +18,41 @@ NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
 
 
 class StopOnSignals:
-    """End training after the current batch when SIGTERM, SIGUSR1 or Ctrl-C arrives.
+    """End training after the current batch when a signal arrives: SIGTERM, SIGUSR1 or Ctrl-C.
 
     While the context is entered, the first signal only sets a flag; a second Ctrl-C raises
     KeyboardInterrupt at once. Off the main thread, where python takes no signals, nothing happens.
 
     Args:
         state: Where the request to stop is made.
+        names: The signals.
 
     Attributes:
         received: The signal that came, None without any.
     """
 
-    def __init__(self, state: TrainingState) -> None:
+    def __init__(self, state: TrainingState, names: Sequence[str] = NAMES) -> None:
         self.received: signal.Signals | None = None
-        self._state = state
+        self._state, self._names = state, names
         self._originals: dict[signal.Signals, Any] = {}
 
     @property
     def exit_code(self) -> int | None:
         """Exit code by which shells tell the signal that came; None without any."""
         return None if self.received is None else 128 + self.received
+
+    def pass_on(self) -> None:
+        """End the process as the signal would have done, if one came.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C.
+            SystemExit: After another signal, with the shell's exit code for it.
+        """
+        if self.received is None:
+            return
+        if self.received.name == "SIGINT":
+            raise KeyboardInterrupt
+        raise SystemExit(self.exit_code)
 
     def attach(self, engine: Engine) -> None:
         """Look at the flag after every batch and after every validation."""
@@ -47,7 +62,7 @@ class StopOnSignals:
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self
-        for name in NAMES:
+        for name in self._names:
             number = getattr(signal, name, None)
             # A handler that C code installed (None) cannot be put back, and is left alone.
             if number is not None and signal.getsignal(number) is not None:

@@ -53,6 +53,7 @@ class Loggers:
         self._info = RunInfo()
         self._sent = 0
         self._iterations = 0
+        self._rate = math.nan
 
     @property
     def shows_progress(self) -> bool:
@@ -74,6 +75,7 @@ class Loggers:
         if self.backends:
             engine.add_event_handler(TrainingEvents.VALIDATED, self._log_epochs)
         if any(backend.every_n_iterations for backend in self.backends):
+            engine.add_event_handler(Events.ITERATION_STARTED, self._note_rate)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._log_iteration)
 
     def start(self, info: RunInfo) -> None:
@@ -187,6 +189,10 @@ class Loggers:
             patience_left=None if patience is None else max(patience - fruitless, 0),
         )
 
+    def _note_rate(self) -> None:
+        """Remember the rate of the coming step, which schedules change after it."""
+        self._rate = self._state.learning_rate if self._state is not None else math.nan
+
     def _log_iteration(self, engine: Engine) -> None:
         """Tell those that ask the running loss of the last batch."""
         self._iterations = self._info.first_iteration + engine.state.iteration
@@ -196,7 +202,7 @@ class Loggers:
         output: Any = engine.state.output
         values = {
             "iteration_loss": output.loss_sum / max(output.rows, 1),
-            "iteration_learning_rate": self._state.learning_rate,
+            "iteration_learning_rate": self._rate,
         }
         for backend in asked:
             self._call(backend, backend.log_iteration, self._iterations, values)

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import sbi_ignite.loggers
-from sbi_ignite import LoggingConfig, TrainingSummary
+from sbi_ignite import LoggingConfig, TrainConfig, TrainingSummary, run_training
 from sbi_ignite.loggers import EPOCH_METRICS, Backend, Memory
 from sbi_ignite.loggers.make import BACKENDS
 from tests.loggers import read
@@ -256,3 +257,29 @@ def test_all_of_our_backends_speak_the_same_words() -> None:
         backend = backend_class(name)(run_name="r", tags=["t"], every_n_iterations=3)
         assert isinstance(backend, Backend)
         assert (backend.run_name, backend.tags, backend.every_n_iterations) == ("r", {"t": ""}, 3)
+
+
+def test_the_rate_of_an_iteration_is_the_one_of_its_step() -> None:
+    """A schedule that moves after every step has not moved yet."""
+
+    def scheduler(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.OneCycleLR:
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=7)
+
+    alone = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+    expected, schedule = [], scheduler(alone)
+    for _ in range(6):
+        expected.append(alone.param_groups[0]["lr"])
+        alone.step()
+        schedule.step()
+    model, memory = torch.nn.Linear(2, 1), Memory(every_n_iterations=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    run_training(
+        TrainConfig(max_epochs=2),
+        model,
+        lambda model, batch: model(batch).square().mean(dim=1),
+        [torch.randn(4, 2)] * 3,
+        optimizer=optimizer,
+        scheduler=scheduler(optimizer),
+        logging=memory,
+    )
+    assert [row["iteration_learning_rate"] for row in memory.iterations] == expected

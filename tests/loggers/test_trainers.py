@@ -315,8 +315,7 @@ def _status(folder: Path) -> str | None:
     return rows[0][0] if rows else None
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("checkpoint", [None, "run"])
+@pytest.mark.parametrize("checkpoint", [None, pytest.param("run", marks=pytest.mark.slow)])
 def test_sigterm_closes_the_runs_as_killed(checkpoint: str | None, tmp_path: Path) -> None:
     """With and without a run directory; what was logged before is readable."""
     ended = _script(signal.SIGTERM, PLACES, checkpoint)
@@ -327,6 +326,5 @@ def test_sigterm_closes_the_runs_as_killed(checkpoint: str | None, tmp_path: Pat
     for name in PLACES:
         epochs, _ = _held(tmp_path, name)
         assert epochs[:3] == [1, 2, 3], name
-    if checkpoint is not None:
-        last = (tmp_path / "j" / "metrics.jsonl").read_text().splitlines()[-1]
-        assert '"status": "killed"' in last
+    last = (tmp_path / "j" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert '"status": "killed"' in last
