@@ -108,6 +108,7 @@ class Compiler:
         rules = TracingRules(
             after=0 if on_request else STEPS_BEFORE_TRACING,
             record_twice=on_request,
+            must_pay=not on_request,
             every_step=self._watchful,
             capture=self._mode == "cuda_graph",
         )

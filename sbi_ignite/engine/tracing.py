@@ -8,7 +8,10 @@ afterwards. Because both are equal, a training may change from one to the other 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,6 +47,8 @@ class TracingRules:
         proofs: Batches on which a recording must give what the eager computation gives.
         record_twice: Record on two batches and compare, which shows Python state that changes from
             batch to batch, wherever it is kept.
+        must_pay: Give recordings up that are not faster than the eager computation was, as with
+            networks whose time goes into large convolutions.
         every_step: Look for changes of the network before every step, not only every epoch.
         capture: Let recordings run as CUDA graphs.
     """
@@ -51,6 +56,7 @@ class TracingRules:
     after: int
     proofs: int = 3
     record_twice: bool = False
+    must_pay: bool = False
     every_step: bool = False
     capture: bool = False
 
@@ -67,6 +73,8 @@ class _Shape:
     guarded: bool = False
     proofs: int = 0
     misses: int = 0
+    eager_seconds: float = math.inf
+    replayed_seconds: float = math.inf
 
 
 class Tracing:
@@ -150,9 +158,11 @@ class Tracing:
         except NotTraceable as reason:
             self._give_up(str(reason))
         before, python_before = _State(self.model), Fingerprint(*self._roots)
-        outputs = eager()
+        with _timed(leaves) as seconds:
+            outputs = eager()
         if outputs is None or not self._active:
             return
+        shape.eager_seconds = min(shape.eager_seconds, *seconds)
         after, python_after = _State(self.model), Fingerprint(*self._roots)
         try:
             if python_before != python_after:
@@ -188,12 +198,17 @@ class Tracing:
             self._check(shape)
             shape.run = CudaGraph(graph, tensors) if self.rules.capture else graph
             before.restore()
-        replayed = _run(shape, leaves)
+        with _timed(leaves) as seconds:
+            replayed = _run(shape, leaves)
         if replayed is None:
             raise NotTraceable("decisions inside it depend on the values in a batch")
         if not all(map(_same_bits, outputs, replayed)) or not after.same(_State(self.model)):
             raise NotTraceable("the recording differs from the eager computation")
         shape.proofs += 1
+        shape.replayed_seconds = min(shape.replayed_seconds, *seconds)
+        proven = shape.proofs == self.rules.proofs
+        if proven and self.rules.must_pay and shape.replayed_seconds > shape.eager_seconds:
+            raise NotTraceable("its recording is not faster")
 
     def _check(self, shape: _Shape) -> None:
         """Refuse recordings that could not be taken back, or that depend on what is not known."""
@@ -383,6 +398,18 @@ class _State:
     def same_outside_torch(self, other: _State) -> bool:
         """Return whether the generators of python and numpy are in the same state."""
         return all(_equal(self._random[of], other._random[of]) for of in ("python", "numpy"))
+
+
+@contextmanager
+def _timed(leaves: Sequence[Any]) -> Iterator[list[float]]:
+    """Note how many seconds the block takes, the work of a batch's devices included."""
+    devices = {leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_cuda}
+    seconds: list[float] = []
+    began = time.perf_counter()
+    yield seconds
+    for device in devices:
+        torch.cuda.synchronize(device)
+    seconds.append(time.perf_counter() - began)
 
 
 def _own(model: nn.Module) -> list[Tensor]:

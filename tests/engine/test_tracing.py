@@ -6,6 +6,7 @@ import copy
 import pickle
 import random
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sbi_ignite import SbiIgniteWarning, TrainConfig, run_training
-from sbi_ignite.engine import compiling
+from sbi_ignite.engine import compiling, tracing
 from sbi_ignite.engine.graphs import record
 from sbi_ignite.engine.reachable import Fingerprint
-from sbi_ignite.engine.tracing import Tracing
+from sbi_ignite.engine.tracing import TracedLosses, Tracing, TracingRules
 from sbi_ignite.engine.watching import NotTraceable, watched
 from tests.small import SBI_WARNS, ready, same, train, weights
 
@@ -590,3 +591,34 @@ def test_weights_of_traced_trainings_are_plain(early):
     trainer = train(ready(), TrainConfig(max_epochs=6, batch_size=30))
     assert all(type(value) is torch.Tensor for value in weights(trainer).values())
     assert all(p.grad is None for p in trainer._neural_net.parameters())
+
+
+@pytest.mark.parametrize("seconds", [2.0, 0.5])
+@pytest.mark.parametrize("must_pay", [True, False])
+def test_a_recording_that_is_not_faster_is_given_up(seconds, must_pay, monkeypatch):
+    """Where it was not asked for; eager batches take a second each, by a made-up clock."""
+    replayed = []
+
+    @contextmanager
+    def timed(leaves):
+        before, found = len(replayed), []
+        yield found
+        found.append(seconds if len(replayed) > before else 1.0)
+
+    def run(*args):
+        replayed.append(1)
+        return original(*args)
+
+    original = tracing._run
+    monkeypatch.setattr(tracing, "_run", run)
+    monkeypatch.setattr(tracing, "_timed", timed)
+    reasons, model = [], nn.Linear(2, 1)
+    rules = TracingRules(after=0, must_pay=must_pay)
+    traced = Tracing(model, (), rules, lambda: 0, reasons.append)
+    losses = TracedLosses(squared, traced)
+    with torch.no_grad():
+        for batch in BATCHES * 2:
+            losses(model, batch)
+    given_up = must_pay and seconds > 1
+    assert reasons == (["its recording is not faster"] if given_up else [])
+    assert len(replayed) == (rules.proofs if given_up else len(BATCHES * 2))
