@@ -13,6 +13,7 @@ installed is named and left out.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -36,6 +37,19 @@ from sbi_ignite import EarlyStopping, TrainConfig
 PEERS = ("flowjax", "lampe", "bayesflow")
 STEPS = "step"
 """Name of the timing of single steps among what a peer is asked for."""
+
+
+def save_pairs(file: Path, pairs: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> None:
+    """Write pairs (theta, x) to train on and to judge with, as `peers_own.py` reads them."""
+    names = ("theta", "x", "new_theta", "new_x")
+    values = (tensor.numpy() for tensor in (*pairs, *held_out))
+    np.savez(file, **dict(zip(names, values, strict=True)))
+
+
+def options_of_peers(parser: argparse.ArgumentParser) -> None:
+    """Add what scripts need to know that compare with peers."""
+    parser.add_argument("--python", default=sys.executable, help="python that has the peers")
+    parser.add_argument("--max-seconds", type=float, default=600.0, help="budget of a training")
 
 
 def peer(options: Any, name: str, what: str, data: Path) -> dict[str, Any]:
@@ -80,6 +94,10 @@ def sbi_and_ours(
         "sbi_ignite, typed form": (
             sbi_ignite.inference,
             lambda trainer: trainer.train(TrainConfig(max_time=options.max_seconds)),
+        ),
+        "sbi_ignite, fast recipe": (
+            sbi_ignite.inference,
+            lambda trainer: trainer.train(TrainConfig.fast(max_time=options.max_seconds)),
         ),
     }
     found = {}
@@ -130,12 +148,11 @@ def our_step(rounds: int) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> Result:
     """Measure and show."""
     parser = options_of(__doc__)
-    parser.add_argument("--python", default=sys.executable, help="python that has the peers")
+    options_of_peers(parser)
     parser.add_argument("--peers", nargs="*", default=list(PEERS))
     parser.add_argument("--tasks", nargs="*", default=["two_moons", "slcp"])
     parser.add_argument("--simulations", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-seconds", type=float, default=600.0, help="budget of a training")
     options = parse(parser, arguments)
     numbers: dict[str, Any] = {"trainings": {}, "steps": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -144,15 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> Result:
             task = JUDGED[task_name]
             pairs = task.pairs(options.simulations, options.seed)
             held_out = task.pairs(10_000, options.seed + 1)
-            np.savez(
-                data,
-                **{
-                    n: v.numpy()
-                    for n, v in zip(
-                        ("theta", "x", "new_theta", "new_x"), (*pairs, *held_out), strict=True
-                    )
-                },
-            )
+            save_pairs(data, pairs, held_out)
             found = sbi_and_ours(task, pairs, held_out, options)
             found |= {name: peer(options, name, "train", data) for name in options.peers}
             numbers["trainings"][task_name] = found

@@ -18,6 +18,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import Result, Table, conclude, options_of, parse
+from benchmarks.peers import PEERS, options_of_peers, peer, save_pairs
 from benchmarks.tasks import FIRST_TUNING_SEED, JUDGED, TUNING
-from benchmarks.training_curves import METHODS, Cell
+from benchmarks.training_curves import HELD_OUT, HELD_OUT_SEED, METHODS, Cell
 from sbi_ignite.settings.recipe import fast
 
 SPEED_MEAN, SPEED_LEAST = 8.0, 1.5
@@ -194,6 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = [records[key_of(asdict(c))] for c in cells if key_of(asdict(c)) in records]
     missing = [cell for cell in cells if key_of(asdict(cell)) not in records]
     result = result_of(chosen, missing)
+    if options.peers:
+        compare_with_peers(result, options)
     result.notes += options.notes.read_text().splitlines() if options.notes else []
     conclude(result, options, figure)
 
@@ -210,6 +214,10 @@ def _options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cache", type=Path, default=Path("time_to_quality.jsonl"))
     parser.add_argument("--notes", type=Path, help="a file with lines for the page")
+    parser.add_argument(
+        "--peers", nargs="*", default=[], help=f"packages beside NPE's cells: {', '.join(PEERS)}"
+    )
+    options_of_peers(parser)
     parser.add_argument("--cached", action="store_true", help="report what the cache has, no more")
     return parser
 
@@ -263,6 +271,34 @@ def commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
+
+
+def compare_with_peers(result: Result, options: argparse.Namespace) -> None:
+    """Add a table of what peers, with their documented defaults, make of the same simulations."""
+    rows, found = [], []
+    for record in result.numbers["records"]:
+        if record["method"] != "npe_maf":
+            continue
+        name = f"{record['task']} {record['budget']:,}, seed {record['seed']}"
+        for side in ("sbi", "fast"):
+            own = record[side]
+            rows.append([name, f"{side}, NPE maf", f"{own['wall']:.1f}", f"{own['loss']:.3f}"])
+        task = JUDGED[record["task"]]
+        with tempfile.TemporaryDirectory() as folder:
+            data = Path(folder) / "pairs.npz"
+            pairs = task.pairs(record["budget"], record["seed"])
+            save_pairs(data, pairs, task.pairs(HELD_OUT, HELD_OUT_SEED))
+            for package in options.peers:
+                theirs = peer(options, package, "train", data)
+                found.append({"cell": name, "package": package, **theirs})
+                if "missing" not in theirs:
+                    nats = f"{theirs['nats']:.3f}"
+                    rows.append([name, package, f"{theirs['seconds']:.1f}", nats])
+    header = ("cell", "trained by", "training, s", "held-out nats")
+    result.tables.append(Table(header, rows, "Beside peers with their documented defaults"))
+    result.numbers["peers"] = found
+    missing = {f["package"]: f["missing"] for f in found if "missing" in f}
+    result.notes += [f"{name} did not run here: {reason}" for name, reason in missing.items()]
 
 
 # --- reporting
