@@ -9,12 +9,15 @@ traced; the table says by how many seconds the epoch with the tracing exceeds a 
 
 The bare loops are the floor: the same batches, loss, gradients and optimizer without engine,
 handlers, rules and loggers. "data" is the time of one pass over all batches with nothing done.
+Where a goal is missed, a profile of the typed form's epoch shows what takes its time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import operator
 import threading
 import time
 import warnings
@@ -410,7 +413,50 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def profile(cell: Cell, options: Any) -> list[tuple[str, float, int]]:
+    """Return the operations of a typed form's epoch: name, share of its time, calls."""
+    from torch.profiler import profile as profiled
+
+    inference, way = WAYS["typed form"]
+    trainer = make_trainer(cell, inference, options.rows, options.device)
+    steps = -(-cell.rows(options.rows) * 9 // (10 * options.batch_size))
+    epochs, found = itertools.count(1), profiled()
+
+    def epoch_ends() -> None:
+        epoch = next(epochs)
+        if epoch == WARM_UP + STEPS_BEFORE_TRACING // steps + 1:
+            found.start()
+        elif epoch == WARM_UP + STEPS_BEFORE_TRACING // steps + 2:
+            found.stop()
+            raise _EnoughError
+
+    with _quiet(), contextlib.suppress(_EnoughError):
+        way(trainer, options.batch_size, epoch_ends)
+    events = [e for e in found.key_averages() if e.self_cpu_time_total > 0]
+    total = sum(event.self_cpu_time_total for event in events)
+    events.sort(key=lambda event: -event.self_cpu_time_total)
+    return [(e.key, e.self_cpu_time_total / total, e.count) for e in events]
+
+
 # --- showing
+
+
+def missed(measured: Measured, cell: Cell) -> bool:
+    """Return whether a goal was not reached."""
+    forms = [form for form in ("sbi form", "typed form") if {"sbi", form} <= measured.times.keys()]
+    faster = [ratios(measured.times["sbi"], measured.times[form]).median for form in forms]
+    return cell.goal is not None and any(map(operator.lt, faster, cell.goal))
+
+
+def profiles_table(profiles: dict[str, list[tuple[str, float, int]]]) -> Table:
+    """Return what takes the time where a goal was missed."""
+    rows = [
+        [name, event, f"{100 * share:.0f} %", str(calls)]
+        for name, events in profiles.items()
+        for event, share, calls in events[:8]
+    ]
+    header = ["", "operation", "of the epoch", "calls"]
+    return Table(header, rows, "Where goals were missed: a typed form's epoch, by operation")
 
 
 def compared(found: dict[str, Measured], cells: dict[str, Cell]) -> Table:
@@ -511,14 +557,17 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), help=", ".join(WAYS))
     options = parse(parser, arguments)
     cells = {name: CELLS[name] for name in options.cells}
-    found = {}
+    found, profiles = {}, {}
     for name, cell in cells.items():
         found[name] = measure(cell, options)
         print(f"{name}: {_summary(found[name])}", flush=True)
+        if missed(found[name], cell):
+            profiles[name] = profile(cell, options)
+    tables = [profiles_table(profiles)] if profiles else []
     result = Result(
         "epoch_time",
         (__doc__ or "").splitlines()[0],
-        [compared(found, cells), above_the_floor(found)],
+        [compared(found, cells), above_the_floor(found), *tables],
         [f"{options.rows} rows (second round: 2,000 + 2,000), batches of {options.batch_size}."],
         _numbers(found),
     )
