@@ -31,7 +31,7 @@ class History:
         training_loss: Mean loss over the rows of the epoch, in nats for density estimators.
         validation_loss: Mean loss over the validation rows after the epoch.
         learning_rate: Rate of the first parameter group during the epoch's last step.
-        gradient_norm: Mean total gradient norm before clipping; NaN where it was not measured.
+        gradient_norm: Mean total gradient norm before clipping; NaN where it could not be measured.
         epoch_durations_sec: Wall-clock seconds of training and validation.
     """
 

@@ -23,7 +23,7 @@ class TrainingSummary:
         training_loss: One value per epoch, likewise the four below.
         validation_loss: NaN throughout where there was no validation data.
         learning_rate: Rate of the first parameter group.
-        gradient_norm: Mean norm before clipping; NaN where it was not measured.
+        gradient_norm: Mean norm before clipping; NaN where it could not be measured.
         epoch_durations_sec: Seconds of training and validation.
         stop_reason: "patience", "lr_threshold", "max_epochs", "time_limit", "signal", "rule" or
             "callback".

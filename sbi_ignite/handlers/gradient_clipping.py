@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from sbi_ignite.handlers.events import TrainingEvents
 
@@ -21,7 +21,7 @@ class GradientClipping:
 
     Args:
         parameters: The parameters whose gradients count.
-        max_norm: Largest total norm that is left alone; None clips and measures nothing.
+        max_norm: Largest total norm that is left alone; None measures and clips nothing.
         flat_gradient: Returns all gradients as one tensor, whose norm is found faster, or None.
 
     Example:
@@ -45,8 +45,6 @@ class GradientClipping:
 
     def attach(self, engine: Engine) -> None:
         """Clip after every backward pass of `engine`."""
-        if self.max_norm is None:
-            return
         engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
         engine.add_event_handler(TrainingEvents.BACKWARD_COMPLETED, self._clip)
 
@@ -59,20 +57,25 @@ class GradientClipping:
         self._norms, self._steps = 0.0, 0
 
     def _clip(self) -> None:
-        assert self.max_norm is not None
         gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if self.max_norm is None and any(g.layout != torch.strided for g in gradients):
+            return  # torch takes no norm of sparse ones, and nobody asked for it
         # The sum stays on the device: reading it here would wait for the device in every step.
         if self._on_cpu and gradients:
             self._norms = self._norms + self._clip_on_cpu(gradients, self.max_norm)
+        elif self.max_norm is None:
+            self._norms = self._norms + get_total_norm(gradients)
         else:
             self._norms = self._norms + clip_grad_norm_(self._parameters, max_norm=self.max_norm)
         self._steps += 1
 
     @torch.no_grad()
-    def _clip_on_cpu(self, gradients: list[Tensor], max_norm: float) -> Tensor:
+    def _clip_on_cpu(self, gradients: list[Tensor], max_norm: float | None) -> Tensor:
         """Return the total norm; gradients are only touched when it is too large."""
         flat = self._flat_gradient()
         norm = _total_norm(gradients) if flat is None else torch.linalg.vector_norm(flat)
+        if max_norm is None:
+            return norm
         factor = max_norm / (norm + 1e-6)
         if not factor >= 1.0:  # NaN scales too, as in torch
             for gradient in gradients:

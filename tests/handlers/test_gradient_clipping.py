@@ -72,11 +72,24 @@ def test_it_clips_where_torch_would_begin_to():
         assert all(torch.equal(a.grad, b.grad) for a, b in zip(expected, ours, strict=True))
 
 
-def test_without_a_largest_norm_nothing_is_touched():
-    ours = parameters(scale=1e9)
-    before = [p.grad.clone() for p in ours]
-    clip(GradientClipping(ours, None))
-    assert all(torch.equal(p.grad, b) for p, b in zip(ours, before, strict=True))
+@pytest.mark.parametrize("name", CASES)
+def test_without_a_largest_norm_it_is_measured_and_nothing_is_touched(name):
+    ours = parameters(**CASES[name])
+    before = [None if p.grad is None else p.grad.clone() for p in ours]
+    clipping = GradientClipping(ours, None)
+    clip(clipping)
+    for parameter, gradient in zip(ours, before, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=0, equal_nan=True)
+    norm = float(clip_grad_norm_(ours, 5.0))
+    assert clipping.mean_norm == pytest.approx(norm, abs=0, rel=0, nan_ok=True)
+
+
+def test_sparse_gradients_are_left_alone_where_nobody_clips():
+    parameter = nn.Parameter(torch.ones(3, 2))
+    parameter.grad = torch.eye(3, 2).to_sparse()
+    clipping = GradientClipping([parameter], None)
+    clip(clipping)
+    assert math.isnan(clipping.mean_norm)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 30.0])
