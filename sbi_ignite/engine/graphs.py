@@ -85,9 +85,14 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
     Raises:
         NotTraceable: If TorchScript does not know an operation.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx  # takes its time to import
+    # They take their time to import.
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
 
-    with _ONE_AT_A_TIME:
+    # Without a mode for all, make_fx makes one for every value, which doubles its time.
+    context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
+    with _ONE_AT_A_TIME, tracing(context):
         module = make_fx(function)(*inputs)
     graph = module.graph
     _remove_detach(graph)
