@@ -56,6 +56,8 @@ class StopOnSignals:
 
     def attach(self, engine: Engine) -> None:
         """Look at the flag after every batch and after every validation."""
+        if not self._names:
+            return
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
