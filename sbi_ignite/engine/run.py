@@ -219,7 +219,7 @@ def run_training(
         resumed_from = state.epoch
         budget = epochs_to_train(config, schedulers)
         stopping.ask_before_training()
-        loggers.start(_run_info(settings, host, files, state, rules))
+        loggers.start(_run_info(settings, host, files, state, rules, budget))
         users.on_train_start()
 
         with (
@@ -283,6 +283,7 @@ def _run_info(
     files: Persistence | NoPersistence,
     state: TrainingState,
     rules: Sequence[Rule],
+    budget: int,
 ) -> RunInfo:
     """Return what loggers are told before the first step."""
     patience = [rule.patience for rule in rules if hasattr(rule, "patience")]  # type: ignore[attr-defined] # just asked
@@ -295,7 +296,7 @@ def _run_info(
         first_step=host.first_step,
         first_iteration=host.first_iteration,
         epochs_done=state.epoch,
-        max_epochs=settings.train.max_epochs,
+        max_epochs=budget - settings.train.sbi_compat,
         patience=patience[0] if patience else None,
         show_progress=host.show_progress,
         identity=(files.found or {}).get("loggers") or host.identity,

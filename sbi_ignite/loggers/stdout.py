@@ -142,5 +142,5 @@ def _short(row: EpochRow) -> str:
     left = "" if row.patience_left is None else f", patience left {row.patience_left}"
     return (
         f"training {v['training_loss']:.3f}, validation {v['validation_loss']:.3f}, "
-        f"best {v['best_validation_loss']:.3f}{left}"
+        f"best {v['best_validation_loss']:.3f}, rate {v['learning_rate']:.3g}{left}"
     )

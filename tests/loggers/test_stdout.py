@@ -8,7 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from sbi_ignite import EarlyStopping, TrainConfig, run_training
+from sbi_ignite.engine.schedules import derived_length
 from sbi_ignite.loggers import make_loggers
 from tests.loggers.small import Play
 
@@ -45,11 +48,26 @@ def test_a_log_file_gets_aligned_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_terminal_gets_a_bar_and_no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tqdm's bar counts epochs and shows the losses."""
+    """Tqdm's bar counts epochs and shows losses and rate."""
     text = _printed(monkeypatch, Terminal(), max_epochs=3)
     assert "3/3" in text
-    assert "best 7.000" in text
+    assert "best 7.000, rate 0.5" in text
     assert "learning rate" not in text
+
+
+def test_a_bar_knows_the_length_that_a_schedule_derives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody bounded the training, but the cosine ends it."""
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stdout", stream)
+    run_training(
+        TrainConfig(lr_schedule="cosine"),
+        torch.nn.Linear(2, 1),
+        lambda model, batch: model(batch).square().mean(dim=1),
+        [torch.randn(4, 2)] * 2,
+        logging="stdout",
+        early_stopping=EarlyStopping.when(lambda state: state.epoch == 2),
+    )
+    assert f"2/{derived_length(8)}" in stream.getvalue()
 
 
 def test_a_terminal_without_progress_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
