@@ -6,10 +6,12 @@ its present values anyway.
 
 from __future__ import annotations
 
+import operator
 import random
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -44,10 +46,85 @@ class Fingerprint:
     def __init__(self, *roots: Any) -> None:
         # Identities are compared; what is held cannot be freed, so that none is given away again.
         self._held: dict[int, Any] = {}
+        self._roots = roots
         self._found = [_look(root, self._held, 0) for root in roots]
+        self._containers: list[tuple[_Container, list[Any]]] = []
+        self._attributes: list[tuple[Any, dict[str, Any]]] = []
+        self._leaves: list[tuple[Any, Any]] = []
+        for value in self._held.values():
+            self._note(value)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fingerprint) and self._found == other._found
+
+    def holds(self) -> bool:
+        """Return whether a new fingerprint would be equal to this one.
+
+        Where nothing has changed, a fraction of its work tells: what containers hold are the same
+        objects, and every one of them was looked at.
+        """
+        same = (
+            all(owner.__dict__ is attributes for owner, attributes in self._attributes)
+            and all(_holds(container, items) for container, items in self._containers)
+            and all(_leaf(value) == found for value, found in self._leaves)
+        )
+        return same or Fingerprint(*self._roots) == self
+
+    def _note(self, value: Any) -> None:
+        """Note what a later look at an object is compared with."""
+        if isinstance(value, Mapping | list | tuple | set | frozenset):
+            self._containers.append((value, list(_items(value))))
+        elif isinstance(value, Tensor | _DESCRIBED | FunctionType):
+            self._leaves.append((value, _leaf(value)))
+        elif not isinstance(value, type | ModuleType | MethodType):
+            attributes = getattr(value, "__dict__", None)
+            if isinstance(attributes, dict):
+                self._attributes.append((value, attributes))
+                self._containers.append((attributes, list(_items(attributes))))
+
+
+_Container = Mapping[Any, Any] | list[Any] | tuple[Any, ...] | set[Any] | frozenset[Any]
+_DESCRIBED = np.ndarray | random.Random | np.random.Generator | torch.Generator
+"""Objects that are known by a description of what is in them."""
+
+
+def _items(container: _Container) -> Iterable[Any]:
+    """Return keys and values of a mapping, or the items of another container."""
+    if isinstance(container, list | tuple | set | frozenset):
+        return container
+    return chain(container, container.values())
+
+
+def _holds(container: _Container, items: list[Any]) -> bool:
+    """Return whether a container has the same items as before, by identity."""
+    per_entry = 1 if isinstance(container, list | tuple | set | frozenset) else 2
+    if per_entry * len(container) != len(items):
+        return False
+    # A network has a thousand empty dicts for hooks that nobody has registered.
+    return not items or all(map(operator.is_, _items(container), items))
+
+
+def _leaf(value: Any) -> Any:
+    """Return what changes when something changes in an object that is no container."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype, value.device, value.requires_grad
+    if isinstance(value, FunctionType):
+        # Held by this list, objects keep their identities for themselves.
+        return [_Same(part) for part in _parts(value)]
+    return _inside(value, {}, 0)
+
+
+class _Same:
+    """An object that is equal to itself alone."""
+
+    __slots__ = ("value",)
+    __hash__ = None  # type: ignore[assignment] # only compared
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
 
 
 def _look(value: Any, held: dict[int, Any], depth: int) -> Any:
@@ -56,9 +133,10 @@ def _look(value: Any, held: dict[int, Any], depth: int) -> Any:
         return value if kind is str else (kind, value)
     if isinstance(value, PLAIN):
         return kind, repr(value)
-    if kind in (dict, OrderedDict) and not value:
-        return ()
     identity = id(value)
+    if kind in (dict, OrderedDict) and not value:
+        held[identity] = value
+        return ()
     if isinstance(value, Tensor):
         held[identity] = value
         return identity, value.shape, value.dtype, value.device, value.requires_grad
@@ -99,15 +177,20 @@ def _digest(array: np.ndarray[Any, Any]) -> tuple[Any, ...]:
 
 def _function(function: FunctionType, held: dict[int, Any], depth: int) -> Iterable[Any]:
     """Look at what a function closes over, and at the names of its module that it uses."""
+    return [_look(part, held, depth) for part in _parts(function)]
+
+
+def _parts(function: FunctionType) -> Iterator[Any]:
+    """Yield the objects that a function can reach, in a fixed order."""
     for cell in function.__closure__ or ():
         try:
-            yield _look(cell.cell_contents, held, depth)
+            yield cell.cell_contents
         except ValueError:  # not filled yet
             yield None
-    yield _look(function.__defaults__, held, depth)
-    yield _look(function.__kwdefaults__, held, depth)
-    yield _look(function.__dict__, held, depth)
+    yield function.__defaults__
+    yield function.__kwdefaults__
+    yield function.__dict__
     names = function.__globals__
     for name in function.__code__.co_names:
         if name in names and isinstance(names[name], (*PLAIN, list, dict, set, Tensor)):
-            yield _look(names[name], held, depth)
+            yield names[name]

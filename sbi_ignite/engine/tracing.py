@@ -230,7 +230,7 @@ class Tracing:
         epoch = self._epoch()
         due = self.rules.every_step or epoch != self._last_epoch
         self._last_epoch = epoch
-        if self._fingerprint is None or not due or Fingerprint(*self._roots) == self._fingerprint:
+        if self._fingerprint is None or not due or self._fingerprint.holds():
             return
         self._shapes.clear()
         self._fingerprint = None

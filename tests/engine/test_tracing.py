@@ -504,13 +504,70 @@ def test_a_fingerprint_shows_changes_of_a_network(act):
     model = mlp(lambda: nn.Dropout(0.5))()
     before = Fingerprint(model)
     assert Fingerprint(model) == before
+    assert before.holds()
     act(model)
     assert Fingerprint(model) != before
+    assert not before.holds()
+
+
+class Holder:
+    """An object with attributes of all kinds, and a function that closes over some of them."""
+
+    def __init__(self):
+        self.number, self.empty, self.names = 1000.5, {}, {"a": [1, 2], "b": (3, {4})}
+        self.array, self.generator = np.zeros(3), np.random.default_rng(0)
+        self.weight = torch.zeros(2, requires_grad=True)
+        self.cells = closing_over([1], 2000)
+        self.inner = nn.Dropout(0.5)
+
+
+def closing_over(*values):
+    def function(default=values[1]):
+        return values, default
+
+    return function
+
+
+REASSIGNED = {
+    "a number": lambda held: setattr(held, "number", 1000.25),
+    "an empty dict": lambda held: held.empty.update(a=1),
+    "a deep list": lambda held: held.names["a"].append(3),
+    "a key": lambda held: held.names.update(c=held.names.pop("b")),
+    "a set in a tuple": lambda held: held.names["b"][1].add(5),
+    "an array": lambda held: held.array.__setitem__(0, 1.0),
+    "a generator": lambda held: held.generator.random(),
+    "what a tensor is": lambda held: held.weight.requires_grad_(False),
+    "what a function closes over": lambda held: held.cells()[0][0].append(2),
+    "a default": lambda held: setattr(held.cells, "__defaults__", (3000,)),
+    "a new attribute": lambda held: setattr(held, "more", None),
+    "all attributes": lambda held: setattr(held, "__dict__", {"number": 1}),
+    "a part of a part": lambda held: setattr(held.inner, "p", 0.25),
+}
+
+
+@pytest.mark.parametrize("name", REASSIGNED)
+def test_a_fingerprint_holds_until_something_changes(name):
+    """The quick look finds what a comparison with a new fingerprint finds."""
+    held = Holder()
+    before = Fingerprint(held)
+    assert before.holds()
+    REASSIGNED[name](held)
+    assert Fingerprint(held) != before
+    assert not before.holds()
+
+
+def test_a_fingerprint_holds_where_equal_values_took_the_place_of_others():
+    """Only identities differ, which the quick look takes for a reason to compare."""
+    held = Holder()
+    before = Fingerprint(held)
+    held.number = float("1000.5")
+    assert before.holds()
 
 
 def test_a_fingerprint_does_not_show_values_of_weights():
     model = mlp()()
     before = Fingerprint(model)
+    assert before.holds()
     in_place(nn.Sequential(nn.Identity(), nn.Identity(), model[1]))
     assert Fingerprint(model) == before
 
