@@ -138,7 +138,7 @@ def make_loaders(
             SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train)),
         )
     train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
-    seed = int(torch.empty((), dtype=torch.int64).random_().item())
+    seed = _seed_of_the_order()
     if dataloader_kwargs is None:
         if _rows_stand_alone(trainer, call):
             val_size = min(_large_batch(tensors, val_size), len(val_rows))
@@ -150,6 +150,17 @@ def make_loaders(
         _torch_loader(tensors, BatchIndices(train_rows, train_size, seed), dataloader_kwargs),
         _torch_loader(tensors, BatchIndices(val_rows, val_size, None), dataloader_kwargs),
     )
+
+
+def _seed_of_the_order() -> int:
+    """Return a seed for the order of batches, which follows from the global generator's state.
+
+    The generator is left where sbi's loaders leave it, so that the network that is built next is
+    the one that sbi builds. That is worth much: nflows permutes features at random between
+    transforms, and with two parameters one flow in sixteen never does, which is a poor one.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return int(torch.empty((), dtype=torch.int64).random_().item())
 
 
 def _rows_stand_alone(trainer: Any, call: Call) -> bool:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import sbi.inference
 import torch
+from sbi.neural_nets import posterior_nn
+from sbi.utils import BoxUniform
 
+import sbi_ignite.inference
 from sbi_ignite import EarlyStopping, LRSchedule, TrainConfig
 from sbi_ignite.inference.batches import make_loaders, simulations_of
 from tests.small import (
@@ -337,3 +341,26 @@ def test_simulations_appended_at_once_are_not_copied(monkeypatch):
     assert all(map(torch.equal, simulations_of(trainer, 0), trainer.get_simulations(0)))
     monkeypatch.setattr(trainer, "get_simulations", lambda start: "the user's own")
     assert simulations_of(trainer, 0) == "the user's own"
+
+
+def test_the_first_network_is_the_one_that_sbi_builds():
+    """With the same seed, permutations between transforms and first weights are the same."""
+    theta = BoxUniform(-torch.ones(2), torch.ones(2)).sample((100,))
+
+    def first_weights(module, *config):
+        built = []
+
+        def build(theta, x):
+            net = posterior_nn("maf")(theta, x)
+            built.append({n: v.clone() for n, v in net.state_dict().items()})
+            return net
+
+        torch.manual_seed(5)
+        trainer = module.NPE(density_estimator=build, show_progress_bars=False)
+        trainer.append_simulations(theta, theta)
+        trainer.train(*config, **({} if config else {"max_num_epochs": 1}))
+        return built[0]
+
+    expected = first_weights(sbi.inference)
+    ours = first_weights(sbi_ignite.inference, TrainConfig(max_epochs=1))
+    assert same(expected, ours)
