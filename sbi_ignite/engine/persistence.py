@@ -61,7 +61,8 @@ def persistence(
         manifest.update(host.manifest)
     if settings.checkpoint is None:
         # There is nothing to continue from, but what is logged ends with the right status.
-        signals = StopOnSignals(state, ("SIGTERM",) if settings.logging else ())
+        names = ("SIGTERM",) if settings.logging else ()
+        signals = StopOnSignals(state, names, only_deadly=True)
         yield NoPersistence(method, manifest, parts, host.resume_from, signals)
         return
     path = host.directory or settings.checkpoint.directory

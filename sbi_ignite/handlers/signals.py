@@ -26,14 +26,17 @@ class StopOnSignals:
     Args:
         state: Where the request to stop is made.
         names: The signals.
+        only_deadly: Leave signals alone that somebody else handles or ignores.
 
     Attributes:
         received: The signal that came, None without any.
     """
 
-    def __init__(self, state: TrainingState, names: Sequence[str] = NAMES) -> None:
+    def __init__(
+        self, state: TrainingState, names: Sequence[str] = NAMES, only_deadly: bool = False
+    ) -> None:
         self.received: signal.Signals | None = None
-        self._state, self._names = state, names
+        self._state, self._names, self._only_deadly = state, names, only_deadly
         self._originals: dict[signal.Signals, Any] = {}
 
     @property
@@ -66,9 +69,11 @@ class StopOnSignals:
             return self
         for name in self._names:
             number = getattr(signal, name, None)
+            before = None if number is None else signal.getsignal(number)
             # A handler that C code installed (None) cannot be put back, and is left alone.
-            if number is not None and signal.getsignal(number) is not None:
-                self._originals[number] = signal.signal(number, self._note)
+            if before is None or (self._only_deadly and before != signal.SIG_DFL):
+                continue
+            self._originals[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(

@@ -255,6 +255,36 @@ def test_a_signal_during_validation_ends_training_after_that_epoch(directory):
     assert saved(directory) == [(1, 4)]
 
 
+@pytest.mark.parametrize("own", [lambda number, frame: None, signal.SIG_IGN])
+def test_signals_that_somebody_handles_are_left_to_him_where_only_deadly_ones_count(own):
+    """Training goes on after what its user ignores, or has an answer of his own to."""
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        training = Training(kill_at(2))
+        signals = StopOnSignals(training.state, ("SIGTERM",), only_deadly=True)
+        signals.attach(training.engine)
+        with signals:
+            training.run(2)
+        assert signals.received is None
+        assert training.state.epoch == 2
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_deadly_signals_end_training_after_the_batch():
+    """Where nobody handles SIGTERM, it would have ended the process."""
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    training = Training(kill_at(2))
+    signals = StopOnSignals(training.state, ("SIGTERM",), only_deadly=True)
+    signals.attach(training.engine)
+    with signals:
+        training.run(2)
+    assert training.state.iteration == 2
+    with pytest.raises(SystemExit, match="143"):
+        signals.pass_on()
+
+
 def test_a_second_ctrl_c_stops_at_once():
     """It raises KeyboardInterrupt in the middle of the batch, and the handler comes back."""
     before = signal.getsignal(signal.SIGINT)
