@@ -88,7 +88,7 @@ class RunDirectory:
     Example:
         >>> import tempfile
         >>> with RunDirectory.open(tempfile.mkdtemp()) as directory:
-        ...     _ = directory.write_checkpoint(1, 10, {"state": {"epoch": 1}})
+        ...     _ = directory.write(1, 10, Snapshot.of({"state": {"epoch": 1}}))
         ...     directory.latest().states
         {'state': {'epoch': 1}}
     """
@@ -156,16 +156,6 @@ class RunDirectory:
         self.close()
 
     # --- checkpoints
-
-    def write_checkpoint(self, epoch: int, iteration: int, states: Mapping[str, Any]) -> bool:
-        """Save states safely, like `write`.
-
-        Args:
-            epoch: Finished epochs.
-            iteration: Finished optimizer steps.
-            states: Tensors and plain data, see `Snapshot.of`.
-        """
-        return self.write(epoch, iteration, Snapshot.of(states))
 
     def write(self, epoch: int, iteration: int, snapshot: Snapshot) -> bool:
         """Save a snapshot safely; older checkpoints are pruned afterwards.

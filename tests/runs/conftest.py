@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sbi_ignite.runs.directory import RunDirectory
+from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.summary import TrainingSummary
 
 SUMMARY = TrainingSummary(
@@ -59,7 +60,7 @@ def write_run(path: Path, iterations: tuple[int, ...] = (1, 2, 3)) -> Path:
     with RunDirectory.open(path) as directory:
         directory.write_manifest({"status": "running", "method": "NPE_C"})
         for iteration in iterations:
-            assert directory.write_checkpoint(iteration, iteration, states_at(iteration))
+            assert directory.write(iteration, iteration, Snapshot.of(states_at(iteration)))
             directory.append_metrics({"epoch": iteration, "training_loss": 1.0 / iteration})
         directory.write_summary(SUMMARY.to_dict())
         directory.update_manifest(status="complete")

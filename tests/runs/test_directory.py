@@ -45,7 +45,7 @@ def test_only_the_newest_are_kept(tmp_path, keep_last):
     """After ten checkpoints the last `keep_last` are there, with the best weights they need."""
     with RunDirectory.open(tmp_path, keep_last) as directory:
         for iteration in range(1, 11):
-            directory.write_checkpoint(iteration, iteration, states_at(iteration))
+            directory.write(iteration, iteration, Snapshot.of(states_at(iteration)))
         kept = range(11 - keep_last, 11)
         assert names(tmp_path) == [f"checkpoint-{i:09d}.pt" for i in kept]
         for iteration in reversed(kept):
@@ -58,7 +58,7 @@ def test_best_weights_that_nobody_needs_are_removed(tmp_path):
     """Beside best.pt there is at most one older file of best weights per kept checkpoint."""
     with RunDirectory.open(tmp_path) as directory:
         for iteration in range(20):
-            directory.write_checkpoint(iteration, iteration, states_at(iteration))
+            directory.write(iteration, iteration, Snapshot.of(states_at(iteration)))
             assert len(names(tmp_path, "best*.pt")) <= 2
         weights = directory.read_best()["weights"]
     assert same(weights, states_at(19)["best_weights"]["weights"])
@@ -68,12 +68,12 @@ def test_unchanged_best_weights_are_written_once(tmp_path):
     """best.pt is left alone while the best epoch stays, whether or not the states are copies."""
     states = states_at(4)
     with RunDirectory.open(tmp_path) as directory:
-        directory.write_checkpoint(4, 4, states)
+        directory.write(4, 4, Snapshot.of(states))
         written = (tmp_path / "best.pt").stat().st_mtime_ns
         best = states["best_weights"]
-        directory.write_checkpoint(5, 5, {**states_at(5), "best_weights": best})
-        directory.write_checkpoint(6, 6, {**states_at(6), "best_weights": states_at(4)[
-            "best_weights"]})  # fmt: skip
+        directory.write(5, 5, Snapshot.of({**states_at(5), "best_weights": best}))
+        directory.write(6, 6, Snapshot.of({**states_at(6), "best_weights": states_at(4)[
+            "best_weights"]}))  # fmt: skip
         assert (tmp_path / "best.pt").stat().st_mtime_ns == written
         assert same(directory.latest().states["best_weights"], best)
 
@@ -83,7 +83,7 @@ def test_the_best_weights_stand_in_one_file(tmp_path):
     weights = {"w": torch.zeros(10_000).neg(), "b": torch.ones(3)}
     states = {"best_weights": {"epoch": 1, "loss": 0.5, "weights": weights}}
     with RunDirectory.open(tmp_path) as directory:
-        directory.write_checkpoint(1, 1, states)
+        directory.write(1, 1, Snapshot.of(states))
         back = directory.latest().states
     assert same(back, states)
     assert torch.signbit(back["best_weights"]["weights"]["w"]).all()
@@ -118,7 +118,7 @@ def test_a_background_write_keeps_the_values_of_its_moment(tmp_path):
 def test_any_name_of_a_folder_will_do(tmp_path, name):
     """Spaces, quotes and letters of any script in the path change nothing."""
     with RunDirectory.open(tmp_path / name) as directory:
-        directory.write_checkpoint(1, 1, states_at(1))
+        directory.write(1, 1, Snapshot.of(states_at(1)))
         directory.write_manifest({"method": name})
         assert same(directory.latest().states, states_at(1))
         assert directory.read_manifest()["method"] == name
@@ -159,7 +159,7 @@ def test_a_read_only_directory_is_refused_at_once(tmp_path, monkeypatch):
 def test_a_full_disk_costs_a_warning_and_no_checkpoint(tmp_path, monkeypatch, background):
     """The earlier checkpoint stays, one warning comes, and saving goes on when there is room."""
     with RunDirectory.open(tmp_path) as directory:
-        directory.write_checkpoint(1, 1, states_at(1))
+        directory.write(1, 1, Snapshot.of(states_at(1)))
 
         def full(*args):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -181,20 +181,20 @@ def test_a_full_disk_costs_a_warning_and_no_checkpoint(tmp_path, monkeypatch, ba
         assert same(directory.latest().states, states_at(1))
         assert not list(tmp_path.glob(".*.tmp"))
         monkeypatch.undo()
-        assert directory.write_checkpoint(5, 5, states_at(5))
+        assert directory.write(5, 5, Snapshot.of(states_at(5)))
         assert same(directory.latest().states, states_at(5))
 
 
 def test_best_weights_after_a_full_disk_are_the_right_ones(tmp_path, monkeypatch):
     """When best.pt could not be written, the next checkpoint does not take the old one for it."""
     with RunDirectory.open(tmp_path) as directory:
-        directory.write_checkpoint(1, 1, states_at(1))
+        directory.write(1, 1, Snapshot.of(states_at(1)))
         states = states_at(8)
         monkeypatch.setattr(os, "fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
         with pytest.warns(SbiIgniteWarning, match="full"):
-            directory.write_checkpoint(8, 8, states)
+            directory.write(8, 8, Snapshot.of(states))
         monkeypatch.undo()
-        directory.write_checkpoint(9, 9, {**states_at(9), "best_weights": states["best_weights"]})
+        directory.write(9, 9, Snapshot.of({**states_at(9), "best_weights": states["best_weights"]}))
         assert same(directory.latest().states["best_weights"], states["best_weights"])
 
 
@@ -205,7 +205,7 @@ def test_after_falling_back_new_checkpoints_replace_the_damaged_one(run_at):
     with RunDirectory.open(path) as directory:
         with pytest.warns(SbiIgniteWarning, match=r"checkpoint-000000009\.pt is damaged"):
             assert directory.latest().iteration == 2
-        directory.write_checkpoint(3, 3, states_at(3))
+        directory.write(3, 3, Snapshot.of(states_at(3)))
         assert names(path) == ["checkpoint-000000002.pt", "checkpoint-000000003.pt"]
         assert same(directory.latest().states, states_at(3))
 
@@ -235,7 +235,7 @@ def test_an_unknown_format_version_is_a_clear_error(tmp_path, monkeypatch):
     """The error names the version and says what to do; the same holds for run.json."""
     monkeypatch.setattr(files, "VERSION", 99)
     with RunDirectory.open(tmp_path) as directory:
-        directory.write_checkpoint(1, 1, states_at(1))
+        directory.write(1, 1, Snapshot.of(states_at(1)))
         manifest = (tmp_path / "run.json").read_bytes()
         monkeypatch.undo()
         known = rf"version 99.*reads version {files.VERSION} only"
@@ -305,7 +305,7 @@ def test_setting_aside_loses_nothing_and_starts_anew(run_at):
         assert directory.latest() is None
         assert directory.read_manifest() is None
         assert directory.run != old
-        directory.write_checkpoint(1, 1, states_at(1))
+        directory.write(1, 1, Snapshot.of(states_at(1)))
         assert directory.set_aside().name == "replaced-2"
         assert directory.set_aside() is None
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
@@ -342,7 +342,7 @@ def test_files_are_not_larger_than_four_times_the_weights(tmp_path):
         "history": [0.1] * 500,
     }
     with RunDirectory.open(tmp_path) as directory:
-        directory.write_checkpoint(1, 1, states)
+        directory.write(1, 1, Snapshot.of(states))
     assert (tmp_path / "checkpoint-000000001.pt").stat().st_size < 4 * size
     assert (tmp_path / "best.pt").stat().st_size < 1.1 * size
 

@@ -188,20 +188,20 @@ def test_a_disk_that_is_really_full_costs_one_checkpoint(tmp_path):
         import torch
         from sbi_ignite.exceptions import SbiIgniteWarning
         from sbi_ignite.runs.directory import RunDirectory
+        from sbi_ignite.runs.snapshot import Snapshot
+        large = Snapshot.of({"weight": torch.zeros(10_000)})
         with RunDirectory.open(sys.argv[1]) as directory:
-            assert directory.write_checkpoint(1, 1, {"weight": torch.zeros(10)})
+            assert directory.write(1, 1, Snapshot.of({"weight": torch.zeros(10)}))
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 for iteration in (2, 3):
-                    assert not directory.write_checkpoint(
-                        iteration, iteration, {"weight": torch.zeros(10_000)}
-                    )
+                    assert not directory.write(iteration, iteration, large)
             assert [w.category for w in caught] == [SbiIgniteWarning], caught
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
             assert directory.latest().iteration == 1
-            assert directory.write_checkpoint(4, 4, {"weight": torch.zeros(10_000)})
+            assert directory.write(4, 4, large)
             print(directory.latest().iteration)
         """,
         tmp_path,
