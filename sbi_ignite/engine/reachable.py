@@ -48,7 +48,7 @@ class Fingerprint:
         self._held: dict[int, Any] = {}
         self._roots = roots
         self._found = [_look(root, self._held, 0) for root in roots]
-        self._containers: list[tuple[_Container, list[Any]]] = []
+        self._containers: list[tuple[Any, list[Any]]] = []
         self._attributes: list[tuple[Any, dict[str, Any]]] = []
         self._leaves: list[tuple[Any, Any]] = []
         for value in self._held.values():
@@ -72,9 +72,9 @@ class Fingerprint:
 
     def _note(self, value: Any) -> None:
         """Note what a later look at an object is compared with."""
-        if isinstance(value, Mapping | list | tuple | set | frozenset):
+        if isinstance(value, Mapping | list | tuple | set | frozenset | FunctionType):
             self._containers.append((value, list(_items(value))))
-        elif isinstance(value, Tensor | _DESCRIBED | FunctionType):
+        elif isinstance(value, Tensor | _DESCRIBED):
             self._leaves.append((value, _leaf(value)))
         elif not isinstance(value, type | ModuleType | MethodType):
             attributes = getattr(value, "__dict__", None)
@@ -83,48 +83,32 @@ class Fingerprint:
                 self._containers.append((attributes, list(_items(attributes))))
 
 
-_Container = Mapping[Any, Any] | list[Any] | tuple[Any, ...] | set[Any] | frozenset[Any]
 _DESCRIBED = np.ndarray | random.Random | np.random.Generator | torch.Generator
 """Objects that are known by a description of what is in them."""
 
 
-def _items(container: _Container) -> Iterable[Any]:
-    """Return keys and values of a mapping, or the items of another container."""
+def _items(container: Any) -> Iterable[Any]:
+    """Return keys and values of a mapping, what a function can reach, or the items of the rest."""
     if isinstance(container, list | tuple | set | frozenset):
         return container
+    if isinstance(container, FunctionType):
+        return _parts(container)
     return chain(container, container.values())
 
 
-def _holds(container: _Container, items: list[Any]) -> bool:
+def _holds(container: Any, items: list[Any]) -> bool:
     """Return whether a container has the same items as before, by identity."""
-    per_entry = 1 if isinstance(container, list | tuple | set | frozenset) else 2
-    if per_entry * len(container) != len(items):
-        return False
-    # A network has a thousand empty dicts for hooks that nobody has registered.
-    return not items or all(map(operator.is_, _items(container), items))
+    if not items:  # a network has a thousand empty dicts for hooks that nobody has registered
+        return not container
+    now = list(_items(container))
+    return len(now) == len(items) and all(map(operator.is_, now, items))
 
 
 def _leaf(value: Any) -> Any:
     """Return what changes when something changes in an object that is no container."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype, value.device, value.requires_grad
-    if isinstance(value, FunctionType):
-        # Held by this list, objects keep their identities for themselves.
-        return [_Same(part) for part in _parts(value)]
     return _inside(value, {}, 0)
-
-
-class _Same:
-    """An object that is equal to itself alone."""
-
-    __slots__ = ("value",)
-    __hash__ = None  # type: ignore[assignment] # only compared
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
 
 
 def _look(value: Any, held: dict[int, Any], depth: int) -> Any:
