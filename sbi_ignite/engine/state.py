@@ -15,6 +15,10 @@ from ignite.engine import Engine, Events
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.runs.snapshot import Snapshot
 
+SECONDS_BETWEEN = 0.25
+"""The most that an exception undoes of a training that goes on in the same process: keeping every
+epoch would take one percent of a short one, and what is trained again comes out the same."""
+
 
 class Saved(Protocol):
     """Anything that can be saved."""
@@ -102,11 +106,6 @@ def _frozen(state: Any) -> Any:
 def _as_tuple(value: Any) -> Any:
     """Return nested lists as the nested tuples that python's generator insists on."""
     return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
-
-
-SECONDS_BETWEEN = 0.25
-"""The most that an exception undoes of a training that goes on in the same process: keeping every
-epoch would take one percent of a short one, and what is trained again comes out the same."""
 
 
 class Snapshots:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sbi_ignite import DataError, EarlyStopping, LRSchedule, TrainConfig
+from sbi_ignite.engine import state
 from tests.small import SBI_WARNS, append, draw, ready, same, standing_still, train
 
 pytestmark = SBI_WARNS
@@ -234,6 +235,24 @@ def test_after_ctrl_c_training_goes_on(typed):
     assert len(trainer._summary["validation_loss"]) == 5
     assert len(trainer.training_summary.validation_loss) == 5
     trainer.build_posterior().sample((3,), x=torch.zeros(1, 2), show_progress_bars=False)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["every epoch kept", "the first kept"])
+def test_after_ctrl_c_the_end_is_that_of_an_undisturbed_training(seconds, monkeypatch):
+    """However much the exception has undone: it is trained again, with the same result."""
+    monkeypatch.setattr(state, "SECONDS_BETWEEN", seconds)
+    resumed_from = []
+    for name in ("NPE_C", "NRE_B"):
+        whole, broken = ready(name), ready(name)
+        whole.train(TrainConfig(max_epochs=6, seed=3))
+        with pytest.raises(KeyboardInterrupt):
+            broken.train(TrainConfig(max_epochs=6, seed=3), callbacks=[InterruptsAfter(4)])
+        broken.train(TrainConfig(max_epochs=6, resume_training=True))
+        assert same(whole, broken)
+        assert broken.training_summary.validation_loss == whole.training_summary.validation_loss
+        resumed_from.append(broken.training_summary.resumed_from_epoch)
+    # The fourth epoch was over, but what was called at its end did not come to its own.
+    assert resumed_from == ([3, 3] if seconds == 0 else [1, 1])
 
 
 def test_ctrl_c_in_a_resumed_leg_forgets_no_epoch_and_counts_none_twice():
