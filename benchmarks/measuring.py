@@ -171,6 +171,7 @@ def options_of(question: str | None, **defaults: Any) -> argparse.ArgumentParser
     parser.add_argument(
         "--write", action="store_true", help="record the result for RESULTS.md and rewrite the page"
     )
+    parser.add_argument("--notes", type=Path, help="a file with lines to stand below the tables")
     parser.set_defaults(**defaults)
     return parser
 
@@ -261,10 +262,11 @@ class Result:
 def _without_files(arguments: Sequence[str]) -> list[str]:
     """Return a command line without what says where results go."""
     pairs = zip([None, *arguments], arguments, strict=False)
-    return [word for before, word in pairs if before != "--json" and word not in _WHERE_TO]
+    return [word for before, word in pairs if before not in _FILES and word not in _WHERE_TO]
 
 
-_WHERE_TO = ("--json", "--write")
+_FILES = ("--json", "--notes", "--cache", "--python")
+_WHERE_TO = (*_FILES, "--write")
 
 
 def conclude(
@@ -277,6 +279,7 @@ def conclude(
         options: The parsed options, see `options_of`.
         figure: Makes a matplotlib Figure of the result, for the page.
     """
+    result.notes += options.notes.read_text().splitlines() if options.notes else []
     result.show()
     if options.write:
         from benchmarks.report import write_page

@@ -198,7 +198,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = result_of(chosen, missing)
     if options.peers:
         compare_with_peers(result, options)
-    result.notes += options.notes.read_text().splitlines() if options.notes else []
     conclude(result, options, figure)
 
 
@@ -213,7 +212,6 @@ def _options() -> argparse.ArgumentParser:
         "--observations", type=int, default=0, help="compare samples (C2ST) for so many x"
     )
     parser.add_argument("--cache", type=Path, default=Path("time_to_quality.jsonl"))
-    parser.add_argument("--notes", type=Path, help="a file with lines for the page")
     parser.add_argument(
         "--peers", nargs="*", default=[], help=f"packages beside NPE's cells: {', '.join(PEERS)}"
     )

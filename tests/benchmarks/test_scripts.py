@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import epoch_time, peers, scaling
+from benchmarks import epoch_time, measuring, peers, scaling
 from tests.small import SBI_WARNS
 
 pytestmark = SBI_WARNS
@@ -61,3 +61,16 @@ def test_peers_that_are_not_installed_are_said(tmp_path):
     )
     (said,) = result.notes
     assert "lampe did not run here" in said
+
+
+def test_commands_and_notes_on_the_page_name_no_files(tmp_path, monkeypatch):
+    """What says where files lie is left out; lines of a notes file stand below the tables."""
+    notes = tmp_path / "notes.txt"
+    notes.write_text("A neighbour was busy.\n")
+    files = ["--json", "/a/b.json", "--write", "--python", "/c/python"]
+    monkeypatch.setattr("sys.argv", ["x", "--rounds", "3", *files, "mlflow"])
+    result = measuring.Result("scaling", "How?")
+    assert result.command == "python -m benchmarks.scaling --rounds 3 mlflow"
+    parser = measuring.options_of("How?")
+    measuring.conclude(result, measuring.parse(parser, ["--notes", str(notes)]))
+    assert result.notes == ["A neighbour was busy."]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import time
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -195,3 +197,26 @@ def test_a_cell_runs_on_both_sides(method, tmp_path, capsys):
         assert math.isfinite(found[side]["loss"])
         assert (found[side]["c2st"] is None) == (method in ("nle_maf", "nre_resnet"))
     assert "gaussian_linear" in capsys.readouterr().out
+
+
+def test_peers_stand_beside_the_cells_and_the_missing_ones_are_said(monkeypatch):
+    """They are asked for NPE's cells alone, with the pairs of the cell."""
+    asked = []
+
+    def peer(options, name, what, data):
+        pairs = np.load(data)
+        asked.append((name, what, pairs["theta"].shape, pairs["new_x"].shape))
+        return {"missing": "no jax"} if name == "flowjax" else {"seconds": 3.0, "nats": 1.25}
+
+    monkeypatch.setattr(time_to_quality, "peer", peer)
+    result = result_of([record(), {**record(task="sir"), "method": "fmpe"}], [])
+    options = argparse.Namespace(peers=["lampe", "flowjax"])
+    time_to_quality.compare_with_peers(result, options)
+    shapes = (1_000, 5), (10_000, 8)
+    assert asked == [("lampe", "train", *shapes), ("flowjax", "train", *shapes)]
+    assert [row[1:] for row in result.tables[-1].rows] == [
+        ["sbi, NPE maf", "20.0", "1.000"],
+        ["fast, NPE maf", "10.0", "0.500"],
+        ["lampe", "3.0", "1.250"],
+    ]
+    assert result.notes[-1] == "flowjax did not run here: no jax"
