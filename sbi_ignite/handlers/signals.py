@@ -68,8 +68,10 @@ class StopOnSignals:
         if threading.current_thread() is not threading.main_thread():
             return self
         for name in self._names:
-            number = getattr(signal, name, None)
-            before = None if number is None else signal.getsignal(number)
+            number: signal.Signals | None = getattr(signal, name, None)
+            if number is None:
+                continue
+            before = signal.getsignal(number)
             # A handler that C code installed (None) cannot be put back, and is left alone.
             if before is None or (self._only_deadly and before != signal.SIG_DFL):
                 continue
