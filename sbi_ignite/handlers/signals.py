@@ -21,12 +21,13 @@ class StopOnSignals:
     """End training after the current batch when a signal arrives: SIGTERM, SIGUSR1 or Ctrl-C.
 
     While the context is entered, the first signal only sets a flag; a second Ctrl-C raises
-    KeyboardInterrupt at once. Off the main thread, where python takes no signals, nothing happens.
+    KeyboardInterrupt at once. Signals that the process ignores stay ignored. Off the main thread,
+    where python takes no signals, nothing happens.
 
     Args:
         state: Where the request to stop is made.
         names: The signals.
-        only_deadly: Leave signals alone that somebody else handles or ignores.
+        only_deadly: Leave signals alone that somebody else handles.
 
     Attributes:
         received: The signal that came, None without any.
@@ -72,8 +73,11 @@ class StopOnSignals:
             if number is None:
                 continue
             before = signal.getsignal(number)
-            # A handler that C code installed (None) cannot be put back, and is left alone.
-            if before is None or (self._only_deadly and before != signal.SIG_DFL):
+            # A handler that C code installed (None) cannot be put back, and is left alone; what is
+            # ignored stays so, Ctrl-C above all where a shell has put a script in the background.
+            if before in (None, signal.SIG_IGN):
+                continue
+            if self._only_deadly and before != signal.SIG_DFL:
                 continue
             self._originals[number] = signal.signal(number, self._note)
         return self

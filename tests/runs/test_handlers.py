@@ -255,13 +255,17 @@ def test_a_signal_during_validation_ends_training_after_that_epoch(directory):
     assert saved(directory) == [(1, 4)]
 
 
-@pytest.mark.parametrize("own", [lambda number, frame: None, signal.SIG_IGN])
-def test_signals_that_somebody_handles_are_left_to_him_where_only_deadly_ones_count(own):
+@pytest.mark.parametrize(
+    ("own", "only_deadly"),
+    [(lambda number, frame: None, True), (signal.SIG_IGN, True), (signal.SIG_IGN, False)],
+    ids=["handled", "ignored", "ignored, with a run directory"],
+)
+def test_signals_that_are_ignored_or_left_to_somebody_do_not_end_training(own, only_deadly):
     """Training goes on after what its user ignores, or has an answer of his own to."""
     before = signal.signal(signal.SIGTERM, own)
     try:
         training = Training(kill_at(2))
-        signals = StopOnSignals(training.state, ("SIGTERM",), only_deadly=True)
+        signals = StopOnSignals(training.state, ("SIGTERM",), only_deadly)
         signals.attach(training.engine)
         with signals:
             training.run(2)
