@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,13 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "`torch\\.jit\\.", DeprecationWarning)
     import ignite.engine  # noqa: F401 # imported here, so that no test is the first to do it
     import sbi.inference  # noqa: F401 # likewise
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_ctrl_c() -> None:
+    """Hear Ctrl-C, which shells let processes ignore that they start in the background."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -82,10 +82,8 @@ def test_a_forked_worker_does_not_keep_the_lock(tmp_path):
         from pathlib import Path
         from sbi_ignite.runs.lock import Lock
         lock = Lock(Path(sys.argv[1]) / ".lock")
-        child = os.fork()
-        if child == 0:
-            time.sleep(600)
-        print(child, flush=True)
+        if os.fork() == 0:
+            print(os.getpid(), flush=True)  # a worker that has begun to live
         time.sleep(600)
         """,
         tmp_path,
