@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler, TensorDataset
 
+from sbi_ignite.data.placing import Staging
+
 
 class Batches(ABC):
     """One pass over chosen rows of some tensors, batch by batch, from where it stands.
@@ -24,12 +26,24 @@ class Batches(ABC):
             x (num_rows, ...) and the prior mask (num_rows, 1).
         indices: Row numbers that belong to this source, shape (num_selected,).
         batch_size: Rows in a batch, at most.
+        device: Where batches are wanted; None leaves them where the tensors are.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], indices: Tensor, batch_size: int) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        indices: Tensor,
+        batch_size: int,
+        device: torch.device | None = None,
+    ) -> None:
         self.tensors = tuple(tensors)
         self.indices = indices.to(self.tensors[0].device)
         self.batch_size = batch_size
+        self.device = device
+        self._staging = None
+        on_host = all(tensor.device.type == "cpu" for tensor in self.tensors)
+        if device is not None and device.type == "cuda" and on_host:
+            self._staging = Staging(self.tensors, batch_size, device)
         self.rows = indices[:0]
         self._handed_out = 0
         self._skip = 0
@@ -57,7 +71,10 @@ class Batches(ABC):
         for position in range(first, len(self)):
             self._handed_out = position + 1
             self.rows = order[bounds[position] : bounds[position + 1]]
-            yield tuple(tensor.index_select(0, self.rows) for tensor in self.tensors)
+            yield self._gather(self.rows) if self._staging is None else self._staging(self.rows)
+
+    def _gather(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.index_select(0, rows) for tensor in self.tensors)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to continue this pass after the batch handed out last."""
@@ -76,8 +93,14 @@ class SbiOrderBatches(Batches):
     indices, both from torch's global generator; the last partial batch is dropped.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], indices: Tensor, batch_size: int) -> None:
-        super().__init__(tensors, indices, batch_size)
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        indices: Tensor,
+        batch_size: int,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(tensors, indices, batch_size, device)
         self._random_state = torch.get_rng_state()
 
     def __len__(self) -> int:
@@ -120,9 +143,14 @@ class ShuffledBatches(Batches):
     """
 
     def __init__(
-        self, tensors: Sequence[Tensor], indices: Tensor, batch_size: int, seed: int
+        self,
+        tensors: Sequence[Tensor],
+        indices: Tensor,
+        batch_size: int,
+        seed: int,
+        device: torch.device | None = None,
     ) -> None:
-        super().__init__(tensors, indices, batch_size)
+        super().__init__(tensors, indices, batch_size, device)
         self.seed = seed
         self._pass = -1
 

@@ -72,6 +72,7 @@ class Compiler:
         epoch: Callable[[], int],
     ) -> None:
         self._mode, self._model, self._epoch = config.compile, model, epoch
+        self._on_cuda = device.type == "cuda"
         self._train = in_bf16(loss, device) if config.precision == "bf16-mixed" else loss
         self._validate: LossFunction = getattr(loss, "validate", loss)
         self._known_safe, self._watchful = known_safe, watchful
@@ -103,14 +104,24 @@ class Compiler:
         on_request = self._mode in ("trace", "cuda_graph")
         return on_request or (self._mode == "auto" and self._known_safe)
 
+    @property
+    def _after(self) -> int:
+        """Steps that are computed eagerly first."""
+        if self._mode == "auto":
+            return STEPS_BEFORE_TRACING
+        # With its second step, the optimizer may move the parameters, and a CUDA graph knows them
+        # by their addresses.
+        return 2 if self._mode == "cuda_graph" else 0
+
     def _tracing(self, loss: LossFunction) -> Tracing:
         on_request = self._mode != "auto"
         rules = TracingRules(
-            after=0 if on_request else STEPS_BEFORE_TRACING,
+            after=self._after,
             record_twice=on_request,
             must_pay=not on_request,
             every_step=self._watchful,
-            capture=self._mode == "cuda_graph",
+            capture=self._mode == "cuda_graph" or (not on_request and self._on_cuda),
+            capture_all=on_request,
         )
         also: tuple[Any, ...] = () if self._known_safe else (loss,)
         return Tracing(self._model, also, rules, self._epoch, self._refuse)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from sbi_ignite.engine.graphs import Graph
 from sbi_ignite.engine.watching import NotTraceable
@@ -18,9 +19,9 @@ class CudaGraph:
     """A recorded computation as a CUDA graph: the same kernels, without a launch for each.
 
     Kernels in a CUDA graph read and write at fixed addresses. Inputs are therefore copied to where
-    they were at the capture, and outputs are copied from there; once a parameter has moved, the
-    recording as it is takes over. Capturing runs the computation: whoever does it restores the
-    random states and what the computation writes to.
+    they were at the capture, and outputs are copied from there, all but the first in one piece;
+    once a parameter has moved, the recording as it is takes over. Capturing runs the computation:
+    whoever does it restores the random states and what the computation writes to.
 
     Args:
         graph: The recorded computation.
@@ -43,17 +44,28 @@ class CudaGraph:
         torch.cuda.current_stream().wait_stream(aside)
         self._addresses = self._now()
         self._launch = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._launch):
-            self._outputs = graph(self._inputs)
+        # Other threads may use the GPU meanwhile: a checkpoint is written, say.
+        with torch.cuda.graph(self._launch, capture_error_mode="thread_local"):
+            self._first, *self._rest = graph(self._inputs)
+            self._together = None
+            if len({rest.dtype for rest in self._rest}) == 1 and _is_plain(self._rest):
+                self._together = _flatten_dense_tensors(self._rest)
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Run it, see `Graph`."""
         if self._now() != self._addresses:
             return self.recorded(inputs)
-        for static, given in zip(self._inputs, inputs, strict=True):
-            static.copy_(given)
+        torch._foreach_copy_(self._inputs, list(inputs))  # pyright: ignore[reportPrivateImportUsage] # as torch's optimizers do
         self._launch.replay()
-        return tuple(output.clone() for output in self._outputs)
+        # Apart from the rest: losses are kept for a while, gradients only until the next step.
+        first = self._first.clone()
+        if self._together is None:
+            return (first, *(output.clone() for output in self._rest))
+        return (first, *_unflatten_dense_tensors(self._together.clone(), self._rest))
 
     def _now(self) -> list[int]:
         return [tensor.data_ptr() for tensor in self.recorded.captured]
+
+
+def _is_plain(tensors: Sequence[Tensor]) -> bool:
+    return all(tensor.is_contiguous() and tensor.numel() for tensor in tensors)

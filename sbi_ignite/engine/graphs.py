@@ -35,12 +35,14 @@ class Graph:
         captured: The tensors that it reads, and may write to, besides its inputs.
         code: The computation in words, equal for equal computations.
         writes: Whether it writes to captured tensors.
+        draws: Whether it draws random numbers.
     """
 
     script: Callable[..., tuple[Tensor, ...]]
     captured: tuple[Tensor, ...]
     code: str
     writes: bool
+    draws: bool
 
     def same_as(self, other: Graph) -> bool:
         """Return whether two recordings are of the same computation on the same tensors."""
@@ -105,7 +107,8 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
     graph.lint()
     module.recompile()
     writes = any(node.op == "placeholder" for node in changing)
-    return Graph(_scripted(module), tuple(captured), module.code, writes)
+    draws = any(map(_draws, graph.nodes))
+    return Graph(_scripted(module), tuple(captured), module.code, writes, draws)
 
 
 def _equal_values(first: Tensor, second: Tensor) -> bool:
@@ -132,9 +135,14 @@ def _remove_dead(graph: fx.Graph) -> None:
 
 def _has_effect(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and (
-        node.target._schema.is_mutable
-        or node.target in WRITES_UNANNOUNCED
-        or torch.Tag.nondeterministic_seeded in node.target.tags
+        node.target._schema.is_mutable or node.target in WRITES_UNANNOUNCED or _draws(node)
+    )
+
+
+def _draws(node: fx.Node) -> bool:
+    return (
+        isinstance(node.target, torch._ops.OpOverload)
+        and torch.Tag.nondeterministic_seeded in node.target.tags
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sbi_ignite.callback import TrainingState
+from sbi_ignite.data.placing import indexed
 from sbi_ignite.engine.checks import check_arguments, check_device
 from sbi_ignite.engine.compiling import Compiler
 from sbi_ignite.engine.epochs import Epochs, validation_randomness
@@ -253,7 +254,7 @@ def run_training(
 def _device(device: str | torch.device | None, model: nn.Module) -> torch.device:
     """Return where to train: as asked, else where the model is."""
     if device is not None:
-        return torch.device(device)
+        return indexed(device)
     first = next(model.parameters(), None)
     return torch.device("cpu") if first is None else first.device
 

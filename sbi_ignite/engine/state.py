@@ -46,7 +46,8 @@ def random_states() -> dict[str, Any]:
         "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    # Asking would start CUDA, on every card, for a training that has nothing to do with it.
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state_all()
     return states
 

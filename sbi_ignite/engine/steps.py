@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,9 +59,7 @@ class TrainStep:
         batch = on_device(batch, self.device)
         with _translated_errors(engine, self.now, batch):
             losses, backward = self.gradients(batch)
-        output = self.summed(losses, batch)
-        if not math.isfinite(output.loss_sum):
-            raise non_finite_loss(engine, self.now(), batch, losses)
+        output = checked(self.summed(losses, batch), engine, self.now, batch, losses)
         backward()
         engine.fire_event(TrainingEvents.BACKWARD_COMPLETED)
         self.optimizer.step()
@@ -94,8 +92,8 @@ class ValidationStep:
         with torch.no_grad():
             losses = self.loss(self.model, batch)
         output = self.summed(losses, batch)
-        if self.refuse_non_finite and not math.isfinite(output.loss_sum):
-            raise non_finite_loss(engine, self.now(), batch, losses)
+        if self.refuse_non_finite:
+            output = checked(output, engine, self.now, batch, losses)
         return output
 
 
@@ -110,14 +108,52 @@ def on_device(batch: Any, device: torch.device) -> Any:
 def summed(losses: Tensor, batch: Any) -> StepOutput:
     """Sum per-row losses; a scalar counts as the mean over the rows of its batch."""
     if losses.ndim:
-        return StepOutput(losses.sum().item(), losses.numel())
+        return StepOutput(_read_if_at_hand(losses.sum()), losses.numel())
     rows = num_rows(batch)
-    return StepOutput(losses.item() * rows, rows)
+    return StepOutput(_read_if_at_hand(losses), rows, times=rows)
 
 
 def summed_as_sbi(losses: Tensor, batch: Any) -> StepOutput:
     """Sum losses as sbi does, for which a scalar is one loss."""
-    return StepOutput(losses.sum().item(), num_rows(batch))
+    return StepOutput(_read_if_at_hand(losses.sum()), num_rows(batch))
+
+
+def _read_if_at_hand(loss: Tensor) -> float | Tensor:
+    """Return a number; from a GPU a tensor, because reading it would let the GPU run dry."""
+    return loss.detach() if loss.is_cuda else loss.item()
+
+
+def checked(
+    output: StepOutput,
+    engine: Engine,
+    now: Callable[[], tuple[int, int]],
+    batch: Any,
+    losses: Tensor,
+) -> StepOutput:
+    """Refuse a loss that is not finite, or see to it that it is refused once it is read.
+
+    Args:
+        output: Sum of the losses.
+        engine: The engine whose step it is.
+        now: Returns current epoch and iteration.
+        batch: The batch.
+        losses: Its losses.
+
+    Raises:
+        NonFiniteLossError: If the loss is known and NaN or infinite.
+    """
+    if isinstance(output.loss, Tensor):
+        step, rows, losses = now(), _row_numbers(engine), losses.detach()
+        # Not the batch itself: a hundred of them may not fit into the memory of a GPU.
+        size = num_rows(batch)
+
+        def refused() -> NonFiniteLossError:
+            return _non_finite_loss(step, rows, size, losses, _batch_of(engine, rows))
+
+        return replace(output, refused=refused)
+    if not math.isfinite(output.loss):
+        raise non_finite_loss(engine, now(), batch, losses)
+    return output
 
 
 def num_rows(batch: Any) -> int:
@@ -134,16 +170,20 @@ def non_finite_loss(
     engine: Engine, now: tuple[int, int], batch: Any, losses: Tensor | None
 ) -> NonFiniteLossError:
     """Build the error that says when and for which rows a loss was NaN or infinite."""
+    return _non_finite_loss(now, _row_numbers(engine), num_rows(batch), losses, batch)
+
+
+def _non_finite_loss(
+    now: tuple[int, int], numbers: Any, size: int, losses: Tensor | None, batch: Any
+) -> NonFiniteLossError:
     epoch, iteration = now
-    size = num_rows(batch)
     if losses is not None and losses.ndim:
         bad = (~torch.isfinite(losses.detach().reshape(-1))).nonzero().reshape(-1) % size
         positions = bad.unique().cpu()
     else:
         positions = _non_finite_inputs(batch, size)
-    numbered = getattr(engine.state.dataloader, "rows", None)
-    known = isinstance(numbered, Tensor) and len(numbered) == size
-    rows = numbered.cpu()[positions] if known else positions  # type: ignore[index] # known says so
+    known = isinstance(numbers, Tensor) and len(numbers) == size
+    rows = numbers.cpu()[positions] if known else positions
     listed = rows.tolist()
     shown = ", ".join(map(str, listed[:10])) + (", ..." if len(listed) > 10 else "")
     return NonFiniteLossError(
@@ -155,6 +195,19 @@ def non_finite_loss(
         iteration=iteration,
         rows=listed,
     )
+
+
+def _row_numbers(engine: Engine) -> Any:
+    """Return the numbers of the rows in the batch that the engine is at, if its loader has them."""
+    return getattr(engine.state.dataloader, "rows", None)
+
+
+def _batch_of(engine: Engine, numbers: Any) -> Any:
+    """Return a batch that is no longer at hand by its rows' numbers; nothing where it cannot."""
+    tensors = getattr(engine.state.dataloader, "tensors", ())
+    if not isinstance(numbers, Tensor):
+        return ()
+    return tuple(tensor[numbers.to(tensor.device)] for tensor in tensors)
 
 
 def _non_finite_inputs(batch: Any, size: int) -> Tensor:

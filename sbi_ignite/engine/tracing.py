@@ -51,6 +51,7 @@ class TracingRules:
             networks whose time goes into large convolutions.
         every_step: Look for changes of the network before every step, not only every epoch.
         capture: Let recordings run as CUDA graphs.
+        capture_all: Also those that draw random numbers or decide by values.
     """
 
     after: int
@@ -59,6 +60,7 @@ class TracingRules:
     must_pay: bool = False
     every_step: bool = False
     capture: bool = False
+    capture_all: bool = False
 
 
 @dataclass
@@ -196,7 +198,7 @@ class Tracing:
                 raise NotTraceable("it is another computation from batch to batch")
             shape.graph = graph
             self._check(shape)
-            shape.run = CudaGraph(graph, tensors) if self.rules.capture else graph
+            shape.run = self._runnable(shape, graph, tensors)
             before.restore()
         with _timed(leaves) as seconds:
             replayed = _run(shape, leaves)
@@ -209,6 +211,17 @@ class Tracing:
         proven = shape.proofs == self.rules.proofs
         if proven and self.rules.must_pay and shape.replayed_seconds > shape.eager_seconds:
             raise NotTraceable("its recording is not faster")
+
+    def _runnable(self, shape: _Shape, graph: Graph, tensors: Sequence[Tensor]) -> Any:
+        """Return the recording in the form in which it runs."""
+        risky = graph.draws or shape.guarded
+        if not self.rules.capture or (risky and not self.rules.capture_all):
+            return graph
+        try:
+            return CudaGraph(graph, tensors)
+        except RuntimeError as error:
+            self._given_up(f"CUDA cannot capture it ({str(error).strip().partition(chr(10))[0]})")
+            return graph
 
     def _check(self, shape: _Shape) -> None:
         """Refuse recordings that could not be taken back, or that depend on what is not known."""

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
+from torch import Tensor
+
+MOST_UNREAD = 128
+"""Losses that may wait on a device: reading one waits for all work that the device has been given,
+so they are read together; and a loss that is not finite is noticed after so many steps at most."""
 
 
 @dataclass(frozen=True)
@@ -14,16 +21,27 @@ class StepOutput:
     """What one batch contributes to the epoch's mean.
 
     Attributes:
-        loss_sum: Sum of the losses.
+        loss: Sum of the losses, or their mean; a tensor of shape () where it is still on a device.
         rows: How many losses were summed.
+        times: What `loss` is to be multiplied by: `rows` where it is a mean.
+        refused: Makes the error to raise where the loss, once it is read, is not finite.
     """
 
-    loss_sum: float
+    loss: float | Tensor
     rows: int
+    times: int = 1
+    refused: Callable[[], Exception] | None = None
+
+    @property
+    def loss_sum(self) -> float:
+        """Sum of the losses; waits for the device where that is still at work."""
+        return float(self.loss) * self.times
 
 
 class EpochMean:
     """Mean loss of the epoch, summed in double precision over what the step function returned.
+
+    Losses on a device are read `MOST_UNREAD` at a time, and added up in the order of their steps.
 
     Args:
         rows: Number of rows to divide by; None divides by the rows that were seen.
@@ -40,21 +58,45 @@ class EpochMean:
 
     @property
     def value(self) -> float:
-        """The mean so far."""
+        """The mean so far.
+
+        Raises:
+            NonFiniteLossError: If one of the losses that are read now is not finite, and its step
+                refuses that.
+        """
+        self._read()
         return self.loss_sum / (self._rows or max(self.rows, 1))
 
     def _reset(self) -> None:
         self.loss_sum, self.rows = 0.0, 0
+        self._unread: list[StepOutput] = []
 
     def _add(self, engine: Engine) -> None:
         output: StepOutput = engine.state.output  # type: ignore[assignment] # our steps return it
-        self.loss_sum += output.loss_sum
         self.rows += output.rows
+        if isinstance(output.loss, float):
+            self.loss_sum += output.loss_sum
+            return
+        self._unread.append(output)
+        if len(self._unread) == MOST_UNREAD:
+            self._read()
+
+    def _read(self) -> None:
+        """Add what waits on a device."""
+        unread, self._unread = self._unread, []
+        waiting = [output.loss for output in unread if isinstance(output.loss, Tensor)]
+        losses = torch.stack(waiting).tolist() if waiting else []
+        for output, loss in zip(unread, losses, strict=True):
+            if output.refused is not None and not math.isfinite(loss):
+                raise output.refused()
+            self.loss_sum += loss * output.times
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums inside the epoch."""
+        self._read()
         return {"loss_sum": self.loss_sum, "rows": self.rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the sums."""
+        self._unread = []
         self.loss_sum, self.rows = state["loss_sum"], state["rows"]

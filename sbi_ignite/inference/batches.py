@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from sbi_ignite.data.in_memory import BatchIndices, OrderedBatches, SbiOrderBatches, ShuffledBatches
+from sbi_ignite.data.placing import indexed, placed
 from sbi_ignite.data.split import check_split, split_rows
 from sbi_ignite.exceptions import DataError
 from sbi_ignite.inference.arguments import Call
@@ -127,6 +128,9 @@ def make_loaders(
         dataloader_kwargs: Users' arguments for torch's DataLoader; None slices batches by index.
     """
     train_rows, val_rows = trainer.train_indices, trainer.val_indices
+    device = indexed(trainer._device)
+    if dataloader_kwargs is None:
+        tensors = placed(tensors, device)
     if call.sbi_compat:
         # As in sbi, the sizes follow the fraction even where the split is that of an earlier call.
         num_rows = (
@@ -134,8 +138,8 @@ def make_loaders(
         )
         num_train = int((1 - validation_fraction) * num_rows)
         return (
-            SbiOrderBatches(tensors, train_rows, min(batch_size, num_train)),
-            SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train)),
+            SbiOrderBatches(tensors, train_rows, min(batch_size, num_train), device),
+            SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train), device),
         )
     train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
     seed = _seed_of_the_order()
@@ -143,8 +147,8 @@ def make_loaders(
         if _rows_stand_alone(trainer, call):
             val_size = min(_large_batch(tensors, val_size), len(val_rows))
         return (
-            ShuffledBatches(tensors, train_rows, train_size, seed),
-            OrderedBatches(tensors, val_rows, val_size),
+            ShuffledBatches(tensors, train_rows, train_size, seed, device),
+            OrderedBatches(tensors, val_rows, val_size, device),
         )
     return (
         _torch_loader(tensors, BatchIndices(train_rows, train_size, seed), dataloader_kwargs),

@@ -208,6 +208,6 @@ def _whole_epoch(epoch: Callable[..., float], *args: Any) -> Step:
     """Return a step that hands the whole loader to an epoch method that a user has overridden."""
 
     def step(engine: Engine, loader: Any) -> StepOutput:
-        return StepOutput(loss_sum=float(epoch(loader, *args)), rows=1)
+        return StepOutput(float(epoch(loader, *args)), rows=1)
 
     return step

@@ -30,6 +30,7 @@ def test_the_states_of_every_graphics_card_are_saved_and_set(monkeypatch):
     cards = [torch.arange(16, dtype=torch.uint8), torch.arange(16, 32, dtype=torch.uint8)]
     put = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: cards)
     monkeypatch.setattr(torch.cuda, "set_rng_state_all", put.extend)
     states = unpack(pack(random_states()))

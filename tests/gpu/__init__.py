@@ -1,0 +1,1 @@
+"""What only a CUDA device can show; without one these tests are skipped."""
