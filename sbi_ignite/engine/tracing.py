@@ -30,6 +30,8 @@ from sbi_ignite.engine.watching import NotTraceable, watched
 
 Outputs = list[Tensor | None]
 
+PROOFS = 3
+"""Batches on which a recording must give what the eager computation gives."""
 MAX_SHAPES = 16
 """Shapes of batches that are kept count of; batches of more shapes than that are left alone."""
 MAX_MISSES = 10
@@ -50,17 +52,15 @@ class TracingRules:
         must_pay: Give recordings up that are not faster than the eager computation was, as with
             networks whose time goes into large convolutions.
         every_step: Look for changes of the network before every step, not only every epoch.
-        capture: Let recordings run as CUDA graphs.
-        capture_all: Also those that draw random numbers or decide by values.
+        capture: Let recordings run as CUDA graphs, where CUDA can.
     """
 
     after: int
-    proofs: int = 3
+    proofs: int = PROOFS
     record_twice: bool = False
     must_pay: bool = False
     every_step: bool = False
     capture: bool = False
-    capture_all: bool = False
 
 
 @dataclass
@@ -198,7 +198,7 @@ class Tracing:
                 raise NotTraceable("it is another computation from batch to batch")
             shape.graph = graph
             self._check(shape)
-            shape.run = self._runnable(shape, graph, tensors)
+            shape.run = self._runnable(graph, tensors)
             before.restore()
         with _timed(leaves) as seconds:
             replayed = _run(shape, leaves)
@@ -212,15 +212,17 @@ class Tracing:
         if proven and self.rules.must_pay and shape.replayed_seconds > shape.eager_seconds:
             raise NotTraceable("its recording is not faster")
 
-    def _runnable(self, shape: _Shape, graph: Graph, tensors: Sequence[Tensor]) -> Any:
+    def _runnable(
+        self, graph: Graph, tensors: Sequence[Tensor]
+    ) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
         """Return the recording in the form in which it runs."""
-        risky = graph.draws or shape.guarded
-        if not self.rules.capture or (risky and not self.rules.capture_all):
+        if not self.rules.capture:
             return graph
         try:
             return CudaGraph(graph, tensors)
-        except RuntimeError as error:
-            self._given_up(f"CUDA cannot capture it ({str(error).strip().partition(chr(10))[0]})")
+        except (NotTraceable, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            self._given_up(f"its steps are launched operation by operation ({reason})")
             return graph
 
     def _check(self, shape: _Shape) -> None:
