@@ -19,9 +19,13 @@ from sbi_ignite.settings import TrainConfig
 
 _logger = logging.getLogger("sbi_ignite.engine")
 
-STEPS_BEFORE_TRACING = 200
-"""Steps with batches of one shape after which a recording is about to pay: it costs what one to
-three hundred of the steps cost that it saves."""
+STEPS_BEFORE_TRACING = 50
+"""Steps with batches of one shape for which a recording is about to pay: it costs what twenty to
+sixty of them save. So many have to be done, or to be sure to come."""
+
+STEPS_TO_SETTLE = 3
+"""Steps that are left to torch in any case: with the second one, the optimizer may move the
+parameters, and a CUDA graph knows them by their addresses."""
 
 
 class Refusals:
@@ -59,6 +63,8 @@ class Compiler:
         known_safe: Whether network and loss are known to be the same computation for every batch.
         watchful: Whether others' code may change the network between steps.
         epoch: Returns the running epoch.
+        sure_steps: Steps of training that are sure to come.
+        sure_validation_steps: Batches of validation that are.
     """
 
     def __init__(
@@ -70,8 +76,11 @@ class Compiler:
         known_safe: bool,
         watchful: bool,
         epoch: Callable[[], int],
+        sure_steps: float = 0,
+        sure_validation_steps: float = 0,
     ) -> None:
         self._mode, self._model, self._epoch = config.compile, model, epoch
+        self._sure_steps, self._sure_validation_steps = sure_steps, sure_validation_steps
         self._on_cuda = device.type == "cuda"
         self._train = in_bf16(loss, device) if config.precision == "bf16-mixed" else loss
         self._validate: LossFunction = getattr(loss, "validate", loss)
@@ -91,37 +100,35 @@ class Compiler:
             every = [*self._model.parameters(), *(p for group in groups for p in group)]
             return list({id(parameter): parameter for parameter in every}.values())
 
-        return TracedGradients(eager, parameters, self._tracing(self._train))
+        return TracedGradients(eager, parameters, self._tracing(self._train, self._sure_steps))
 
     def losses(self) -> LossFunction:
         """Return what computes the losses of validation batches, without gradients."""
         if not self._traced:
             return self._validate
-        return TracedLosses(self._validate, self._tracing(self._validate))
+        return TracedLosses(
+            self._validate, self._tracing(self._validate, self._sure_validation_steps)
+        )
 
     @property
     def _traced(self) -> bool:
         on_request = self._mode in ("trace", "cuda_graph")
         return on_request or (self._mode == "auto" and self._known_safe)
 
-    @property
-    def _after(self) -> int:
-        """Steps that are computed eagerly first."""
+    def _after(self, sure_steps: float) -> int:
+        """Return how many steps are computed eagerly first."""
         if self._mode == "auto":
-            return STEPS_BEFORE_TRACING
-        # With its second step, the optimizer may move the parameters, and a CUDA graph knows them
-        # by their addresses.
-        return 2 if self._mode == "cuda_graph" else 0
+            return int(max(STEPS_BEFORE_TRACING - sure_steps, STEPS_TO_SETTLE))
+        return STEPS_TO_SETTLE if self._mode == "cuda_graph" else 0
 
-    def _tracing(self, loss: LossFunction) -> Tracing:
+    def _tracing(self, loss: LossFunction, sure_steps: float) -> Tracing:
         on_request = self._mode != "auto"
         rules = TracingRules(
-            after=self._after,
+            after=self._after(sure_steps),
             record_twice=on_request,
             must_pay=not on_request,
             every_step=self._watchful,
             capture=self._mode == "cuda_graph" or (not on_request and self._on_cuda),
-            capture_all=on_request,
         )
         also: tuple[Any, ...] = () if self._known_safe else (loss,)
         return Tracing(self._model, also, rules, self._epoch, self._refuse)

@@ -23,6 +23,7 @@ from sbi_ignite.engine.compiling import Compiler
 from sbi_ignite.engine.epochs import Epochs, validation_randomness
 from sbi_ignite.engine.flat import FlatOptimizer
 from sbi_ignite.engine.host import Host
+from sbi_ignite.engine.length import sure_epochs
 from sbi_ignite.engine.optimizers import make_optimizer
 from sbi_ignite.engine.persistence import NoPersistence, Persistence, persistence
 from sbi_ignite.engine.recipe import filled_in
@@ -165,6 +166,7 @@ def run_training(
     add_up = summed_as_sbi if as_sbi else summed
     # Handlers that attach to the engine may change the network between any two steps.
     watchful = any(hasattr(callback, "attach") for callback in callbacks)
+    sure = sure_epochs(settings, len(train_loader))
     compiler = Compiler(
         config,
         model,
@@ -173,6 +175,8 @@ def run_training(
         known_safe=host.traceable,
         watchful=watchful,
         epoch=lambda: epochs.now()[0],
+        sure_steps=sure * len(train_loader),
+        sure_validation_steps=sure * len(() if val_loader is None else val_loader),
     )
     gradients, losses = compiler.gradients(optimizer), compiler.losses()
     trainer = _engine(host.train_step or TrainStep(gradients, stepping, device, add_up, epochs.now))
