@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -21,9 +22,11 @@ from sbi_ignite.engine.steps import Step
 from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.inference.arguments import LOSS_KEYWORDS, Call
 from sbi_ignite.inference.books import TrainerBooks, TrainersTracker
+from sbi_ignite.inference.building import rows_for_builder
 from sbi_ignite.inference.losses import is_sbis_own
 from sbi_ignite.inference.rounds import Round, begin_round, directory_of, end_round
 from sbi_ignite.inference.rules import rules_of
+from sbi_ignite.inference.splines import SplinesForAllValues, has_splines, replaceable_splines
 from sbi_ignite.inference.traceable import is_traceable
 from sbi_ignite.methods.base import Loss
 from sbi_ignite.runs.networks import describe_network
@@ -75,39 +78,43 @@ def fit(
         validation_step = _whole_epoch(trainer._validate_epoch, loss_args)
         val_loader = [val_loader]
 
-    _, trainer.training_summary = run_training(
-        None,
-        net,
-        loss,
-        train_loader,
-        val_loader,
-        optimizer=trainer.optimizer,
-        callbacks=call.callbacks,
-        device=trainer._device,
-        host=Host(
-            method=type(trainer).__name__,
-            settings=call.settings,
-            state=state,
-            rules=rules,
-            best_weights=best,
-            train_step=train_step,
-            validation_step=validation_step,
-            resume_from=resume_from,
-            parts={"books": TrainerBooks(trainer)},
-            loggers=_trackers(trainer, call),
-            identity=getattr(trainer, "_ignite_identity", {}),
-            keep_identity=_keep_on(trainer, "_ignite_identity"),
-            directory=directory_of(trainer, call, now),
-            manifest=_manifest(trainer, call, now, train_loader),
-            round_index=now.index,
-            first_step=now.first_step,
-            first_iteration=now.first_iteration,
-            show_progress=trainer._show_progress_bars,
-            traceable=is_traceable(trainer, loss),
-            on_epoch_end=keep_books,
-            keep_snapshot=None if config.sbi_compat else _keep_on(trainer, "_ignite_snapshot"),
-        ),
-    )
+    traceable, splines = is_traceable(trainer, loss), nullcontext()
+    if not config.sbi_compat and has_splines(net):
+        loss, splines = SplinesForAllValues(loss), replaceable_splines()
+    with splines:
+        _, trainer.training_summary = run_training(
+            None,
+            net,
+            loss,
+            train_loader,
+            val_loader,
+            optimizer=trainer.optimizer,
+            callbacks=call.callbacks,
+            device=trainer._device,
+            host=Host(
+                method=type(trainer).__name__,
+                settings=call.settings,
+                state=state,
+                rules=rules,
+                best_weights=best,
+                train_step=train_step,
+                validation_step=validation_step,
+                resume_from=resume_from,
+                parts={"books": TrainerBooks(trainer)},
+                loggers=_trackers(trainer, call),
+                identity=getattr(trainer, "_ignite_identity", {}),
+                keep_identity=_keep_on(trainer, "_ignite_identity"),
+                directory=directory_of(trainer, call, now),
+                manifest=_manifest(trainer, call, now, train_loader),
+                round_index=now.index,
+                first_step=now.first_step,
+                first_iteration=now.first_iteration,
+                show_progress=trainer._show_progress_bars,
+                traceable=traceable,
+                on_epoch_end=keep_books,
+                keep_snapshot=None if config.sbi_compat else _keep_on(trainer, "_ignite_snapshot"),
+            ),
+        )
     end_round(trainer, state.iteration)
 
 
@@ -123,9 +130,10 @@ def _manifest(trainer: Any, call: Call, now: Round, train_loader: Any) -> dict[s
         return manifest
     known = getattr(trainer, "_ignite_network", None)
     if known is None or call.settings.train.retrain_from_scratch:
-        # Masks come third and are nothing to a builder, which sees the training rows alone.
-        rows, tensors = trainer.train_indices, tensors_of(train_loader) or ()
-        known = describe_network(trainer._build_neural_net, *(t[rows] for t in tensors[:2]))
+        # Masks come third and are nothing to a builder, which sees training rows alone.
+        tensors = (tensors_of(train_loader) or ())[:2]
+        rows = rows_for_builder(trainer, call, tensors)
+        known = describe_network(trainer._build_neural_net, *(t[rows] for t in tensors))
         trainer._ignite_network = known
     return {**manifest, "estimator": known}
 

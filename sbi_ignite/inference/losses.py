@@ -18,11 +18,13 @@ from sbi.inference.trainers.vfpe.base_vf_inference import VectorFieldTrainer
 from torch import Tensor
 
 from sbi_ignite.methods.base import Loss
+from sbi_ignite.methods.contrasts import Neighbours
 from sbi_ignite.methods.nle import LikelihoodLoss
 from sbi_ignite.methods.npe import PosteriorLoss
 from sbi_ignite.methods.nre import BalancedRatioLoss, RatioLossA, RatioLossB, RatioLossC
 from sbi_ignite.methods.vector_field import VectorFieldLoss
 
+_CONTRASTS = "_classifier_logits"
 _NOT_USERS = (f"{Path(str(sbi.__file__)).parent}/", f"{Path(__file__).parents[1]}/")
 
 
@@ -41,7 +43,10 @@ def loss_of(trainer: Any, args: Any, as_sbi: bool) -> Loss:
         return TrainersOwnLoss(trainer, args)
     if as_sbi and hasattr(args, "calibration_kernel"):
         args = replace(args, calibration_kernel=as_sbi_hands_it_over(args.calibration_kernel))
-    return make(trainer, args)
+    loss: Any = make(trainer, args)
+    if not as_sbi and hasattr(loss, "classifier_logits") and is_sbis_own(trainer, _CONTRASTS):
+        return replace(loss, classifier_logits=Neighbours(trainer))
+    return loss
 
 
 def is_sbis_own(trainer: Any, name: str) -> bool:

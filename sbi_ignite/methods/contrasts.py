@@ -1,0 +1,40 @@
+"""A batch of theta and x comes in; logits of every x with its own and with other theta go out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Classifier logits in which each x meets the theta of the rows behind it in a random order.
+
+    sbi draws the other theta of every row from all rows, by weights of shape (batch, batch), which
+    takes a third of a step. Here one random order serves all rows. For each row, the others are as
+    random as before, without repetition; over the batch, each theta is met equally often.
+
+    Attributes:
+        trainer: Has the classifier, `_neural_net(theta, x)`.
+    """
+
+    trainer: Any
+
+    def __call__(self, theta: Tensor, x: Tensor, num_atoms: int) -> Tensor:
+        """Return logits, shape (batch * num_atoms,); every `num_atoms`-th is of a joint pair.
+
+        Args:
+            theta: Parameters, shape (batch, dim_theta).
+            x: Data, shape (batch, ...).
+            num_atoms: How many theta each x meets, its own first; at most the batch.
+        """
+        size = len(theta)
+        order = torch.randperm(size, device=theta.device)
+        position = torch.arange(size, device=theta.device)
+        offset = torch.arange(num_atoms, device=theta.device)
+        met = order[(position[:, None] + offset) % size].reshape(-1)
+        own = order[:, None].expand(size, num_atoms).reshape(-1)
+        return self.trainer._neural_net(theta.index_select(0, met), x.index_select(0, own))
