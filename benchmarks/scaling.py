@@ -1,11 +1,14 @@
 """How do seconds per epoch and peak memory grow with the rows and with the network?
 
     OMP_NUM_THREADS=1 python -m benchmarks.scaling [--max-rows 1000000] [--features 10] [--write]
+    OMP_NUM_THREADS=1 python -m benchmarks.scaling --only-large
 
 Every point is measured in a process of its own: NPE with a maf, batches of `--batch-size`, by
 sbi's loop and by the engine in both forms. Memory is the highest resident memory inside `.train()`
 above the resident memory before it, when the simulations lie in the trainer: what training needs
-beyond the data. An epoch is the last of two, with its validation.
+beyond the data. An epoch is the last of two, with its validation. Large data have a table of their
+own: there the typed form shall need at most half the data beyond them, and the sbi form at most
+what sbi needs. It is left out where `--max-rows` forbids so many rows.
 """
 
 from __future__ import annotations
@@ -39,6 +42,9 @@ from benchmarks.measuring import (
 )
 
 DIM = 5
+BAR = 0.5
+"""What the typed form may need beyond large data, as a share of them."""
+
 NAMES = ("sbi", "sbi form", "typed form")
 MB = 1e6
 
@@ -91,9 +97,11 @@ def _resident(name: str) -> float:
 # --- all points
 
 
-def in_own_process(options: Any, way: str, rows: int, width: int) -> dict[str, float]:
+def in_own_process(
+    options: Any, way: str, rows: int, width: int, features: int
+) -> dict[str, float]:
     """Return what `point` finds in a fresh process."""
-    arguments = [way, rows, options.features, width, options.batch_size, options.device]
+    arguments = [way, rows, features, width, options.batch_size, options.device]
     script = (
         "import json, sys, warnings; warnings.simplefilter('ignore'); import torch; "
         f"torch.set_num_threads({options.threads}); from benchmarks.scaling import point; "
@@ -109,12 +117,16 @@ def in_own_process(options: Any, way: str, rows: int, width: int) -> dict[str, f
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(options: Any, points: Sequence[tuple[int, int]]) -> dict[str, list[dict[str, Any]]]:
+def measure(
+    options: Any, points: Sequence[tuple[int, int]], features: int
+) -> dict[str, list[dict[str, Any]]]:
     """Return for every way its points (rows, width), the ways in turn at every point."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.ways}
     for rows, width in points:
         for name in options.ways:
-            runs = [in_own_process(options, name, rows, width) for _ in range(options.rounds)]
+            runs = [
+                in_own_process(options, name, rows, width, features) for _ in range(options.rounds)
+            ]
             summary = {key: Spread.of(run[key] for run in runs).median for key in runs[0]}
             found[name].append({"rows": rows, "width": width, **summary})
             print(f"{name}, {rows} rows, width {width}: {summary['wall']:.3f} s", flush=True)
@@ -142,6 +154,18 @@ def table(found: dict[str, list[dict[str, Any]]], axis: str, title: str) -> Tabl
         rows.append(["slope", *slopes, "", *([""] * len(names))])
     note = "Slope: the exponent b of the best fit seconds = a * size**b."
     return Table(header, rows, title, note)
+
+
+def memory_table(found: dict[str, list[dict[str, Any]]], features: int) -> Table:
+    """Return what every way needs beyond large data, and as a share of them."""
+    bars = {"typed form": f"at most {BAR:g}", "sbi form": "at most sbi's"}
+    lines = []
+    for name, (at,) in found.items():
+        beyond = [f"{at['beyond']:.0f}", f"{at['beyond'] / at['data']:.2f}"]
+        lines.append([name, f"{at['data']:.0f}", *beyond, bars.get(name, "")])
+    (first,) = next(iter(found.values()))
+    title = f"Memory for large data; {first['rows']:,} rows, theta ({DIM},), x ({features},)"
+    return Table(["way", "data, MB", "MB beyond", "beyond / data", "bar"], lines, title, "")
 
 
 def figure(result: Result) -> Any:
@@ -172,21 +196,32 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     parser.add_argument("--widths", type=int, nargs="*", default=[25, 50, 100, 200, 400])
     parser.add_argument("--width-rows", type=int, default=10_000, help="rows while widths grow")
     parser.add_argument("--ways", nargs="+", default=list(NAMES), help=", ".join(NAMES))
+    parser.add_argument("--large", type=int, nargs=2, default=[1_000_000, 100], help="rows, length")
+    parser.add_argument("--only-large", action="store_true", help="no table but that of large data")
     options = parse(parser, arguments)
-    sizes = [10**k for k in range(3, 8) if 10**k <= options.max_rows]
-    rows = measure(options, [(size, 50) for size in sizes])
-    widths = measure(options, [(options.width_rows, width) for width in options.widths])
-    tables = [table(rows, "rows", f"Rows grow; theta ({DIM},), x ({options.features},)")]
-    if options.widths:
-        tables.append(table(widths, "width", f"Hidden features grow; {options.width_rows:,} rows"))
+    sizes = [10**k for k in range(3, 8) if 10**k <= options.max_rows and not options.only_large]
+    tables, numbers = [], {}
+    if sizes:
+        numbers["rows"] = measure(options, [(size, 50) for size in sizes], options.features)
+        title = f"Rows grow; theta ({DIM},), x ({options.features},)"
+        tables.append(table(numbers["rows"], "rows", title))
+    if options.widths and not options.only_large:
+        points = [(options.width_rows, width) for width in options.widths]
+        numbers["widths"] = measure(options, points, options.features)
+        title = f"Hidden features grow; {options.width_rows:,} rows"
+        tables.append(table(numbers["widths"], "width", title))
+    large, features = options.large
+    if large <= options.max_rows or options.only_large:
+        numbers["large"] = measure(options, [(large, 50)], features)
+        tables.append(memory_table(numbers["large"], features))
     result = Result(
         "scaling",
         (__doc__ or "").splitlines()[0],
         tables,
         [f"NPE maf, batches of {options.batch_size}; fewer rows are one batch."],
-        {"rows": rows, "widths": widths},
+        numbers,
     )
-    conclude(result, options, figure)
+    conclude(result, options, figure if sizes else None)
     return result
 
 

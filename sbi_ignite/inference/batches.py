@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging as python_logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ _VALIDATION_ROWS = 1_024
 _VALIDATION_NUMBERS = 2**17
 """A batch of validation has at most so many rows and numbers, unless training batches have more:
 small enough for any memory, and large enough that python between the kernels does not count."""
+
+_CHUNK = 2**20
+"""Numbers that are looked at in one go, so that what is computed on the way stays small."""
 
 _logger = python_logging.getLogger("sbi_ignite.data")
 
@@ -61,7 +64,7 @@ def _valid_rows(x: Tensor, exclude_invalid_x: bool | None) -> Tensor:
     rows = torch.arange(len(x))
     if exclude_invalid_x is None:
         return rows
-    valid = torch.isfinite(x.reshape(len(x), -1)).all(dim=1).cpu()
+    valid = torch.cat([chunk.isfinite().all(dim=1) for chunk in chunks_of_rows(x)]).cpu()
     invalid = rows[~valid]
     if len(invalid) == 0:
         return rows
@@ -77,6 +80,21 @@ def _valid_rows(x: Tensor, exclude_invalid_x: bool | None) -> Tensor:
         len(x),
     )
     return rows[valid]
+
+
+def chunks_of_rows(tensor: Tensor, rows: Tensor | None = None) -> Iterator[Tensor]:
+    """Yield rows some at a time, each as one line of numbers: shape (num_in_chunk, numbers).
+
+    Args:
+        tensor: Shape (num_rows, ...).
+        rows: Row numbers, in the order in which they come; None for all.
+    """
+    count = len(tensor) if rows is None else len(rows)
+    size = max(1, _CHUNK // max(1, tensor[:1].numel()))
+    for begin in range(0, max(1, count), size):
+        now = slice(begin, begin + size)
+        chunk = tensor[now if rows is None else rows[now]]
+        yield chunk.flatten(1) if chunk.ndim > 1 else chunk[:, None]
 
 
 def _check_batch_size(call: Call, num_train: int) -> None:

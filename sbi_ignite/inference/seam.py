@@ -21,6 +21,7 @@ from sbi_ignite.exceptions import NoSimulationsError
 from sbi_ignite.inference.arguments import Call, parse_call
 from sbi_ignite.inference.batches import make_loaders, simulations_of, split
 from sbi_ignite.inference.books import report_end
+from sbi_ignite.inference.building import lean_building
 from sbi_ignite.inference.fitting import fit
 from sbi_ignite.inference.losses import is_sbis_own, loss_of
 from sbi_ignite.inference.version import check_sbi_version
@@ -54,7 +55,7 @@ def train(
 def carry_out(trainer: Any, sbi_train: Callable[..., Any], call: Call) -> Any:
     """Carry out a call that has been understood and checked."""
     prepare(trainer, call.settings.train)
-    with _activated(call):
+    with _activated(call), lean_building(trainer, call):
         return sbi_train(trainer, **call.keywords)
 
 
