@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import math
 import operator
 import threading
 import time
@@ -24,7 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import sbi.inference
@@ -48,14 +49,19 @@ from benchmarks.measuring import (
 )
 from sbi_ignite import EarlyStopping, TrainConfig, run_training
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.engine.compiling import STEPS_BEFORE_TRACING, Compiler
+from sbi_ignite.engine.compiling import STEPS_TO_SETTLE, Compiler
 from sbi_ignite.engine.epochs import validation_randomness
 from sbi_ignite.engine.flat import FlatOptimizer
+from sbi_ignite.engine.steps import read_if_at_hand
+from sbi_ignite.engine.tracing import PROOFS
 from sbi_ignite.handlers.gradient_clipping import GradientClipping
 
 DIM = 5
 WARM_UP = 2
 """Epochs of every way that are not counted, besides those in which steps are not traced yet."""
+
+UNTRACED = STEPS_TO_SETTLE + PROOFS
+"""Epochs until validation is traced too, of which an epoch may have a single batch."""
 
 
 # --- what is trained
@@ -197,7 +203,9 @@ class Training:
         return self.epochs[-1]
 
     def end(self) -> None:
-        """End the training."""
+        """End the training, if it has begun."""
+        if not self._thread.is_alive():
+            return
         self._over = True
         self._go.release()
         self._thread.join()
@@ -305,7 +313,9 @@ def bare_loop(
     settings = host.settings.train
     epoch = 0
     where = torch.device(device)
-    compiler = Compiler(settings, net, loss, where, host.traceable, False, lambda: epoch)
+    compiler = Compiler(
+        settings, net, loss, where, host.traceable, False, lambda: epoch, math.inf, math.inf
+    )
     gradients, validation_loss = compiler.gradients(optimizer), compiler.losses()
     stepping = FlatOptimizer(optimizer)
     flat_gradient = stepping.flat_gradient if stepping.fused else None
@@ -313,18 +323,19 @@ def bare_loop(
     with stepping.lent_memory():
         while True:
             net.train()
-            epoch, total = epoch + 1, 0.0
+            epoch, total = epoch + 1, cast("float | Tensor", 0.0)
             for batch in train_loader:
                 stepping.zero_grad()
                 losses, backward = gradients(batch)
-                total += losses.sum().item()
+                total += read_if_at_hand(losses.sum())
                 backward()
                 clipping._clip()
                 stepping.step()
             net.eval()
             with torch.no_grad(), validation_randomness(settings.sbi_compat, torch.device(device)):
                 for batch in val_loader:
-                    total += validation_loss(net, batch).sum().item()
+                    total += read_if_at_hand(validation_loss(net, batch).sum())
+            float(total)
             epoch_ends()
 
 
@@ -372,9 +383,8 @@ def measure(cell: Cell, options: Any) -> Measured:
     replaced = mock.patch("sbi_ignite.inference.fitting.run_training", _loop_of_thread)
     with _quiet(), replaced, running(cell, options) as trainings:
         ways = {name: training.epoch for name, training in trainings.items()}
-        steps = -(-cell.rows(options.rows) * 9 // (10 * options.batch_size))
         for name, training in trainings.items():
-            untraced = 0 if name == "sbi" or "data" in name else STEPS_BEFORE_TRACING // steps + 1
+            untraced = 0 if name == "sbi" or "data" in name else UNTRACED
             for _ in range(WARM_UP + untraced):
                 training.epoch()
         times = alternate(ways, options.rounds)
@@ -419,14 +429,13 @@ def profile(cell: Cell, options: Any) -> list[tuple[str, float, int]]:
 
     inference, way = WAYS["typed form"]
     trainer = make_trainer(cell, inference, options.rows, options.device)
-    steps = -(-cell.rows(options.rows) * 9 // (10 * options.batch_size))
     epochs, found = itertools.count(1), profiled()
 
     def epoch_ends() -> None:
         epoch = next(epochs)
-        if epoch == WARM_UP + STEPS_BEFORE_TRACING // steps + 1:
+        if epoch == WARM_UP + UNTRACED:
             found.start()
-        elif epoch == WARM_UP + STEPS_BEFORE_TRACING // steps + 2:
+        elif epoch == WARM_UP + UNTRACED + 1:
             found.stop()
             raise _EnoughError
 

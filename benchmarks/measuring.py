@@ -165,7 +165,7 @@ def options_of(question: str | None, **defaults: Any) -> argparse.ArgumentParser
     """
     parser = argparse.ArgumentParser(description=(question or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="alternations (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument(
@@ -243,6 +243,12 @@ class Result:
             ["python -m", f"benchmarks.{self.script}", *arguments]
         )
 
+    @property
+    def record(self) -> str:
+        """Name of the files of this result in `results/`, another one for a GPU."""
+        on_gpu = "--device cuda" in self.command
+        return f"{self.script}_on_gpu" if on_gpu else self.script
+
     def show(self) -> None:
         """Print tables and notes."""
         print(*(f"\n{part}" for part in (*self.tables, *self.notes)), sep="\n", flush=True)
@@ -285,10 +291,10 @@ def conclude(
         from benchmarks.report import write_page
 
         if figure is not None:
-            result.figure = f"{result.script}.svg"
+            result.figure = f"{result.record}.svg"
             RESULTS.mkdir(exist_ok=True)
             figure(result).savefig(RESULTS / result.figure, metadata={"Date": None})
-        result.save(RESULTS / f"{result.script}.json")
+        result.save(RESULTS / f"{result.record}.json")
         write_page()
     if options.json is not None:
         result.save(options.json)

@@ -1,6 +1,14 @@
-"""Recorded results come in; the page RESULTS.md goes out: `python -m benchmarks.report`."""
+"""Recorded results come in; the page RESULTS.md goes out: `python -m benchmarks.report [FILE ...]`.
+
+Files that scripts wrote with `--json`, on another machine say, are recorded first.
+"""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
 
 from benchmarks.measuring import FOLDER, RESULTS, Result
 
@@ -38,5 +46,18 @@ def write_page() -> None:
     (FOLDER / "RESULTS.md").write_text(page([Result.load(file) for file in files]))
 
 
+def record(files: Iterable[str | Path]) -> None:
+    """Put results among those that are recorded, with the figures that their scripts draw."""
+    RESULTS.mkdir(exist_ok=True)
+    for file in files:
+        result = Result.load(Path(file))
+        draw = getattr(import_module(f"benchmarks.{result.script}"), "figure", None)
+        if draw is not None:
+            result.figure = f"{result.record}.svg"
+            draw(result).savefig(RESULTS / result.figure, metadata={"Date": None})
+        result.save(RESULTS / f"{result.record}.json")
+
+
 if __name__ == "__main__":
+    record(sys.argv[1:])
     write_page()

@@ -108,17 +108,17 @@ def on_device(batch: Any, device: torch.device) -> Any:
 def summed(losses: Tensor, batch: Any) -> StepOutput:
     """Sum per-row losses; a scalar counts as the mean over the rows of its batch."""
     if losses.ndim:
-        return StepOutput(_read_if_at_hand(losses.sum()), losses.numel())
+        return StepOutput(read_if_at_hand(losses.sum()), losses.numel())
     rows = num_rows(batch)
-    return StepOutput(_read_if_at_hand(losses), rows, times=rows)
+    return StepOutput(read_if_at_hand(losses), rows, times=rows)
 
 
 def summed_as_sbi(losses: Tensor, batch: Any) -> StepOutput:
     """Sum losses as sbi does, for which a scalar is one loss."""
-    return StepOutput(_read_if_at_hand(losses.sum()), num_rows(batch))
+    return StepOutput(read_if_at_hand(losses.sum()), num_rows(batch))
 
 
-def _read_if_at_hand(loss: Tensor) -> float | Tensor:
+def read_if_at_hand(loss: Tensor) -> float | Tensor:
     """Return a number; from a GPU a tensor, because reading it would let the GPU run dry."""
     return loss.detach() if loss.is_cuda else loss.item()
 

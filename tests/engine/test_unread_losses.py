@@ -25,7 +25,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         read.extend([len(mean._unread)] if mean._unread else [])
         own(mean)
 
-    monkeypatch.setattr("sbi_ignite.engine.steps._read_if_at_hand", Tensor.detach)
+    monkeypatch.setattr("sbi_ignite.engine.steps.read_if_at_hand", Tensor.detach)
     monkeypatch.setattr(epoch_mean, "MOST_UNREAD", 7)
     monkeypatch.setattr(epoch_mean.EpochMean, "_read", counted)
     return read
