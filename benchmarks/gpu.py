@@ -395,9 +395,7 @@ def computations(options: Any) -> dict[str, dict[str, Way]]:
 
 
 def _modes(options: Any) -> list[str]:
-    on_cuda = torch.device(options.device).type == "cuda"
-    modes = ["off", "trace", "auto", *(["cuda_graph"] if on_cuda else [])]
-    return [*modes, *(["inductor"] if options.inductor else [])]
+    return ["off", "trace", "auto", *(["inductor"] if options.inductor else [])]
 
 
 def _epochs_before(mode: str) -> int:
@@ -475,8 +473,8 @@ PARTS = {
     ),
     3: Part(
         "How steps are computed",
-        "The typed form with `compile`. 'auto' replays as CUDA graphs what neither draws random "
-        "numbers nor decides by values, and traces the rest; 'cuda_graph' takes these too.",
+        "The typed form with `compile`. On a card, 'auto' launches a recorded step at once, as a "
+        "CUDA graph, where CUDA can.",
         _computations_header,
         computations,
         _computations_row,
