@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from sbi_ignite.engine.aligned import Aligned
 from sbi_ignite.engine.graphs import Graph
 from sbi_ignite.engine.watching import NotTraceable
 
@@ -46,19 +47,18 @@ class CudaGraph:
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
-            for _ in range(WARM_UPS):
-                graph(self._inputs)
+            first, *rest = [graph(self._inputs) for _ in range(WARM_UPS)][-1]
         torch.cuda.current_stream().wait_stream(aside)
+        self._among = [t.is_contiguous() and t.dtype == first.dtype for t in rest]
+        many = list(compress(rest, self._among))
+        self._places = Aligned(many) if many else None
         self._addresses = self._now()
         self._launch = torch.cuda.CUDAGraph()
         # Other threads may use the GPU meanwhile: a checkpoint is written, say.
         with torch.cuda.graph(self._launch, capture_error_mode="thread_local"):
-            self._outputs = graph(self._inputs)
-            first, *rest = self._outputs
-            self._many = [t for t in rest if t.is_contiguous() and t.dtype == first.dtype]
-            self._together = _flatten_dense_tensors(self._many) if self._many else None
-        many = {id(tensor) for tensor in self._many}
-        self._is_one_of_many = [id(tensor) in many for tensor in self._outputs]
+            self._first, *self._rest = graph(self._inputs)
+            if self._places is not None:
+                self._together = self._places.joined(list(compress(self._rest, self._among)))
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Run it, see `Graph`."""
@@ -66,11 +66,11 @@ class CudaGraph:
             return self.recorded(inputs)
         torch._foreach_copy_(self._inputs, list(inputs))  # pyright: ignore[reportPrivateImportUsage] # as torch's optimizers do
         self._launch.replay()
-        copies = iter(())
-        if self._together is not None:
-            copies = iter(_unflatten_dense_tensors(self._together.clone(), self._many))
-        outputs = zip(self._outputs, self._is_one_of_many, strict=True)
-        return tuple(next(copies) if of_many else output.clone() for output, of_many in outputs)
+        first, copies = self._first.clone(), iter(())
+        if self._places is not None:
+            copies = iter(self._places.parted(self._together.clone()))
+        rest = zip(self._rest, self._among, strict=True)
+        return (first, *(next(copies) if among else output.clone() for output, among in rest))
 
     def _now(self) -> list[int]:
         """Return where tensors lie, and how often numbers on the host have been changed."""

@@ -15,14 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.adam import adam
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-_ALIGNED = {"cpu": 64, "cuda": 512}
-"""Bytes: where torch's allocators let tensors begin. The last bits of matrix products may depend on
-it, so parameters begin there inside the flat tensor too."""
+from sbi_ignite.engine.aligned import ALIGNED, Aligned
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _TORCH = f"{Path(torch.__file__).parent}/"
@@ -130,18 +127,17 @@ class _FlatMemory:
         self._others = [p for p in self.group["params"] if p.grad is None]
         self._patched = vars(optimizer).get("step")
         first = self._parameters[0]
-        unit = _ALIGNED[first.device.type] // first.element_size()
         # On a GPU, torch takes several tensors at a time where it is not told otherwise.
         foreach = self.group["foreach"] is not False and not self.group["fused"]
         self._several = first.is_cuda and foreach
-        pads = [-p.numel() % unit for p in self._parameters]
-        self._pads = [first.new_zeros(pad) for pad in pads]
+        self._places = Aligned(self._parameters)
         self._own = [p.data for p in self._parameters]
         self._steps = torch.stack([self._state[p]["step"] for p in self._parameters])
         self._gathered: tuple[list[Tensor], list[int], Tensor] | None = None
-        self._values = self._flat(self._own)
+        self._values = self._places.joined(self._own)
         self._moments = [
-            self._flat([self._state[p][name] for p in self._parameters]) for name in _MOMENTS
+            self._places.joined([self._state[p][name] for p in self._parameters])
+            for name in _MOMENTS
         ]
         self._move_in()
         self._first = self._parameters[0], self._state[self._parameters[0]]
@@ -159,22 +155,16 @@ class _FlatMemory:
         one_count = len({float(state["step"]) for state in states}) == 1
         return cls(optimizer, parameters) if one_count else None
 
-    def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return a copy of tensors shaped as the parameters, in one, every one aligned."""
-        pairs = zip(tensors, self._pads, strict=True)
-        return _flatten_dense_tensors([piece for pair in pairs for piece in pair])
-
     def _move_in(self) -> None:
         """Let parameters and their state point into the flat tensors."""
-        begin = 0
-        for i, (parameter, pad) in enumerate(zip(self._parameters, self._pads, strict=True)):
-            shape, end = parameter.shape, begin + parameter.numel()
-            parameter.data = self._values[begin:end].view(shape)
+        views = map(self._places.parted, (self._values, *self._moments))
+        for i, (parameter, value, *moments) in enumerate(
+            zip(self._parameters, *views, strict=True)
+        ):
+            parameter.data = value
             state = self._state[parameter]
             state["step"] = self._steps[i]
-            for name, moments in zip(_MOMENTS, self._moments, strict=True):
-                state[name] = moments[begin:end].view(shape)
-            begin = end + len(pad)
+            state.update(zip(_MOMENTS, moments, strict=True))
 
     def in_use(self) -> bool:
         """Say whether the optimizer, its parameters and its state are still as they were put."""
@@ -205,7 +195,7 @@ class _FlatMemory:
             if versions == seen_versions and all(same):
                 return flat
         with torch.no_grad():
-            self._gathered = gradients, versions, self._flat(gradients)
+            self._gathered = gradients, versions, self._places.joined(gradients)
         return self._gathered[2]
 
     @torch.no_grad()
@@ -285,7 +275,7 @@ def _can_lie_together(parameters: Sequence[Tensor]) -> bool:
     if not parameters or parameters[0].dtype not in (torch.float32, torch.float64):
         return False
     return (
-        parameters[0].device.type in _ALIGNED
+        parameters[0].device.type in ALIGNED
         and all(p.device == parameters[0].device for p in parameters)
         and all(p.layout == torch.strided and p.dtype == parameters[0].dtype for p in parameters)
         and all(type(p) is torch.nn.Parameter and p.is_contiguous() for p in parameters)

@@ -112,7 +112,7 @@ def _posterior(trainer: Any, args: Any) -> Loss:
 def _vector_field(trainer: Any, args: Any) -> Loss:
     if trainer._round > 0 and not args.force_first_round_loss:
         return TrainersOwnLoss(trainer, args)
-    return VectorFieldLoss(args.calibration_kernel, args.times)
+    return VectorFieldLoss(args.calibration_kernel, args.times.to(trainer._device))
 
 
 _LOSSES: dict[Any, Callable[[Any, Any], Loss]] = {

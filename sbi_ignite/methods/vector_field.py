@@ -48,7 +48,7 @@ class VectorFieldLoss:
 
     Attributes:
         calibration_kernel: x of shape (batch, ...) to weights of shape (batch,).
-        times: Times of the validation loss, shape (num_times,).
+        times: Times of the validation loss, shape (num_times,), where the batches are.
     """
 
     calibration_kernel: Callable[[Tensor], Tensor]
@@ -65,5 +65,5 @@ class VectorFieldLoss:
         size, num_times = len(theta), len(self.times)
         theta = theta.repeat(num_times, *[1] * (theta.ndim - 1))
         x = x.repeat(num_times, *[1] * (x.ndim - 1))
-        times = self.times.repeat_interleave(size, dim=0).to(theta.device)
+        times = self.times.repeat_interleave(size, dim=0)
         return self.calibration_kernel(x) * model.loss(theta, x, times=times)
