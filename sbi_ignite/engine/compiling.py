@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from sbi_ignite.engine.gradients import EagerGradients, Gradients, LossFunction
 from sbi_ignite.engine.state import random_states, set_random_states
 from sbi_ignite.engine.tracing import TracedGradients, TracedLosses, Tracing, TracingRules
-from sbi_ignite.exceptions import SbiIgniteWarning
+from sbi_ignite.exceptions import SbiIgniteWarning, SettingsError
 from sbi_ignite.settings import TrainConfig
 
 _logger = logging.getLogger("sbi_ignite.engine")
@@ -143,8 +143,16 @@ def in_bf16(loss: LossFunction, device: torch.device) -> LossFunction:
     """
 
     def mixed(model: Any, batch: Any) -> Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            return loss(model, batch).float()
+        try:
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                return loss(model, batch).float()
+        except RuntimeError as error:
+            if "dtype" not in str(error) and "BFloat16" not in str(error):
+                raise
+            raise SettingsError(
+                "precision='bf16-mixed': this network has an operation that does not take bfloat16 "
+                f"({_in_a_line(error)}). Leave precision at '32'."
+            ) from error
 
     return mixed
 

@@ -130,9 +130,10 @@ class TrainConfig(Settings):
         Literal["auto", "off", "trace", "inductor", "cuda_graph"], choice(*_COMPILE)
     ] = Field(
         default="auto",
-        description="How steps are computed: 'auto' traces networks known to be safe, 'trace' all "
-        "that prove equal to eager steps, 'cuda_graph' those on a GPU; 'inductor' compiles by "
-        "torch.compile, up to rounding; 'off' leaves them to torch.",
+        description="How steps are computed: 'auto' traces networks known to be safe, and on a "
+        "GPU launches a traced step at once, 'trace' traces all that prove equal to eager steps, "
+        "'cuda_graph' does both; 'inductor' compiles by torch.compile, up to rounding; 'off' "
+        "leaves them to torch.",
     )
     precision: Annotated[
         Literal["32", "bf16-mixed"], choice("32", "bf16-mixed"), BeforeValidator(_precision)

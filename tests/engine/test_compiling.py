@@ -84,3 +84,15 @@ def test_errors_of_a_loss_are_not_taken_for_errors_of_the_compiler():
 
     with pytest.raises(KeyError, match="mine"):
         trained(mlp(), "inductor", broken)
+
+
+def test_a_network_that_cannot_be_computed_in_bf16_says_so(tmp_path, monkeypatch):
+    """Mixture density networks of sbi write numbers of one type into tensors of another."""
+    import sbi_ignite.inference
+
+    monkeypatch.chdir(tmp_path)
+    theta = torch.randn(60, 2)
+    trainer = sbi_ignite.inference.NPE(density_estimator="mdn", show_progress_bars=False)
+    trainer.append_simulations(theta, theta)
+    with pytest.raises(SettingsError, match=r"bf16-mixed.*does not take bfloat16"):
+        trainer.train(TrainConfig(precision="bf16-mixed", max_epochs=1))
