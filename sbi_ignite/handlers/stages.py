@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 from ignite.engine import Engine
@@ -171,6 +172,10 @@ class StageChanges:
     ) -> None:
         self._rule, self._model, self._optimizer = rule, model, optimizer
         self._schedule, self._best, self._averages = schedule, best, averages
+        # Most of torch's optimizers begin without a state; Adagrad begins with one and needs it.
+        state = optimizer.state_dict()["state"]
+        has_stepped = any(float(of.get("step", 1)) > 0 for of in state.values())
+        self._first_state = {} if has_stepped else deepcopy(state)
         self._check_optimizer()
 
     def attach(self, engine: Engine) -> None:
@@ -203,7 +208,8 @@ class StageChanges:
 
     def _forget_gradients(self) -> None:
         groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": {}, "param_groups": groups})
+        first = deepcopy(self._first_state)
+        self._optimizer.load_state_dict({"state": first, "param_groups": groups})
 
     def _check_optimizer(self) -> None:
         asked = {stage.weight_decay for stage in self._rule.stages} - {None}

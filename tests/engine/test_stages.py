@@ -106,6 +106,33 @@ def test_a_stage_may_go_on_from_the_last_weights_and_forget_the_gradients():
     assert watch.remembered == [0, 2, 2, 2, 0, 2]
 
 
+@pytest.mark.parametrize("kind", ["Adagrad", "Adam", "AdamW", "RMSprop", "SGD", "Rprop", "NAdam"])
+def test_any_optimizer_can_begin_a_stage_as_if_new(kind: str):
+    """Adagrad has a state from the beginning, and cannot step without it."""
+    seen: list[list[torch.Tensor]] = []
+
+    def make(parameters):
+        made = getattr(torch.optim, kind)(parameters, lr=0.1)
+        step = made.step
+
+        def watched(*args, **kwargs):
+            states = made.state_dict()["state"].values()
+            seen.append([v.clone() for of in states for v in of.values() if torch.is_tensor(v)])
+            return step(*args, **kwargs)
+
+        made.step = watched
+        return made
+
+    stages = [Stage(patience=2), Stage(patience=2, reset_optimizer=True)]
+    config = TrainConfig(stages=stages, optimizer=make, compile="off")
+    run_training(config, nn.Linear(1, 1), Scripted([1.0] * 9), [X], [X])
+    assert len(seen) > 4
+    first, *later = seen
+    begun = [n for n, state in enumerate(later, 1) if len(state) == len(first)]
+    again = [n for n in begun if all(map(torch.equal, seen[n], first))]
+    assert len(again) == 1 or not any(map(len, seen))
+
+
 def test_the_first_stages_rate_and_decay_hold_from_the_first_step():
     watch, _ = fit([Stage(patience=1, lr_factor=0.1, weight_decay=0.5)], [1.0, 1.0])
     assert watch.rates == [RATE * 0.1] * 2
