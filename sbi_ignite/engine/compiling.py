@@ -21,7 +21,7 @@ _logger = logging.getLogger("sbi_ignite.engine")
 
 STEPS_BEFORE_TRACING = 50
 """Steps with batches of one shape for which a recording is about to pay: it costs what twenty to
-sixty of them save. So many have to be done, or to be sure to come."""
+sixty of them save. A training that is sure to take so many is recorded at once."""
 
 STEPS_TO_SETTLE = 3
 """Steps that are left to torch in any case: with the second one, the optimizer may move the
@@ -117,9 +117,9 @@ class Compiler:
 
     def _after(self, sure_steps: float) -> int:
         """Return how many steps are computed eagerly first."""
-        if self._mode == "auto":
-            return int(max(STEPS_BEFORE_TRACING - sure_steps, STEPS_TO_SETTLE))
-        return STEPS_TO_SETTLE if self._mode == "cuda_graph" else 0
+        if self._mode == "auto" and sure_steps < STEPS_BEFORE_TRACING:
+            return STEPS_BEFORE_TRACING
+        return STEPS_TO_SETTLE if self._mode in ("auto", "cuda_graph") else 0
 
     def _tracing(self, loss: LossFunction, sure_steps: float) -> Tracing:
         on_request = self._mode != "auto"

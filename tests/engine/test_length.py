@@ -1,0 +1,121 @@
+"""How many epochs are sure to come: what rules and stages say, held against trainings."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import sbi_ignite.inference
+from sbi_ignite import EarlyStopping, Stage, TrainConfig, run_training
+from sbi_ignite.engine.length import sure_epochs
+from sbi_ignite.engine.tracing import Tracing
+from sbi_ignite.settings import resolve
+from tests.small import SBI_WARNS
+
+pytestmark = SBI_WARNS
+
+STEPS = 5
+RULES = st.sampled_from(
+    [
+        EarlyStopping.validation_loss(patience=3),
+        EarlyStopping.two_standard_deviations(patience=4),
+        EarlyStopping.lr_threshold(1e-3),
+        EarlyStopping.when(lambda state: state.epoch >= 2),
+        EarlyStopping.never(),
+    ]
+)
+STAGES = st.builds(
+    Stage,
+    patience=st.integers(1, 4),
+    patience_steps=st.integers(1, 12),
+    max_epochs=st.none() | st.integers(1, 6),
+    max_relative_length=st.none() | st.sampled_from([0.25, 0.5, 2.0]),
+)
+
+
+def sure(config: TrainConfig, early_stopping=None) -> float:
+    return sure_epochs(resolve(train=config, early_stopping=early_stopping), STEPS)
+
+
+def test_the_shortest_of_the_bounds_counts():
+    assert sure(TrainConfig()) == 20
+    assert sure(TrainConfig(max_epochs=7)) == 7
+    assert sure(TrainConfig(), EarlyStopping.never()) == TrainConfig().max_epochs
+    assert sure(TrainConfig(), EarlyStopping.lr_threshold(1e-5)) == 0
+    both = [EarlyStopping.validation_loss(patience=9), EarlyStopping.validation_loss(patience=4)]
+    assert sure(TrainConfig(), both) == 4
+
+
+def test_a_recipe_is_as_long_as_its_stages_at_least():
+    """60 steps of patience are 12 epochs of 5; the later stages are half and a quarter of that."""
+    config = TrainConfig.fast()
+    filled = resolve(train=config).with_recipe(900)
+    assert sure_epochs(filled, STEPS) == 12 + 6 + math.ceil(0.25 * 18)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rules=st.lists(RULES, max_size=2),
+    stages=st.lists(STAGES, max_size=3),
+    epochs=st.integers(1, 30),
+    falls=st.lists(st.booleans(), min_size=30, max_size=30),
+)
+def test_no_training_is_shorter_than_it_is_sure_to_be(rules, stages, epochs, falls):
+    """Whatever the validation loss does."""
+    level, losses = 0.0, []
+    for fall in falls:
+        level += -1.0 if fall else 1.0
+        losses.append(level)
+    script = iter(losses)
+
+    class Scripted:
+        def __call__(self, model, batch):
+            return model(batch).square().mean(dim=1)
+
+        def validate(self, model, batch):
+            return torch.full((len(batch),), next(script))
+
+    config = TrainConfig(max_epochs=epochs, stages=stages, compile="off")
+    rows = [torch.ones(2, 1)] * STEPS
+    asked = rules or None
+    _, summary = run_training(
+        config, nn.Linear(1, 1), Scripted(), rows, [torch.ones(1, 1)], early_stopping=asked
+    )
+    assert summary.epochs_trained >= sure_epochs(resolve(train=config, early_stopping=asked), STEPS)
+
+
+@pytest.mark.parametrize(("epochs", "recorded"), [(10, False), (13, True)])
+def test_steps_are_recorded_at_once_when_enough_are_sure_to_come(
+    epochs, recorded, monkeypatch, tmp_path
+):
+    """Of 4 steps an epoch, 40 are too few; of 52, the first three are left to torch."""
+    monkeypatch.chdir(tmp_path)
+    replayed = []
+    replay = Tracing.replay
+
+    def counted(self, *args):
+        replayed.append(1)
+        return replay(self, *args)
+
+    monkeypatch.setattr(Tracing, "replay", counted)
+    proved = []
+    prove = Tracing.prove
+
+    def noted(self, *args):
+        proved.append(len(replayed))
+        return prove(self, *args)
+
+    monkeypatch.setattr(Tracing, "prove", noted)
+    torch.manual_seed(0)
+    theta = torch.randn(880, 2)
+    trainer = sbi_ignite.inference.NPE(density_estimator="maf", show_progress_bars=False)
+    trainer.append_simulations(theta, theta + torch.randn(880, 2))
+    trainer.train(TrainConfig(max_epochs=epochs, batch_size=200))
+    assert (len(proved) > 0) == recorded
+    if recorded:
+        assert proved[0] == 3
