@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sbi_ignite.engine.watching import WRITES_UNANNOUNCED, NotTraceable
+from sbi_ignite.engine.watching import SHARES_UNANNOUNCED, WRITES_UNANNOUNCED, NotTraceable
 
 aten = torch.ops.aten
 
@@ -246,15 +246,16 @@ def _aliases(node: fx.Node) -> tuple[fx.Node | None, list[fx.Node]]:
         source = node.args[0]
         return source if isinstance(source, fx.Node) and _returns_views(source) else None, []
     shared, targets = None, []
-    unannounced = WRITES_UNANNOUNCED.get(node.target, ())
+    writes, shares = WRITES_UNANNOUNCED.get(node.target, ()), SHARES_UNANNOUNCED.get(node.target)
     for position, argument in enumerate(node.target._schema.arguments):
         value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-        if not isinstance(value, fx.Node):
-            continue
-        if argument.alias_info is not None:
+        items = value if isinstance(value, list | tuple) else [value]
+        nodes = [item for item in items if isinstance(item, fx.Node)]
+        # A list's tensors are written to, one by one; no operation returns views of one.
+        if nodes and (argument.alias_info is not None or position == shares) and nodes[0] is value:
             shared = value
-        if position in unannounced or (argument.alias_info and argument.alias_info.is_write):
-            targets.append(value)
+        if position in writes or (argument.alias_info and argument.alias_info.is_write):
+            targets += nodes
     return shared, targets
 
 

@@ -29,6 +29,12 @@ WRITES_UNANNOUNCED: Mapping[Any, Sequence[int]] = {
 }
 """Operations that write to arguments, by position, without saying so in their schema."""
 
+SHARES_UNANNOUNCED: Mapping[Any, int] = {
+    aten._unsafe_view.default: 0,
+    aten._reshape_alias.default: 0,
+}
+"""Operations whose result shares memory with an argument, by position, without saying so."""
+
 
 class NotTraceable(Exception):  # noqa: N818 # says what is the matter, and never reaches users
     """Why a computation cannot be replaced by a recording of it."""

@@ -153,9 +153,9 @@ def _tells_the_same(tensor: Tensor, few: Tensor, rows: Tensor) -> bool:
 def _mean_and_std(tensor: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of every column, both of shape (num_columns,).
 
-    They are relative to the first row of the tensor, so that constant columns have exactly none.
+    They are relative to the first of the rows, so that constant columns have exactly none.
     """
-    first = tensor[0].reshape(-1).double()
+    first = tensor[rows[0]].reshape(-1).double()
     total, squares = torch.zeros_like(first), torch.zeros_like(first)
     for chunk in chunks_of_rows(tensor, rows):
         off = chunk.double() - first

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sbi_ignite.exceptions import DataError
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -30,8 +32,17 @@ class Neighbours:
             theta: Parameters, shape (batch, dim_theta).
             x: Data, shape (batch, ...).
             num_atoms: How many theta each x meets, its own first; at most the batch.
+
+        Raises:
+            DataError: If a batch has fewer rows than that, or no other row to meet.
         """
         size = len(theta)
+        if size < max(2, num_atoms):
+            raise DataError(
+                f"Ratio estimation sets each x against {max(1, num_atoms - 1)} other theta of its "
+                f"batch, and this batch has {size} row{'s' * (size != 1)}. Take a larger "
+                "batch_size, fewer atoms or classes, or more simulations."
+            )
         order = torch.randperm(size, device=theta.device)
         position = torch.arange(size, device=theta.device)
         offset = torch.arange(num_atoms, device=theta.device)

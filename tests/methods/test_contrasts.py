@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import sbi_ignite.inference
-from sbi_ignite import TrainConfig
+from sbi_ignite import DataError, TrainConfig
 from sbi_ignite.inference.losses import loss_of
 from sbi_ignite.methods.contrasts import Neighbours
 
@@ -93,3 +93,13 @@ def test_a_trainer_that_draws_its_own_others_keeps_them():
     trainer.append_simulations(theta, theta)
     trainer.train(TrainConfig(max_epochs=1))
     assert Own.calls > 0
+
+
+@pytest.mark.parametrize("name", ["NRE_A", "NRE_B", "NRE_C", "BNRE"])
+def test_a_batch_without_other_rows_is_refused(name: str):
+    """sbi fails there in torch.multinomial."""
+    trainer = getattr(sbi_ignite.inference, name)(show_progress_bars=False, tracker=_Silent())
+    theta = torch.randn(30, 2)
+    trainer.append_simulations(theta, theta)
+    with pytest.raises(DataError, match="this batch has 1 row"):
+        trainer.train(TrainConfig(batch_size=1, max_epochs=1))
