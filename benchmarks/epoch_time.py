@@ -4,8 +4,8 @@
 
 Every way is one training in a thread of its own that waits at the end of each epoch until it is
 its turn again, so all ways advance epoch by epoch in alternation. Timed is a whole epoch with its
-validation. Set-up is left out: building the network, and the first epochs, after which steps are
-traced; the table says by how many seconds the epoch with the tracing exceeds a later one.
+validation. Set-up is left out: the first epochs, in which steps are traced; the table says by how
+many seconds the longest of them, with all that `.train()` does before it, exceeds a later one.
 
 The bare loops are the floor: the same batches, loss, gradients and optimizer without engine,
 handlers, rules and loggers. "data" is the time of one pass over all batches with nothing done.

@@ -529,9 +529,9 @@ def _causes(error: BaseException | None) -> str:
 
 
 def _left_to_torch(name: str, found: Compared) -> list[str]:
-    """Return sentences about computations that were not traced."""
+    """Return sentences about training or validation that was not computed as `compile` asks."""
     return [
-        f"{name}, {way}: left to torch ({reason})."
+        f"{name}, {way}: {reason}."
         for way, reasons in found.reasons.items()
         for reason in dict.fromkeys(reasons)
     ]

@@ -246,7 +246,7 @@ class Result:
     @property
     def record(self) -> str:
         """Name of the files of this result in `results/`, another one for a GPU."""
-        on_gpu = "--device cuda" in self.command
+        on_gpu = "--device cuda" in self.command.replace("=", " ")
         return f"{self.script}_on_gpu" if on_gpu else self.script
 
     def show(self) -> None:

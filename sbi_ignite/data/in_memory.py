@@ -43,7 +43,8 @@ class Batches(ABC):
         self._staging = None
         on_host = all(tensor.device.type == "cpu" for tensor in self.tensors)
         if device is not None and device.type == "cuda" and on_host:
-            self._staging = Staging(self.tensors, batch_size, device)
+            batches = -(-len(self.indices) // batch_size)
+            self._staging = Staging(self.tensors, batch_size, batches, device)
         self.rows = indices[:0]
         self._handed_out = 0
         self._skip = 0

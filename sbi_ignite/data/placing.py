@@ -16,7 +16,7 @@ SHARE_OF_MEMORY = 0.5
 """How much of a device's free memory data may take: the rest is for the network and its work."""
 
 SLOTS = 4
-"""Batches in pinned memory: one is gathered while earlier ones are copied."""
+"""Batches in pinned memory, at most: one is gathered while earlier ones are copied."""
 
 
 def placed(tensors: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:
@@ -63,25 +63,28 @@ class Staging:
     Args:
         tensors: Tensors on the host that share their first dimension.
         most_rows: Rows of a batch, at most.
+        batches: Batches in a pass: no more than so many have to wait in pinned memory.
         device: Where batches go.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], most_rows: int, device: torch.device) -> None:
+    def __init__(
+        self, tensors: Sequence[Tensor], most_rows: int, batches: int, device: torch.device
+    ) -> None:
         self._tensors, self._device = tuple(tensors), device
         self._slots = [
             tuple(
                 torch.empty((most_rows, *t.shape[1:]), dtype=t.dtype, pin_memory=True)
                 for t in self._tensors
             )
-            for _ in range(SLOTS)
+            for _ in range(min(SLOTS, batches))
         ]
-        self._copied = [torch.cuda.Event() for _ in range(SLOTS)]
+        self._copied = [torch.cuda.Event() for _ in self._slots]
         self._stream = torch.cuda.Stream(device)
         self._turn = 0
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Return the batch of these row numbers, shape (num_rows,), on the device."""
-        turn, self._turn = self._turn, (self._turn + 1) % SLOTS
+        turn, self._turn = self._turn, (self._turn + 1) % len(self._slots)
         copied = self._copied[turn]
         copied.synchronize()  # the slot's last batch has left it
         gathered = [

@@ -41,7 +41,7 @@ class Refusals:
     def __call__(self, reason: str) -> None:
         """Take a reason."""
         if self._mode is None or self._told:
-            _logger.debug("The network is left to torch: %s.", reason)
+            _logger.debug("Not as compile asks: %s.", reason)
             return
         self._told = True
         warnings.warn(
@@ -86,6 +86,8 @@ class Compiler:
         self._validate: LossFunction = getattr(loss, "validate", loss)
         self._known_safe, self._watchful = known_safe, watchful
         self._refuse = Refusals(None if self._mode == "auto" else self._mode)
+        # Of its own, for a training that is recorded all the same may still be refused later.
+        self._refuse_capture = Refusals("cuda_graph" if self._mode == "cuda_graph" else None)
 
     def gradients(self, optimizer: Optimizer) -> Gradients:
         """Return what computes losses and gradients of training batches."""
@@ -131,7 +133,7 @@ class Compiler:
             capture=self._mode == "cuda_graph" or (not on_request and self._on_cuda),
         )
         also: tuple[Any, ...] = () if self._known_safe else (loss,)
-        return Tracing(self._model, also, rules, self._epoch, self._refuse)
+        return Tracing(self._model, also, rules, self._epoch, self._refuse, self._refuse_capture)
 
 
 def in_bf16(loss: LossFunction, device: torch.device) -> LossFunction:
@@ -147,7 +149,7 @@ def in_bf16(loss: LossFunction, device: torch.device) -> LossFunction:
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 return loss(model, batch).float()
         except RuntimeError as error:
-            if "dtype" not in str(error) and "BFloat16" not in str(error):
+            if "bfloat16" not in str(error).lower():
                 raise
             raise SettingsError(
                 "precision='bf16-mixed': this network has an operation that does not take bfloat16 "

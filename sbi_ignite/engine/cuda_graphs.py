@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import compress
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,31 +38,48 @@ class CudaGraph:
             operation waits for it.
     """
 
+    _broken: ClassVar[bool] = False
+    """Whether a capture has failed in this process: torch may not be able to do another one."""
+
     def __init__(self, graph: Graph, inputs: Sequence[Tensor]) -> None:
         # Numbers on the host become part of the kernels that are launched with them.
         self._numbers = [t for t in graph.captured if t.ndim == 0 and not t.is_cuda]
         others = [t for t in graph.captured if t.ndim or t.is_cuda]
-        if not all(tensor.is_cuda for tensor in (*others, *inputs)):
+        if not all(tensor.is_cuda for tensor in (*others, *inputs)) or not inputs:
             raise NotTraceable("it computes with tensors that are not on the GPU")
         if graph.waits:
             raise NotTraceable("one of its operations waits for the GPU")
+        if CudaGraph._broken:
+            raise NotTraceable("an earlier capture has failed")
         self.recorded = graph
         self._inputs = [tensor.clone() for tensor in inputs]
+        with torch.cuda.device(inputs[0].device):
+            self._capture()
+
+    def _capture(self) -> None:
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
-            first, *rest = [graph(self._inputs) for _ in range(WARM_UPS)][-1]
+            first, *rest = self.recorded(self._inputs)  # libraries may wait when they begin
+            with _waiting_refused():
+                for _ in range(WARM_UPS - 1):
+                    first, *rest = self.recorded(self._inputs)
         torch.cuda.current_stream().wait_stream(aside)
         self._among = [t.is_contiguous() and t.dtype == first.dtype for t in rest]
         many = list(compress(rest, self._among))
         self._places = Aligned(many) if many else None
         self._addresses = self._now()
         self._launch = torch.cuda.CUDAGraph()
+        CudaGraph._broken = True
         # Other threads may use the GPU meanwhile: a checkpoint is written, say.
-        with torch.cuda.graph(self._launch, capture_error_mode="thread_local"):
-            self._first, *self._rest = graph(self._inputs)
+        with (
+            _nothing_collected(),
+            torch.cuda.graph(self._launch, stream=aside, capture_error_mode="thread_local"),
+        ):
+            self._first, *self._rest = self.recorded(self._inputs)
             if self._places is not None:
                 self._together = self._places.joined(list(compress(self._rest, self._among)))
+        CudaGraph._broken = False
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Run it, see `Graph`."""
@@ -72,7 +93,35 @@ class CudaGraph:
         rest = zip(self._rest, self._among, strict=True)
         return (first, *(next(copies) if among else output.clone() for output, among in rest))
 
-    def _now(self) -> list[int]:
-        """Return where tensors lie, and how often numbers on the host have been changed."""
-        versions = [number._version for number in self._numbers]
-        return [*(tensor.data_ptr() for tensor in self.recorded.captured), *versions]
+    def _now(self) -> list[float]:
+        """Return where tensors lie, and the values of numbers on the host."""
+        addresses = [tensor.data_ptr() for tensor in self.recorded.captured]
+        return [*addresses, *(number.item() for number in self._numbers)]
+
+
+@contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """Raise `NotTraceable` where something waits for the GPU, before it ruins a capture."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls the mode a prototype
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        except RuntimeError as error:
+            raise NotTraceable("one of its operations waits for the GPU") from error
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Keep python from freeing an older CUDA graph during a capture, which would end it."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

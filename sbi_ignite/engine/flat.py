@@ -52,6 +52,7 @@ class FlatOptimizer:
         self.optimizer = optimizer
         self._memory: _FlatMemory | None = None
         self._possible = False
+        self._values: Tensor | None = None
 
     @property
     def fused(self) -> bool:
@@ -99,8 +100,10 @@ class FlatOptimizer:
             self._memory = None
         # Before its first step, a torch optimizer has no state to move in with.
         if self._memory is None and self._possible and self.optimizer.state:
-            self._memory = _FlatMemory.of(self.optimizer)
+            self._memory = _FlatMemory.of(self.optimizer, self._values)
             self._possible = self._memory is not None
+            # A CUDA graph knows parameters by their place: they move back to it.
+            self._values = None if self._memory is None else self._memory.values
         gradient = None if self._memory is None else self._memory.gather()
         if gradient is None and self._memory is not None:
             self._leave()
@@ -110,7 +113,7 @@ class FlatOptimizer:
         """Let parameters have their own memory, for good."""
         if self._memory is not None:
             self._memory.give_back()
-        self._memory, self._possible = None, False
+        self._memory, self._possible, self._values = None, False, None
 
 
 class _FlatMemory:
@@ -119,9 +122,12 @@ class _FlatMemory:
     Args:
         optimizer: Adam or AdamW, with a state.
         parameters: The parameters.
+        values: Memory of an earlier move, to move into again where it fits.
     """
 
-    def __init__(self, optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    def __init__(
+        self, optimizer: Optimizer, parameters: Sequence[Tensor], values: Tensor | None
+    ) -> None:
         self._optimizer, self._parameters = optimizer, list(parameters)
         self.group, self._state = optimizer.param_groups[0], optimizer.state
         self._others = [p for p in self.group["params"] if p.grad is None]
@@ -134,7 +140,9 @@ class _FlatMemory:
         self._own = [p.data for p in self._parameters]
         self._steps = torch.stack([self._state[p]["step"] for p in self._parameters])
         self._gathered: tuple[list[Tensor], list[int], Tensor] | None = None
-        self._values = self._places.joined(self._own)
+        self.values = self._places.joined(self._own)
+        if values is not None and _alike(values, self.values):
+            self.values = values.copy_(self.values)
         self._moments = [
             self._places.joined([self._state[p][name] for p in self._parameters])
             for name in _MOMENTS
@@ -144,7 +152,7 @@ class _FlatMemory:
         self._addresses = [p.data_ptr() for p in self._parameters]
 
     @classmethod
-    def of(cls, optimizer: Optimizer) -> _FlatMemory | None:
+    def of(cls, optimizer: Optimizer, values: Tensor | None = None) -> _FlatMemory | None:
         """Return the memory for an optimizer, None where its step cannot be taken on flat ones."""
         if not _is_elementwise(optimizer):
             return None
@@ -153,11 +161,11 @@ class _FlatMemory:
         if not (_can_lie_together(parameters) and all({"step", *_MOMENTS} == {*s} for s in states)):
             return None
         one_count = len({float(state["step"]) for state in states}) == 1
-        return cls(optimizer, parameters) if one_count else None
+        return cls(optimizer, parameters, values) if one_count else None
 
     def _move_in(self) -> None:
         """Let parameters and their state point into the flat tensors."""
-        views = map(self._places.parted, (self._values, *self._moments))
+        views = map(self._places.parted, (self.values, *self._moments))
         for i, (parameter, value, *moments) in enumerate(
             zip(self._parameters, *views, strict=True)
         ):
@@ -204,7 +212,7 @@ class _FlatMemory:
         group = self.group
         beta1, beta2 = group["betas"]
         adam(
-            [self._values],
+            [self.values],
             [gradient],
             [self._moments[0]],
             [self._moments[1]],
@@ -233,6 +241,10 @@ class _FlatMemory:
                 parameter.data = own.copy_(parameter)
             state = self._state.get(parameter, {})
             state.update({name: value.clone() for name, value in state.items()})
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    return (first.shape, first.dtype, first.device) == (second.shape, second.dtype, second.device)
 
 
 def _is_elementwise(optimizer: Optimizer) -> bool:

@@ -253,7 +253,7 @@ def _aliases(node: fx.Node) -> tuple[fx.Node | None, list[fx.Node]]:
         nodes = [item for item in items if isinstance(item, fx.Node)]
         # A list's tensors are written to, one by one; no operation returns views of one.
         if nodes and (argument.alias_info is not None or position == shares) and nodes[0] is value:
-            shared = value
+            shared = nodes[0]
         if position in writes or (argument.alias_info and argument.alias_info.is_write):
             targets += nodes
     return shared, targets

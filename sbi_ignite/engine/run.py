@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging as python_logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -29,7 +30,14 @@ from sbi_ignite.engine.persistence import NoPersistence, Persistence, persistenc
 from sbi_ignite.engine.recipe import filled_in
 from sbi_ignite.engine.schedules import epochs_to_train, make_schedulers
 from sbi_ignite.engine.state import Snapshots, Stateful
-from sbi_ignite.engine.steps import Step, TrainStep, ValidationStep, summed, summed_as_sbi
+from sbi_ignite.engine.steps import (
+    Step,
+    TrainStep,
+    ValidationStep,
+    reads_later,
+    summed,
+    summed_as_sbi,
+)
 from sbi_ignite.exceptions import NonFiniteLossError
 from sbi_ignite.handlers.averaging import AveragedWeights, TrainedWeights
 from sbi_ignite.handlers.best_weights import BestWeights
@@ -167,6 +175,7 @@ def run_training(
     # Handlers that attach to the engine may change the network between any two steps.
     watchful = any(hasattr(callback, "attach") for callback in callbacks)
     sure = sure_epochs(settings, len(train_loader))
+    sure = min(sure, epochs_to_train(config, schedulers) - state.epoch)
     compiler = Compiler(
         config,
         model,
@@ -227,8 +236,9 @@ def run_training(
         loggers.start(_run_info(settings, host, files, state, rules, budget))
         users.on_train_start()
 
+        undo = _kept_aside(model, optimizer) if reads_later(device) else _nothing
         with (
-            _errors_reported(model, best, users, loggers),
+            _errors_reported(model, best, users, loggers, undo),
             files.running(),
             stepping.lent_memory(),
         ):
@@ -238,6 +248,7 @@ def run_training(
                     max_epochs=budget - epochs.before_this_engine,
                     epoch_length=len(train_loader),
                 )
+            train_loss.read()
 
         state.stop("max_epochs" if state.epoch >= budget else "callback")
         snapshots.conclude()
@@ -308,15 +319,38 @@ def _run_info(
     )
 
 
+def _nothing() -> None:
+    """Undo nothing: losses are read before anything is done with them."""
+
+
+def _kept_aside(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
+    """Return what undoes steps that were taken before a loss was known not to be finite.
+
+    Weights and optimizer go back to where the call found them, until the best weights are put in.
+    """
+    weights, memory = deepcopy(model.state_dict()), deepcopy(optimizer.state_dict())
+
+    def undo() -> None:
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(memory)
+
+    return undo
+
+
 @contextmanager
 def _errors_reported(
-    model: nn.Module, best: BestWeights, users: UserCallbacks, loggers: Loggers
+    model: nn.Module,
+    best: BestWeights,
+    users: UserCallbacks,
+    loggers: Loggers,
+    undo: Callable[[], None],
 ) -> Iterator[None]:
     """Keep the best weights when a loss is not finite; tell callbacks and loggers about errors."""
     try:
         yield
     except BaseException as error:
         if isinstance(error, NonFiniteLossError):
+            undo()
             best.restore(model)
             model.zero_grad(set_to_none=True)
         loggers.fail(error)

@@ -120,7 +120,12 @@ def summed_as_sbi(losses: Tensor, batch: Any) -> StepOutput:
 
 def read_if_at_hand(loss: Tensor) -> float | Tensor:
     """Return a number; from a GPU a tensor, because reading it would let the GPU run dry."""
-    return loss.detach() if loss.is_cuda else loss.item()
+    return loss.detach() if reads_later(loss.device) else loss.item()
+
+
+def reads_later(device: torch.device) -> bool:
+    """Return whether losses on a device are read when others have followed them."""
+    return device.type == "cuda"
 
 
 def checked(

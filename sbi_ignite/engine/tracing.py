@@ -1,9 +1,10 @@
 """Eager computations come in; the same ones, replaced by recordings that proved equal, go out.
 
 There is one recording per shape of batch. It is made when the shape has been seen often enough to
-pay for it, and takes part only after it has given, on several batches, bit for bit what the eager
-computation gave: losses, gradients, what is written to the network's buffers, and the random states
-afterwards. Because both are equal, a training may change from one to the other at any step.
+pay for it, or is sure to be, and takes part only after it has given, on several batches, bit for
+bit what the eager computation gave: losses, gradients, what is written to the network's buffers,
+and the random states afterwards. Because both are equal, a training may change from one to the
+other at any step.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class Tracing:
         rules: When to record, and how much proof to ask for.
         epoch: Returns the running epoch.
         given_up: Told why, once, when recordings are given up for good.
+        not_captured: Told why, when a recording does not run as a CUDA graph.
     """
 
     def __init__(
@@ -97,8 +99,9 @@ class Tracing:
         rules: TracingRules,
         epoch: Callable[[], int],
         given_up: Callable[[str], None],
+        not_captured: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        self.model, self.rules = model, rules
+        self.model, self.rules, self._not_captured = model, rules, not_captured
         self._roots, self._epoch, self._given_up = (model, *also), epoch, given_up
         self._shapes: dict[Any, _Shape] = {}
         self._last_epoch, self._changes = -1, 0
@@ -222,7 +225,7 @@ class Tracing:
             return CudaGraph(graph, tensors)
         except (NotTraceable, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
-            self._given_up(f"its steps are launched operation by operation ({reason})")
+            self._not_captured(f"its steps are launched operation by operation ({reason})")
             return graph
 
     def _check(self, shape: _Shape) -> None:
@@ -298,7 +301,7 @@ class TracedGradients:
             losses, backward = self._eager(batch)
             result.append((losses, backward))
             if not torch.isfinite(losses).all():
-                return None  # the step will end with an error before any backward pass
+                return None  # the step ends with an error, or is undone when its loss is read
             gradients = _gradients(parameters, backward)
             result.append((losses, partial(hand_over, parameters, gradients)))
             return [losses, *gradients]

@@ -64,7 +64,7 @@ class EpochMean:
             NonFiniteLossError: If one of the losses that are read now is not finite, and its step
                 refuses that.
         """
-        self._read()
+        self.read()
         return self.loss_sum / (self._rows or max(self.rows, 1))
 
     def _reset(self) -> None:
@@ -79,10 +79,14 @@ class EpochMean:
             return
         self._unread.append(output)
         if len(self._unread) == MOST_UNREAD:
-            self._read()
+            self.read()
 
-    def _read(self) -> None:
-        """Add what waits on a device."""
+    def read(self) -> None:
+        """Add what waits on a device.
+
+        Raises:
+            NonFiniteLossError: See `value`.
+        """
         unread, self._unread = self._unread, []
         waiting = [output.loss for output in unread if isinstance(output.loss, Tensor)]
         losses = torch.stack(waiting).tolist() if waiting else []
@@ -93,7 +97,7 @@ class EpochMean:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums inside the epoch."""
-        self._read()
+        self.read()
         return {"loss_sum": self.loss_sum, "rows": self.rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from ignite.engine import Engine, Events
 from sbi.inference import NPE_PFN, MarginalTrainer, NeuralInference
 from torch import nn
@@ -145,6 +146,8 @@ def find_learning_rate(
             "sbi_compat": False,
         }
     )
+    if config.device is not None and config.device.startswith("cuda"):
+        torch.cuda.init()  # its random state is one of those that are brought back
     before = random_states()
     try:
         with patch_sbi(), contextlib.suppress(NonFiniteLossError):
@@ -249,8 +252,12 @@ class _RangeTest(Callback):
 
     def _look(self, engine: Engine) -> None:
         output: Any = engine.state.output
-        self.losses.append(float(output.loss_sum) / output.rows)
-        if len(self.losses) == self._num_steps or has_diverged(smooth(self.losses)):
+        loss = float(output.loss_sum) / output.rows
+        # On a GPU, a step with such a loss has not been refused yet.
+        finite = math.isfinite(loss)
+        self.losses += [loss] if finite else []
+        enough = len(self.losses) == self._num_steps
+        if enough or not finite or has_diverged(smooth(self.losses)):
             self._state.stop("the range test has seen enough")
             engine.terminate()
 

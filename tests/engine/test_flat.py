@@ -286,3 +286,21 @@ def test_a_training_lends_memory_and_gives_it_back():
     )
     assert flat == [True, True]
     assert [p.data_ptr() for p in net.parameters()] == addresses
+
+
+def test_parameters_move_back_to_where_they_lay():
+    """A CUDA graph knows them by their addresses; a stage that resets the optimizer moves them."""
+    net = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 1))
+    optimizer = torch.optim.Adam(net.parameters())
+    flat, places = FlatOptimizer(optimizer), []
+    with flat.lent_memory():
+        for step in range(6):
+            flat.zero_grad()
+            net(torch.ones(4, 3)).mean().backward()
+            if step == 3:
+                groups = optimizer.state_dict()["param_groups"]
+                optimizer.load_state_dict({"state": {}, "param_groups": groups})
+            flat.step()
+            places.append([parameter.data_ptr() for parameter in net.parameters()])
+    assert places[1] == places[2] == places[4] == places[5]
+    assert places[1] != places[3]

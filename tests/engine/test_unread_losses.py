@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from sbi_ignite import NonFiniteLossError, TrainConfig, run_training
@@ -19,15 +20,16 @@ NUM_ROWS, BATCH = 60, 4
 def unread(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Leave losses where they are, seven at most; how many were read each time."""
     read: list[int] = []
-    own = epoch_mean.EpochMean._read
+    own = epoch_mean.EpochMean.read
 
     def counted(mean: epoch_mean.EpochMean) -> None:
         read.extend([len(mean._unread)] if mean._unread else [])
         own(mean)
 
-    monkeypatch.setattr("sbi_ignite.engine.steps.read_if_at_hand", Tensor.detach)
+    for module in ("steps", "run"):
+        monkeypatch.setattr(f"sbi_ignite.engine.{module}.reads_later", lambda device: True)
     monkeypatch.setattr(epoch_mean, "MOST_UNREAD", 7)
-    monkeypatch.setattr(epoch_mean.EpochMean, "_read", counted)
+    monkeypatch.setattr(epoch_mean.EpochMean, "read", counted)
     return read
 
 
@@ -114,3 +116,36 @@ def test_the_model_keeps_its_best_weights(unread: list[int]):
             callbacks=[Spoiling()],
         )
     assert torch.equal(model.weight, best[0])
+
+
+@pytest.mark.parametrize("compat", [True, False])
+def test_in_the_first_epoch_everything_is_as_before(unread: list[int], compat: bool):
+    """There are no best weights yet; the optimizer forgets what it made of NaN."""
+    x = data()
+    x[5] = torch.nan
+    model = nn.Linear(2, 1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    batches = ShuffledBatches((x,), torch.arange(NUM_ROWS), BATCH, seed=1)
+    config = TrainConfig(max_epochs=3, sbi_compat=compat)
+    with pytest.raises(NonFiniteLossError, match="epoch 1"):
+        run_training(config, model, squared, batches, [(data()[:20],)], optimizer=optimizer)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert optimizer.state_dict()["state"] == {}
+
+
+def test_a_training_that_is_broken_off_reads_what_is_left(unread: list[int]):
+    """Else a network full of NaN would be returned without a word."""
+
+    class BreakingOff:
+        def attach(self, engine: Engine) -> None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=6), engine.terminate)
+
+    x = data()
+    x[:] = torch.nan
+    batches = ShuffledBatches((x,), torch.arange(NUM_ROWS), BATCH, seed=1)
+    with pytest.raises(NonFiniteLossError, match="iteration 1,"):
+        run_training(
+            TrainConfig(max_epochs=3), nn.Linear(2, 1), squared, batches, callbacks=[BreakingOff()]
+        )

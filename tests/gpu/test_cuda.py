@@ -212,7 +212,7 @@ def test_a_loss_that_is_not_finite_is_told_apart_later(share: float, monkeypatch
 
 def test_losses_are_read_together():
     reads = []
-    read = EpochMean._read
+    read = EpochMean.read
 
     def counted(mean: EpochMean) -> None:
         reads.extend([len(mean._unread)] if mean._unread else [])
@@ -220,7 +220,7 @@ def test_losses_are_read_together():
 
     model = torch.nn.Linear(2, 1).to(DEVICE)
     batches = [torch.randn(8, 2, device=DEVICE) for _ in range(MOST_UNREAD + 5)]
-    with mock.patch.object(EpochMean, "_read", counted):
+    with mock.patch.object(EpochMean, "read", counted):
         run_training(
             TrainConfig(max_epochs=2, compile="off"), model, lambda m, b: m(b).square(), batches
         )

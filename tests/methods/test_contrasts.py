@@ -97,7 +97,7 @@ def test_a_trainer_that_draws_its_own_others_keeps_them():
 
 @pytest.mark.parametrize("name", ["NRE_A", "NRE_B", "NRE_C", "BNRE"])
 def test_a_batch_without_other_rows_is_refused(name: str):
-    """sbi fails there in torch.multinomial."""
+    """There, sbi fails in torch.multinomial."""
     trainer = getattr(sbi_ignite.inference, name)(show_progress_bars=False, tracker=_Silent())
     theta = torch.randn(30, 2)
     trainer.append_simulations(theta, theta)
