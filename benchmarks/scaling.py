@@ -6,9 +6,10 @@
 Every point is measured in a process of its own: NPE with a maf, batches of `--batch-size`, by
 sbi's loop and by the engine in both forms. Memory is the highest resident memory inside `.train()`
 above the resident memory before it, when the simulations lie in the trainer: what training needs
-beyond the data. An epoch is the last of two, with its validation. Large data have a table of their
-own: there the typed form shall need at most half the data beyond them, and the sbi form at most
-what sbi needs. It is left out where `--max-rows` forbids so many rows.
+beyond the data. Timed is the first epoch in which nothing is traced any more, with its validation.
+Large data have a table of their own: there the typed form shall need at most half the data beyond
+them, and the sbi form at most what sbi needs. It is left out where `--max-rows` forbids so many
+rows.
 """
 
 from __future__ import annotations

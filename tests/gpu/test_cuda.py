@@ -71,7 +71,7 @@ def reproducible() -> Iterator[None]:
 
 
 def same(first: Any, second: Any) -> None:
-    """Fail unless two trained networks, and the random states since, are equal bit for bit."""
+    """Fail unless two trained networks are equal bit for bit."""
     pairs = zip(first.state_dict().items(), second.state_dict().items(), strict=True)
     different = [name for (name, a), (_, b) in pairs if not torch.equal(a, b)]
     assert different == []
@@ -122,7 +122,7 @@ def test_recordings_run_as_cuda_graphs(method: str):
 
 
 class _NoWaiting:
-    """Turns every wait for the card into an error, from the second step of an epoch to its last."""
+    """Turns every wait for the card inside a step into an error, from the third epoch on."""
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_STARTED(event_filter=self._inside), self._forbid)
