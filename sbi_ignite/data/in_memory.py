@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -26,25 +26,13 @@ class Batches(ABC):
             x (num_rows, ...) and the prior mask (num_rows, 1).
         indices: Row numbers that belong to this source, shape (num_selected,).
         batch_size: Rows in a batch, at most.
-        device: Where batches are wanted; None leaves them where the tensors are.
     """
 
-    def __init__(
-        self,
-        tensors: Sequence[Tensor],
-        indices: Tensor,
-        batch_size: int,
-        device: torch.device | None = None,
-    ) -> None:
+    def __init__(self, tensors: Sequence[Tensor], indices: Tensor, batch_size: int) -> None:
         self.tensors = tuple(tensors)
         self.indices = indices.to(self.tensors[0].device)
         self.batch_size = batch_size
-        self.device = device
-        self._staging = None
-        on_host = all(tensor.device.type == "cpu" for tensor in self.tensors)
-        if device is not None and device.type == "cuda" and on_host:
-            batches = -(-len(self.indices) // batch_size)
-            self._staging = Staging(self.tensors, batch_size, batches, device)
+        self._batch_of: Callable[[Tensor], tuple[Tensor, ...]] = self._gather
         self.rows = indices[:0]
         self._handed_out = 0
         self._skip = 0
@@ -72,7 +60,12 @@ class Batches(ABC):
         for position in range(first, len(self)):
             self._handed_out = position + 1
             self.rows = order[bounds[position] : bounds[position + 1]]
-            yield self._gather(self.rows) if self._staging is None else self._staging(self.rows)
+            yield self._batch_of(self.rows)
+
+    def bring_to(self, device: torch.device) -> None:
+        """Copy batches to a CUDA device from now on, where the tensors stay on the host."""
+        if device.type == "cuda" and all(tensor.device.type == "cpu" for tensor in self.tensors):
+            self._batch_of = Staging(self.tensors, self.batch_size, len(self), device)
 
     def _gather(self, rows: Tensor) -> tuple[Tensor, ...]:
         return tuple(tensor.index_select(0, rows) for tensor in self.tensors)
@@ -94,14 +87,8 @@ class SbiOrderBatches(Batches):
     indices, both from torch's global generator; the last partial batch is dropped.
     """
 
-    def __init__(
-        self,
-        tensors: Sequence[Tensor],
-        indices: Tensor,
-        batch_size: int,
-        device: torch.device | None = None,
-    ) -> None:
-        super().__init__(tensors, indices, batch_size, device)
+    def __init__(self, tensors: Sequence[Tensor], indices: Tensor, batch_size: int) -> None:
+        super().__init__(tensors, indices, batch_size)
         self._random_state = torch.get_rng_state()
 
     def __len__(self) -> int:
@@ -144,14 +131,9 @@ class ShuffledBatches(Batches):
     """
 
     def __init__(
-        self,
-        tensors: Sequence[Tensor],
-        indices: Tensor,
-        batch_size: int,
-        seed: int,
-        device: torch.device | None = None,
+        self, tensors: Sequence[Tensor], indices: Tensor, batch_size: int, seed: int
     ) -> None:
-        super().__init__(tensors, indices, batch_size, device)
+        super().__init__(tensors, indices, batch_size)
         self.seed = seed
         self._pass = -1
 

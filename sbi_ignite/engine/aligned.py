@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
@@ -33,7 +32,7 @@ class Aligned:
         unit = ALIGNED[tensors[0].device.type] // tensors[0].element_size()
         gaps = [tensor.new_zeros(-tensor.numel() % unit) for tensor in tensors]
         self._gaps = [gap if gap.numel() else None for gap in gaps]
-        self._shapes = self._with_gaps([torch.empty_like(tensor) for tensor in tensors])
+        self._shapes = self._with_gaps([t.new_empty(()).expand(t.shape) for t in tensors])
 
     def joined(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return a copy of tensors of these shapes as one, with zeros between them."""

@@ -13,7 +13,13 @@ from sbi.inference.trainers.npe.npe_base import PosteriorEstimatorTrainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from sbi_ignite.data.in_memory import BatchIndices, OrderedBatches, SbiOrderBatches, ShuffledBatches
+from sbi_ignite.data.in_memory import (
+    Batches,
+    BatchIndices,
+    OrderedBatches,
+    SbiOrderBatches,
+    ShuffledBatches,
+)
 from sbi_ignite.data.placing import indexed, placed
 from sbi_ignite.data.split import check_split, split_rows
 from sbi_ignite.exceptions import DataError
@@ -155,23 +161,32 @@ def make_loaders(
             len(tensors[0]) if call.exclude_invalid_x is None else len(train_rows) + len(val_rows)
         )
         num_train = int((1 - validation_fraction) * num_rows)
-        return (
-            SbiOrderBatches(tensors, train_rows, min(batch_size, num_train), device),
-            SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train), device),
+        return _brought_to(
+            device,
+            SbiOrderBatches(tensors, train_rows, min(batch_size, num_train)),
+            SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train)),
         )
     train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
     seed = _seed_of_the_order()
     if dataloader_kwargs is None:
         if _rows_stand_alone(trainer, call):
             val_size = min(_large_batch(tensors, val_size), len(val_rows))
-        return (
-            ShuffledBatches(tensors, train_rows, train_size, seed, device),
-            OrderedBatches(tensors, val_rows, val_size, device),
+        return _brought_to(
+            device,
+            ShuffledBatches(tensors, train_rows, train_size, seed),
+            OrderedBatches(tensors, val_rows, val_size),
         )
     return (
         _torch_loader(tensors, BatchIndices(train_rows, train_size, seed), dataloader_kwargs),
         _torch_loader(tensors, BatchIndices(val_rows, val_size, None), dataloader_kwargs),
     )
+
+
+def _brought_to(device: torch.device, train: Batches, val: Batches) -> tuple[Batches, Batches]:
+    """Return batches for training and validation that arrive on a device."""
+    for batches in (train, val):
+        batches.bring_to(device)
+    return train, val
 
 
 def _seed_of_the_order() -> int:

@@ -180,7 +180,8 @@ def test_data_that_do_not_fit_give_the_same_network(compat: bool, monkeypatch: p
 def test_batches_from_the_host_are_the_rows_they_name():
     """With more batches than slots in pinned memory, and the card kept busy meanwhile."""
     rows = torch.arange(40_000.0)[:, None].repeat(1, 100)
-    batches = ShuffledBatches((rows, rows[:, 0]), torch.arange(40_000), 512, 0, DEVICE)
+    batches = ShuffledBatches((rows, rows[:, 0]), torch.arange(40_000), 512, 0)
+    batches.bring_to(DEVICE)
     busy = torch.randn(4_096, 4_096, device=DEVICE)
     seen, numbers = [], []
     for wide, narrow in batches:
