@@ -79,7 +79,8 @@ def fit(
         val_loader = [val_loader]
 
     traceable, splines = is_traceable(trainer, loss), nullcontext()
-    if not config.sbi_compat and has_splines(net):
+    rounds_otherwise = not config.sbi_compat or config.precision != "32"
+    if rounds_otherwise and has_splines(net):
         loss, splines = SplinesForAllValues(loss), replaceable_splines()
     with splines:
         _, trainer.training_summary = run_training(

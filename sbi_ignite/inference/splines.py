@@ -111,7 +111,7 @@ def _spline_for_all_values(
 
     Args and results are those of nflows' function (Durkan et al. 2019, neural spline flows).
     """
-    given = (inputs, unnormalized_widths, unnormalized_heights, unnormalized_derivatives)
+    given = [inputs, unnormalized_widths, unnormalized_heights, unnormalized_derivatives]
     if tails != "linear":
         return _OWN(
             *given,
@@ -121,21 +121,26 @@ def _spline_for_all_values(
             min_derivative=min_derivative,
             **others,
         )
+    dtype = inputs.dtype
+    # Where bins end is a matter of 1e-6, which bfloat16 does not know.
+    given = [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in given]
+    inputs, widths, heights, derivatives = given
     inside = (inputs >= -tail_bound) & (inputs <= tail_bound)
     # With this value, the derivative at both ends is the tails' own, 1.
     end = float(np.log(np.exp(1 - min_derivative) - 1))
-    outputs, log_derivatives = rational_quadratic.rational_quadratic_spline(
-        # Any value inside will do for the others: it gets no gradient.
-        torch.where(inside, inputs, 0.0),
-        unnormalized_widths,
-        unnormalized_heights,
-        nn.functional.pad(unnormalized_derivatives, (1, 1), value=end),
-        inverse=inverse,
-        left=-tail_bound,
-        right=tail_bound,
-        bottom=-tail_bound,
-        top=tail_bound,
-        min_derivative=min_derivative,
-        **others,
-    )
-    return torch.where(inside, outputs, inputs), torch.where(inside, log_derivatives, 0.0)
+    with torch.autocast(inputs.device.type, enabled=False):
+        outputs, log_derivatives = rational_quadratic.rational_quadratic_spline(
+            # Any value inside will do for the others: it gets no gradient.
+            torch.where(inside, inputs, 0.0),
+            widths,
+            heights,
+            nn.functional.pad(derivatives, (1, 1), value=end),
+            inverse=inverse,
+            left=-tail_bound,
+            right=tail_bound,
+            bottom=-tail_bound,
+            top=tail_bound,
+            min_derivative=min_derivative,
+            **others,
+        )
+    return torch.where(inside, outputs, inputs).to(dtype), torch.where(inside, log_derivatives, 0.0)

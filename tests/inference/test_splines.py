@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 from unittest import mock
 
@@ -137,3 +138,17 @@ def test_others_meet_nflows_splines_while_a_training_runs():
             pass
         assert not own_are_back()
     assert own_are_back()
+
+
+@pytest.mark.parametrize("compat", [True, False])
+@pytest.mark.parametrize("model", ["nsf", "maf_rqs"])
+def test_splines_keep_32_bits_in_mixed_precision(model: str, compat: bool, monkeypatch, tmp_path):
+    """In bfloat16, nflows looks for a bin behind the last one."""
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(precision="bf16-mixed", max_epochs=6, sbi_compat=compat, batch_size=50)
+    made = trainer(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Maximum number of epochs")
+        made.train(config)
+    losses = made.training_summary.validation_loss
+    assert losses[-1] < losses[0]
