@@ -59,6 +59,8 @@ class Patch:
             _holders += 1
             if self._first:
                 _permanent = False
+            if not _undo:  # another thread left its block between the call and this one
+                _apply()
         return self
 
     def __exit__(

@@ -181,6 +181,15 @@ def test_our_own_classes_do_not_care_about_the_patch():
         assert same(plain, train(ready(), max_num_epochs=1))
 
 
+def test_a_block_that_begins_after_another_has_ended_is_patched():
+    """The other one ends between this one's call and its beginning, as threads may."""
+    with patch_sbi():
+        later = patch_sbi()
+    with later:
+        assert is_patched()
+    assert not is_patched()
+
+
 def test_many_threads_may_switch_at_once():
     """No thread sees half a patch, and at the end nothing is left."""
     errors: list[BaseException] = []
