@@ -21,6 +21,7 @@ from torch.distributions import (
     Independent,
     LogNormal,
     MultivariateNormal,
+    StudentT,
     Uniform,
 )
 
@@ -267,6 +268,16 @@ def correlated_linear(theta: Tensor) -> Tensor:
     return theta @ mixing + noise
 
 
+def faint(theta: Tensor) -> Tensor:
+    """Return x of shape (n, 6): theta under noise that is half as strong again."""
+    return theta + 1.5 * torch.randn_like(theta)
+
+
+def heavy_tails(theta: Tensor) -> Tensor:
+    """Return x of shape (n, 3): theta under noise of Student's t with two degrees of freedom."""
+    return theta + 0.3 * StudentT(2.0).sample(theta.shape)
+
+
 def queue(theta: Tensor) -> Tensor:
     """Return x of shape (n, 5): log quantiles of 50 departure intervals of an M/G/1 queue.
 
@@ -340,6 +351,8 @@ TUNING = {
             oscillator,
         ),
         Task("correlated_linear", standard_normal(8), correlated_linear),
+        Task("faint", standard_normal(6), faint),
+        Task("heavy_tails", uniform([-5] * 3, [5] * 3), heavy_tails),
         Task("queue", uniform([0, 0, 0], [10, 10, 1 / 3]), queue),
         Task("bernoulli_glm", standard_normal(6), bernoulli_glm),
         Task("location_scale", uniform([-2] * 4, [2] * 4), location_scale),

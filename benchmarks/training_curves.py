@@ -284,9 +284,14 @@ def train_with_sbi(
 
 
 def train_fast(
-    task: Task, method: str, theta: Tensor, x: Tensor, seed: int
+    task: Task,
+    method: str,
+    theta: Tensor,
+    x: Tensor,
+    seed: int,
+    config: TrainConfig | None = None,
 ) -> tuple[Any, Curve, dict[str, Any]]:
-    """Run `.train(TrainConfig.fast())`; whatever it sets up is part of its time."""
+    """Run `.train(TrainConfig.fast())`, or another config; what it sets up is part of its time."""
     trainer = METHODS[method].make(
         sbi_ignite.inference, prior=task.prior, show_progress_bars=False, tracker=Silent()
     )
@@ -299,7 +304,7 @@ def train_fast(
 
     torch.manual_seed(seed)
     curve.watch = Stopwatch()
-    net = trainer.train(TrainConfig.fast(), callbacks=[Note()])
+    net = trainer.train(config or TrainConfig.fast(), callbacks=[Note()])
     summary = trainer.training_summary
     curve.end(summary.epochs_trained, net)
     return trainer, curve, {"stop_reason": summary.stop_reason}

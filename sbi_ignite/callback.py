@@ -61,6 +61,8 @@ class TrainingState:
         iteration: Finished optimizer steps, counted likewise.
         train_loss: Training loss of the last finished epoch; NaN before the first.
         validation_loss: Validation loss after the last finished epoch; NaN without one.
+        validation_error: Its standard error, by the quartiles of the rows' losses; NaN where none
+            of the stages asks for it.
         best_validation_loss: Lowest validation loss so far; infinite before the first.
         best_epoch: Epoch of that loss, counted from 1; 0 before the first.
         learning_rate: Current rate of the first parameter group.
@@ -83,6 +85,7 @@ class TrainingState:
     iteration: int = 0
     train_loss: float = math.nan
     validation_loss: float = math.nan
+    validation_error: float = math.nan
     best_validation_loss: float = math.inf
     best_epoch: int = 0
     learning_rate: float = math.nan

@@ -46,6 +46,7 @@ from sbi_ignite.handlers.epoch_mean import EpochMean
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.handlers.gradient_clipping import GradientClipping
 from sbi_ignite.handlers.schedule import Schedule, Schedulers
+from sbi_ignite.handlers.spread import ValidationSpread
 from sbi_ignite.handlers.stages import StageChanges, StageRule
 from sbi_ignite.handlers.stopping import Rule, StopOnRules, make_rule
 from sbi_ignite.handlers.time_limit import TimeLimit
@@ -157,10 +158,12 @@ def run_training(
     clipping = GradientClipping(model.parameters(), config.clip_max_norm, flat_gradient)
     train_loss = _epoch_mean(train_loader, as_sbi)
     validation_loss = _epoch_mean(() if val_loader is None else val_loader, as_sbi)
+    spread = ValidationSpread()
 
     def validate() -> float:
         with validation_randomness(as_sbi, device):
             evaluator.run(val_loader, max_epochs=1, epoch_length=len(val_loader or ()))
+        state.validation_error = spread.error
         return validation_loss.value
 
     epochs = Epochs(
@@ -190,9 +193,19 @@ def run_training(
     gradients, losses = compiler.gradients(optimizer), compiler.losses()
     trainer = _engine(host.train_step or TrainStep(gradients, stepping, device, add_up, epochs.now))
     evaluator = _engine(
-        host.validation_step or ValidationStep(model, losses, device, add_up, epochs.now, as_sbi)
+        host.validation_step
+        or ValidationStep(
+            model,
+            losses,
+            device,
+            add_up,
+            epochs.now,
+            refuse_non_finite=as_sbi,
+            keep_losses=any(stage.min_improvement for stage in config.stages),
+        )
     )
-    validation_loss.attach(evaluator)
+    for handler in (validation_loss, spread):
+        handler.attach(evaluator)
 
     # What happens when: handlers act in the order in which they are attached.
     if averages is not None:

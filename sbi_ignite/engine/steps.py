@@ -77,6 +77,7 @@ class ValidationStep:
         summed: How the losses of a batch add up, `summed` or `summed_as_sbi`.
         now: Returns current epoch and iteration, for errors.
         refuse_non_finite: Raise on NaN and infinity, as sbi does.
+        keep_losses: Hand on the losses of the rows, where the loss function returns these.
     """
 
     model: nn.Module
@@ -85,6 +86,7 @@ class ValidationStep:
     summed: Callable[[Tensor, Any], StepOutput]
     now: Callable[[], tuple[int, int]]
     refuse_non_finite: bool = False
+    keep_losses: bool = False
 
     def __call__(self, engine: Engine, batch: Any) -> StepOutput:
         """Return the losses' sum."""
@@ -94,6 +96,9 @@ class ValidationStep:
         output = self.summed(losses, batch)
         if self.refuse_non_finite:
             output = checked(output, engine, self.now, batch, losses)
+        if self.keep_losses and losses.ndim:
+            # A copy: a CUDA graph writes the next batch's losses to the same place.
+            output = replace(output, losses=losses.reshape(-1).clone())
         return output
 
 

@@ -24,12 +24,14 @@ class StepOutput:
         loss: Sum of the losses, or their mean; a tensor of shape () where it is still on a device.
         rows: How many losses were summed.
         times: What `loss` is to be multiplied by: `rows` where it is a mean.
+        losses: The losses of the rows, shape (rows,), of a step that keeps them.
         refused: Makes the error to raise where the loss, once it is read, is not finite.
     """
 
     loss: float | Tensor
     rows: int
     times: int = 1
+    losses: Tensor | None = None
     refused: Callable[[], Exception] | None = None
 
     @property

@@ -73,17 +73,19 @@ class StageRule:
         patient = self.fruitless_epochs < stage.patience or fruitless_steps < stage.patience_steps
         return not patient or self.epochs >= self._longest()
 
-    def observe(self, loss: float, iteration: int) -> bool:
+    def observe(self, loss: float, iteration: int, error: float = math.nan) -> bool:
         """Take in an epoch and say whether the stage ends with it.
 
         Args:
             loss: Its validation loss.
             iteration: Optimizer steps so far.
+            error: What that loss is uncertain by; NaN where nobody knows.
         """
+        least = 0.0 if math.isnan(error) else self.stage.min_improvement * error
         self.epochs, self.iteration = self.epochs + 1, iteration
         if loss < self.best:
             self.best, self.best_weight_decay = loss, self.weight_decay
-        if loss < self.stage_best:
+        if loss < self.stage_best - least:
             self.stage_best = loss
             self.fruitless_epochs, self.fruitful_iteration = 0, iteration
         else:
@@ -103,7 +105,10 @@ class StageRule:
 
     def should_stop(self, state: TrainingState) -> bool:
         """Observe the loss of the epoch and say whether the last stage has ended."""
-        return self.observe(watched_loss(state), state.iteration) and self.is_last
+        return self._observe(state) and self.is_last
+
+    def _observe(self, state: TrainingState) -> bool:
+        return self.observe(watched_loss(state), state.iteration, state.validation_error)
 
     def already_stopped(self, state: TrainingState) -> bool:
         """Say whether the last stage had ended."""

@@ -44,9 +44,11 @@ def loss_of(trainer: Any, args: Any, as_sbi: bool) -> Loss:
     if as_sbi and hasattr(args, "calibration_kernel"):
         args = replace(args, calibration_kernel=as_sbi_hands_it_over(args.calibration_kernel))
     loss: Any = make(trainer, args)
-    if not as_sbi and hasattr(loss, "classifier_logits") and is_sbis_own(trainer, _CONTRASTS):
-        return replace(loss, classifier_logits=Neighbours(trainer))
-    return loss
+    if as_sbi or not hasattr(loss, "classifier_logits"):
+        return loss
+    if is_sbis_own(trainer, _CONTRASTS):
+        loss = replace(loss, classifier_logits=Neighbours(trainer))
+    return replace(loss, by_row=True)
 
 
 def is_sbis_own(trainer: Any, name: str) -> bool:

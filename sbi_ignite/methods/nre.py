@@ -2,6 +2,8 @@
 
 Each loss gets `classifier_logits(theta, x, num_atoms)`, which pairs every x with its own theta and
 `num_atoms - 1` others of the batch and returns one logit per pair, shape (batch * num_atoms, 1).
+sbi returns means over a batch; losses of rows, which say how uncertain such a mean is, round
+otherwise and are therefore asked for by `by_row`.
 """
 
 from __future__ import annotations
@@ -73,11 +75,12 @@ class RatioLossA:
     """Binary cross-entropy of one joint against one marginal pair (Hermans et al. 2020)."""
 
     classifier_logits: ClassifierLogits
+    by_row: bool = False
 
     def __call__(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
-        """Return the mean loss, a scalar."""
+        """Return the mean loss, a scalar, or losses of shape (batch,)."""
         theta, x = batch[0], batch[1]
-        return _binary_cross_entropy(self.classifier_logits(theta, x, 2))
+        return _binary_cross_entropy(self.classifier_logits(theta, x, 2), self.by_row)
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,14 @@ class BalancedRatioLoss:
 
     classifier_logits: ClassifierLogits
     regularization_strength: float
+    by_row: bool = False
 
     def __call__(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
-        """Return the mean loss, a scalar."""
+        """Return the mean loss, a scalar, or losses of shape (batch,), all with the regulariser."""
         theta, x = batch[0], batch[1]
         logits = self.classifier_logits(theta, x, 2)
         balance = torch.sigmoid(logits[0::2]) + torch.sigmoid(logits[1::2]) - 1
-        loss = _binary_cross_entropy(logits)
+        loss = _binary_cross_entropy(logits, self.by_row)
         return loss + self.regularization_strength * balance.mean().square()
 
 
@@ -102,13 +106,15 @@ class RatioLossB:
 
     classifier_logits: ClassifierLogits
     num_atoms: int
+    by_row: bool = False
 
     def __call__(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
-        """Return the mean loss, a scalar."""
+        """Return the mean loss, a scalar, or losses of shape (batch,)."""
         theta, x = batch[0], batch[1]
         num_atoms = min(self.num_atoms, len(theta))
         logits = self.classifier_logits(theta, x, num_atoms).reshape(len(theta), num_atoms)
-        return -torch.mean(logits[:, 0] - torch.logsumexp(logits, dim=-1))
+        log_prob = logits[:, 0] - torch.logsumexp(logits, dim=-1)
+        return -log_prob if self.by_row else -torch.mean(log_prob)
 
 
 @dataclass(frozen=True)
@@ -119,14 +125,16 @@ class RatioLossC:
         classifier_logits: See the module's first lines.
         num_atoms: Number of classes K plus one.
         gamma: Weight of the K dependent classes against the marginal one.
+        by_row: See the module's first lines.
     """
 
     classifier_logits: ClassifierLogits
     num_atoms: int
     gamma: float
+    by_row: bool = False
 
     def __call__(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
-        """Return the mean loss, a scalar."""
+        """Return the mean loss, a scalar, or losses of shape (batch,)."""
         theta, x = batch[0], batch[1]
         size, num_classes = len(theta), min(self.num_atoms, len(theta)) - 1
         marginal = self.classifier_logits(theta, x, num_classes + 1).reshape(size, num_classes + 1)
@@ -140,12 +148,21 @@ class RatioLossC:
         normalizer = torch.logsumexp(torch.concat([log_gamma + joint, rest], dim=-1), dim=-1)
         log_prob_joint = log_gamma + joint[:, 0] - normalizer
         p_marginal, p_joint = 1 / (1 + self.gamma), self.gamma / (1 + self.gamma)
-        return -torch.mean(p_marginal * log_prob_marginal + p_joint * log_prob_joint)
+        log_prob = p_marginal * log_prob_marginal + p_joint * log_prob_joint
+        return -log_prob if self.by_row else -torch.mean(log_prob)
 
 
-def _binary_cross_entropy(logits: Tensor) -> Tensor:
-    """Return the loss of pairs that are joint (even rows) and marginal (odd rows) in turn."""
+def _binary_cross_entropy(logits: Tensor, by_row: bool) -> Tensor:
+    """Return the loss of pairs that are joint (even rows) and marginal (odd rows) in turn.
+
+    Args:
+        logits: Those of the pairs, shape (2 * batch, 1).
+        by_row: Return the mean of the two pairs of every row, shape (batch,), not of all.
+    """
     likelihood = torch.sigmoid(logits).squeeze()
     labels = torch.ones(len(logits), device=logits.device)
     labels[1::2] = 0.0
+    if by_row:
+        losses = nn.functional.binary_cross_entropy(likelihood, labels, reduction="none")
+        return losses.reshape(-1, 2).mean(dim=1)
     return nn.functional.binary_cross_entropy(likelihood, labels)

@@ -10,6 +10,7 @@ from sbi_ignite.settings.base import Settings
 from sbi_ignite.settings.fields import (
     Bool,
     Count,
+    NonNegativeFloat,
     OrNone,
     PositiveFloat,
     PositiveInt,
@@ -23,7 +24,9 @@ class Stage(Settings):
     """One of the stages that a training goes through.
 
     A stage ends once both `patience` epochs and `patience_steps` optimizer steps have passed
-    without a validation loss below the lowest of this stage, or when it has become too long.
+    without an improvement of the stage's validation loss, or when it has become too long.
+    Improvements smaller than `min_improvement` add up until they count; the best weights are kept
+    whether they count or not.
     The next one starts from the best weights so far. The end of the last stage ends the training,
     with the stop reason "patience".
 
@@ -33,6 +36,9 @@ class Stage(Settings):
             "best": that of the stage which has reached the best validation loss.
         patience: Epochs without improvement to let pass, at least.
         patience_steps: Optimizer steps without improvement to let pass, at least.
+        min_improvement: How far the loss must fall to count as an improvement, in units of what it
+            is uncertain by, `TrainingState.validation_error`. It says nothing where that is not
+            known: without validation, and where a loss function returns means of batches.
         max_epochs: Length in epochs at most; None: unbounded.
         max_relative_length: Length at most, as a multiple of all earlier stages' epochs together;
             None: unbounded. It says nothing in the first stage.
@@ -59,6 +65,9 @@ class Stage(Settings):
     )
     patience_steps: Count = Field(
         default=0, description="Optimizer steps without improvement to let pass, at least."
+    )
+    min_improvement: NonNegativeFloat = Field(
+        default=0.0, description="How far the loss must fall to count, in its standard errors."
     )
     max_epochs: Annotated[PositiveInt | None, OrNone] = Field(
         default=None, description="Length in epochs at most; None: unbounded."

@@ -87,7 +87,7 @@ STAGED = TrainConfig(
     stages=[
         Stage(patience=1, max_epochs=5),
         Stage(lr_factor=0.3, weight_decay="best", patience=1, max_epochs=4, reset_optimizer=True),
-        Stage(lr_factor=0.1, patience=2, max_epochs=5, reset_average=True),
+        Stage(lr_factor=0.1, patience=2, min_improvement=0.1, max_epochs=5, reset_average=True),
     ],
 )
 

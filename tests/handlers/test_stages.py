@@ -14,12 +14,15 @@ from sbi_ignite.handlers.stages import StageRule
 STEPS = 10
 """Optimizer steps in an epoch."""
 
+ERROR = 0.5
+"""What losses are uncertain by."""
+
 
 def ends(stages, losses):
     """Return the epochs with which stages end, counted from 1."""
     rule, found = StageRule(stages), []
     for epoch, loss in enumerate(losses, 1):
-        if rule.observe(loss, epoch * STEPS):
+        if rule.observe(loss, epoch * STEPS, ERROR):
             found.append(epoch)
             if rule.is_last:
                 break
@@ -33,8 +36,15 @@ def by_search(stages, losses):
     for epoch in range(1, len(losses) + 1):
         stage = stages[len(found)]
         seen = [math.inf if math.isnan(loss) else loss for loss in losses[:epoch]]
-        better = [e for e in range(begin, epoch) if seen[e] < min([math.inf, *seen[begin:e]])]
-        fruitless = epoch - (better[-1] + 1 if better else begin)
+        last, reference = begin, math.inf
+        while True:
+            better = (
+                e for e in range(last, epoch) if seen[e] < reference - stage.min_improvement * ERROR
+            )
+            if (first := next(better, None)) is None:
+                break
+            last, reference = first + 1, seen[first]
+        fruitless = epoch - last
         length = epoch - begin
         longest = min(
             math.inf if stage.max_epochs is None else stage.max_epochs,
@@ -52,14 +62,16 @@ def by_search(stages, losses):
 
 
 STAGES = st.builds(
-    lambda patience, steps, longest, relative: Stage(
+    lambda patience, steps, delta, longest, relative: Stage(
         patience=patience,
         patience_steps=steps,
+        min_improvement=delta,
         max_epochs=longest,
         max_relative_length=relative,
     ),
     st.integers(1, 4),
     st.integers(0, 60),
+    st.just(0.0) | st.floats(0, 5),
     st.none() | st.integers(1, 8),
     st.none() | st.floats(0.1, 3),
 )
@@ -82,6 +94,17 @@ def test_a_stage_waits_from_the_lowest_of_its_own_losses():
     losses = [1.0, 2.0, 2.0, 1.5, 1.4, 0.5, 0.6, 0.7]
     assert ends([Stage(patience=2), Stage(patience=2)], losses) == [3, 8]
     assert ends([Stage(patience=2), Stage(patience=3)], losses) == [3]
+
+
+def test_small_improvements_add_up_until_they_count():
+    falling = [-0.25 * epoch for epoch in range(20)]
+    assert ends([Stage(patience=3, min_improvement=1.0)], falling) == []
+    assert ends([Stage(patience=3, min_improvement=1.5)], falling) == [4]
+
+
+def test_where_nobody_knows_the_error_every_improvement_counts():
+    rule = StageRule([Stage(patience=1, min_improvement=1.0)])
+    assert [rule.observe(-0.01 * step, step) for step in range(3)] == [False, False, False]
 
 
 def test_best_is_the_weight_decay_of_the_stage_with_the_best_loss():

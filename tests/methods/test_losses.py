@@ -86,6 +86,21 @@ def test_the_atomic_loss_is_bitwise_that_of_sbi(monkeypatch):
     assert torch.equal(ours, sbis)
 
 
+@pytest.mark.parametrize("name", ["NRE_A", "NRE_B", "NRE_C", "BNRE"])
+def test_losses_by_row_have_the_mean_that_sbi_returns(name, monkeypatch):
+    trainer = ready(name, num_rows=100)
+    args = loss_arguments(trainer, monkeypatch)
+    batch = tuple(tensor[:20] for tensor in trainer.get_simulations())
+    mean, rows = loss_of(trainer, args, as_sbi=True), loss_of(trainer, args, as_sbi=False)
+    rows = replace(rows, classifier_logits=mean.classifier_logits)
+    torch.manual_seed(5)
+    expected = mean(trainer._neural_net, batch)
+    torch.manual_seed(5)
+    losses = rows(trainer._neural_net, batch)
+    assert losses.shape == (20,)
+    torch.testing.assert_close(losses.mean(), expected)
+
+
 def test_a_trainer_that_overrides_the_loss_keeps_its_own():
     """On the class or on the instance."""
     import sbi_ignite.inference

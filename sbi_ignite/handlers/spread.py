@@ -1,0 +1,48 @@
+"""Losses of validation rows come in; what their mean is uncertain by goes out."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from ignite.engine import Engine, Events
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sbi_ignite.handlers.epoch_mean import StepOutput
+
+NORMAL_QUARTILES = 1.349
+"""How far the quartiles of a normal distribution are apart, in standard deviations."""
+
+
+class ValidationSpread:
+    """Standard error of the validation loss, from the quartiles of the rows' losses.
+
+    A single row that the network takes for impossible may have a loss of thousands; it would make
+    a standard deviation, not the quartiles, useless as a measure of what the other rows tell.
+    """
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Collect the losses that the engine's steps return, anew in every epoch."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._losses.clear)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+
+    def _add(self, engine: Engine) -> None:
+        output: StepOutput = engine.state.output  # type: ignore[assignment] # our steps return it
+        if output.losses is not None:
+            self._losses.append(output.losses)
+
+    @property
+    def error(self) -> float:
+        """The standard error; NaN where losses of rows are not known, or fewer than four."""
+        number = sum(map(len, self._losses))
+        if number < 4:
+            return math.nan
+        losses = torch.cat(self._losses)
+        low, high = (losses.kthvalue(1 + round(q * (number - 1))).values for q in (0.25, 0.75))
+        return (high - low).item() / NORMAL_QUARTILES / math.sqrt(number)
