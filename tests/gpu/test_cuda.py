@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -16,7 +17,7 @@ from ignite.engine import Engine, Events
 from sbi.utils import BoxUniform
 
 import sbi_ignite.inference
-from sbi_ignite import CheckpointConfig, NonFiniteLossError, TrainConfig, run_training
+from sbi_ignite import CheckpointConfig, NonFiniteLossError, Stage, TrainConfig, run_training
 from sbi_ignite.data.in_memory import ShuffledBatches
 from sbi_ignite.engine.optimizers import make_optimizer
 from sbi_ignite.handlers.epoch_mean import MOST_UNREAD, EpochMean
@@ -104,6 +105,23 @@ def test_however_steps_are_computed_the_results_are_the_same(method: str):
         nets.append(made.train(config, checkpoint=False))
     for net in nets[1:]:
         same(nets[0], net)
+
+
+@pytest.mark.usefixtures("reproducible")
+@pytest.mark.parametrize("method", ["NPE maf", "NRE", "FMPE"])
+def test_a_validation_loss_is_as_uncertain_however_steps_are_computed(method: str):
+    """Validation takes several batches here, whose losses a recording writes to one place."""
+    stages = [Stage(patience=30, min_improvement=0.1)]
+    found = []
+    for way in ("off", "auto"):
+        made, errors = trainer(sbi_ignite.inference, method), []
+        watch = SimpleNamespace(on_epoch_end=lambda s, to=errors: to.append(s.validation_error))
+        config = TrainConfig(batch_size=30, max_epochs=30, stages=stages, compile=way)
+        with mock.patch("sbi_ignite.inference.batches._VALIDATION_ROWS", 50):
+            made.train(config, checkpoint=False, callbacks=[watch])
+        found.append(errors)
+    assert found[0] == found[1]
+    assert all(0 < error < 10 for error in found[0])
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "NPE mdn"])
