@@ -29,17 +29,19 @@ def fast(num_rows: int) -> dict[str, Any]:
     The numbers were chosen on the tuning tasks of `benchmarks/tasks.py`, with seeds that judge
     nothing (with 1,000 simulations 17 to 32 cells of a task and a method, with 10,000 12):
 
-    * Batches of 100 sqrt(N / 1000) rows, at least 50 and at most 1,000, made equal. In batches of
-      200, 1,000 simulations took as long and ended higher; with 60, flow matching ended above
-      sbi's loss. With 10,000, batches of 100 were slower than those of 300.
-    * Rate 5e-3 after a warm-up of 200 sqrt(N / 1000) steps. With 100 and with 300 steps, 2 of 17
-      cells ended above sbi's loss, with 200 none. A rate of 7e-3 missed that loss in 3 of 10.
+    * Batches of 100 (N / 1000)^(1/3) rows, at least 50 and at most 1,000, made equal. In batches
+      of 200, 1,000 simulations took as long and ended higher; with 60, flow matching ended above
+      sbi's loss. With 10,000, batches of 100 were slower, and of 300 a sharp posterior ended
+      higher, than with 200.
+    * Rate 5e-3 after a warm-up of 200 (N / 1000)^(1/3) steps. With 1,000 simulations, 2 of 17 cells
+      ended above sbi's loss after 100 and after 300 steps, none after 200; a rate of 7e-3 missed
+      that loss in 3 of 10. With 10,000, 1,000 steps took longer and gained nothing.
     * A little weight decay from the beginning, 3 % of the second stage's. Without it, 2 of 10
       cells never had sbi's loss; with 10 %, sharp posteriors ended up to 0.3 higher.
     * Averages over about the last tenth of the steps. The last fifth took longer.
-    * A stage waits 10 epochs, and at least 60 steps, for the loss to fall by a tenth of its
+    * A stage waits 10 epochs, and at least 60 steps, for the loss to fall by a twentieth of its
       standard error. Without that, one cell took 1.2 times as long as sbi, and with 10,000
-      simulations and a lower rate some never ended.
+      simulations and a lower rate some never ended; a tenth ended some too soon.
     * The second stage is at most half as long as the first, the third a quarter of both: the whole
       then took 0.43 of sbi's time instead of 0.60 with twice the lengths, which gained nothing.
       Without the second stage, 3 of 22 cells ended above sbi's loss.
@@ -51,15 +53,14 @@ def fast(num_rows: int) -> dict[str, Any]:
         Values by field.
 
     Example:
-        >>> fast(100_000)["batch_size"]
-        1000
-        >>> fast(900)["batch_size"], fast(900)["lr_schedule"].warmup_steps
-        (90, 190)
+        >>> recipe = fast(9_000)
+        >>> recipe["batch_size"], recipe["lr_schedule"].warmup_steps
+        (205, 416)
     """
-    size = math.sqrt(num_rows / 1000)
+    size = math.cbrt(num_rows / 1000)
     decay = min(1.0, round(1000 / num_rows, 4))
     little = round(0.03 * decay, 5)
-    patient: dict[str, Any] = {"patience": 10, "patience_steps": 60, "min_improvement": 0.1}
+    patient: dict[str, Any] = {"patience": 10, "patience_steps": 60, "min_improvement": 0.05}
     fresh: dict[str, Any] = {"reset_optimizer": True, "reset_average": True}
     return {
         "optimizer": "adamw",
