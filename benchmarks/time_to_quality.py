@@ -315,16 +315,21 @@ def result_of(records: Sequence[dict[str, Any]], missing: Sequence[Cell]) -> Res
 
 
 def _left_out(missing: Sequence[Cell]) -> list[str]:
-    if not missing:
-        return []
-    by = defaultdict(list)
+    """Say what was not run: seeds, then methods, of which the same is missing, stand together."""
+    tasks, seeds, methods = defaultdict(list), defaultdict(list), defaultdict(list)
     for cell in missing:
-        by[cell.budget, cell.method, cell.seed].append(cell.task)
-    names = "; ".join(
-        f"{method} {budget:,} seed {seed}: {', '.join(tasks)}"
-        for (budget, method, seed), tasks in by.items()
-    )
-    return [f"Asked for and not run: {names}."]
+        tasks[cell.budget, cell.method, cell.seed].append(cell.task)
+    for (budget, method, seed), names in tasks.items():
+        seeds[budget, method, tuple(names)].append(seed)
+    for (budget, method, names), numbers in seeds.items():
+        methods[budget, names, tuple(numbers)].append(method)
+    gaps = [
+        f"{', '.join(whose)} with {budget:,} simulations, seed{'s' * (len(numbers) > 1)} "
+        f"{', '.join(map(str, numbers))}: "
+        + ("all tasks" if set(names) == set(JUDGED) else ", ".join(names))
+        for (budget, names, numbers), whose in methods.items()
+    ]
+    return [f"Asked for and not run: {'; '.join(gaps)}."] if gaps else []
 
 
 def cells_table(cells: Sequence[Verdict]) -> Table:

@@ -12,6 +12,7 @@ import pytest
 from torch import nn
 
 from benchmarks import time_to_quality
+from benchmarks.tasks import JUDGED
 from benchmarks.time_to_quality import (
     NEVER,
     cached,
@@ -220,3 +221,17 @@ def test_peers_stand_beside_the_cells_and_the_missing_ones_are_said(monkeypatch)
         ["lampe", "3.0", "1.250"],
     ]
     assert result.notes[-1] == "flowjax did not run here: no jax"
+
+
+def test_what_was_not_run_is_named_in_few_words():
+    missing = [
+        Cell(task, method, 10_000, seed)
+        for method in ("npe_nsf", "fmpe")
+        for seed in (1, 2)
+        for task in JUDGED
+    ]
+    missing.append(Cell("slcp", "npe_maf", 1_000, 0))
+    assert result_of([record()], missing).notes[-1] == (
+        "Asked for and not run: npe_nsf, fmpe with 10,000 simulations, seeds 1, 2: all tasks; "
+        "npe_maf with 1,000 simulations, seed 0: slcp."
+    )
