@@ -97,7 +97,7 @@ def test_the_page_has_cells_in_order_and_says_what_was_not_run():
         "slcp npe_maf 1,000",
         "slcp npe_maf 10,000",
     ]
-    assert "fmpe 1,000 seed 2: sir" in result.notes[-1]
+    assert "fmpe with 1,000 simulations, seed 2: sir" in result.notes[-1]
     json.dumps(result.numbers)
     assert len(figure(result).axes) == 2
 
