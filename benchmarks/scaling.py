@@ -201,6 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     parser.add_argument("--large", type=int, nargs=2, default=[1_000_000, 100], help="rows, length")
     parser.add_argument("--only-large", action="store_true", help="no table but that of large data")
     options = parse(parser, arguments)
+    if options.only_large and options.write:
+        parser.error("--only-large with --write would record one table in place of three")
     sizes = [10**k for k in range(3, 8) if 10**k <= options.max_rows and not options.only_large]
     tables, numbers = [], {}
     if sizes:

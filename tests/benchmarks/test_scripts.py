@@ -54,6 +54,12 @@ def test_scaling_measures_every_point_in_its_own_process(tmp_path):
     assert scaling.figure(result).axes
 
 
+def test_scaling_does_not_record_one_table_in_place_of_three(capsys):
+    with pytest.raises(SystemExit):
+        scaling.main(["--only-large", "--write"])
+    assert "in place of three" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_peers_that_are_not_installed_are_said(tmp_path):
     result = peers.main(
