@@ -57,7 +57,7 @@ def fast(num_rows: int) -> dict[str, Any]:
         >>> recipe["batch_size"], recipe["lr_schedule"].warmup_steps
         (205, 416)
     """
-    size = math.cbrt(num_rows / 1000)
+    size = (num_rows / 1000) ** (1 / 3)
     decay = min(1.0, round(1000 / num_rows, 4))
     little = round(0.03 * decay, 5)
     patient: dict[str, Any] = {"patience": 10, "patience_steps": 60, "min_improvement": 0.05}
