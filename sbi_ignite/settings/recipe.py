@@ -27,17 +27,17 @@ def fast(num_rows: int) -> dict[str, Any]:
     with a lower rate takes what noise has left.
 
     The numbers were chosen on the tuning tasks of `benchmarks/tasks.py`, with seeds that judge
-    nothing (with 1,000 simulations 17 to 32 cells of a task and a method, with 10,000 12):
+    nothing (with 1,000 simulations 10 to 36 cells of a task and a method, with 10,000 12):
 
     * Batches of 100 (N / 1000)^(1/3) rows, at least 50 and at most 1,000, made equal. In batches
       of 200, 1,000 simulations took as long and ended higher; with 60, flow matching ended above
       sbi's loss. With 10,000, batches of 100 were slower, and of 300 a sharp posterior ended
       higher, than with 200.
-    * Rate 5e-3 after a warm-up of 200 (N / 1000)^(1/3) steps. With 1,000 simulations, 2 of 17 cells
-      ended above sbi's loss after 100 and after 300 steps, none after 200; a rate of 7e-3 missed
-      that loss in 3 of 10. With 10,000, 1,000 steps took longer and gained nothing.
-    * A little weight decay from the beginning, 3 % of the second stage's. Without it, 2 of 10
-      cells never had sbi's loss; with 10 %, sharp posteriors ended up to 0.3 higher.
+    * Rate 5e-3 after a warm-up of 200 (N / 1000)^(1/3) steps. With 1,000 simulations, 2 of 10 cells
+      ended above sbi's loss after 100 steps and 3 of 17 after 300, none of these after 200; a rate
+      of 7e-3 missed that loss in 3 of 10. With 10,000, 600 and 1,000 steps were as good.
+    * A little weight decay from the beginning, 3 % of the second stage's. Without it, 1 of 20 cells
+      never had sbi's loss, with it none; with 10 %, sharp posteriors ended up to 0.3 higher.
     * Averages over about the last tenth of the steps. The last fifth took longer.
     * A stage waits 10 epochs, and at least 60 steps, for the loss to fall by a twentieth of its
       standard error. Without that, one cell took 1.2 times as long as sbi, and with 10,000
