@@ -275,6 +275,14 @@ _FILES = ("--json", "--notes", "--cache", "--python")
 _WHERE_TO = (*_FILES, "--write")
 
 
+def save_figure(drawing: Any, file: Path) -> None:
+    """Write a matplotlib figure; the same figure makes the same file, whenever it is written."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": file.stem}):
+        drawing.savefig(file, metadata={"Date": None})
+
+
 def conclude(
     result: Result, options: argparse.Namespace, figure: Callable[[Result], Any] | None = None
 ) -> None:
@@ -293,7 +301,7 @@ def conclude(
         if figure is not None:
             result.figure = f"{result.record}.svg"
             RESULTS.mkdir(exist_ok=True)
-            figure(result).savefig(RESULTS / result.figure, metadata={"Date": None})
+            save_figure(figure(result), RESULTS / result.figure)
         result.save(RESULTS / f"{result.record}.json")
         write_page()
     if options.json is not None:

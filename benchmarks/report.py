@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.measuring import FOLDER, RESULTS, Result
+from benchmarks.measuring import FOLDER, RESULTS, Result, save_figure
 
 INTRODUCTION = """\
 # Results
@@ -54,7 +54,7 @@ def record(files: Iterable[str | Path]) -> None:
         draw = getattr(import_module(f"benchmarks.{result.script}"), "figure", None)
         if draw is not None:
             result.figure = f"{result.record}.svg"
-            draw(result).savefig(RESULTS / result.figure, metadata={"Date": None})
+            save_figure(draw(result), RESULTS / result.figure)
         result.save(RESULTS / f"{result.record}.json")
 
 

@@ -13,6 +13,7 @@ from benchmarks.measuring import (
     options_of,
     parse,
     ratios,
+    save_figure,
     slope,
     timed,
 )
@@ -67,3 +68,15 @@ def test_a_device_that_is_not_there_is_said(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit, match="no CUDA device"):
         parse(options_of("Is it fast?"), ["--device", "cuda"])
+
+
+def test_the_same_figure_makes_the_same_file(tmp_path):
+    from matplotlib.figure import Figure
+
+    contents = []
+    for _ in range(2):
+        drawing = Figure()
+        drawing.subplots().plot([0, 1], [1, 0])
+        save_figure(drawing, tmp_path / "line.svg")
+        contents.append((tmp_path / "line.svg").read_bytes())
+    assert contents[0] == contents[1]
