@@ -159,6 +159,7 @@ def run_training(
     train_loss = _epoch_mean(train_loader, as_sbi)
     validation_loss = _epoch_mean(() if val_loader is None else val_loader, as_sbi)
     spread = ValidationSpread()
+    asks_for_spread = any(stage.min_improvement for stage in config.stages)
 
     def validate() -> float:
         with validation_randomness(as_sbi, device):
@@ -201,11 +202,12 @@ def run_training(
             add_up,
             epochs.now,
             refuse_non_finite=as_sbi,
-            keep_losses=any(stage.min_improvement for stage in config.stages),
+            keep_losses=asks_for_spread,
         )
     )
-    for handler in (validation_loss, spread):
-        handler.attach(evaluator)
+    validation_loss.attach(evaluator)
+    if asks_for_spread:
+        spread.attach(evaluator)
 
     # What happens when: handlers act in the order in which they are attached.
     if averages is not None:

@@ -22,27 +22,32 @@ class ValidationSpread:
 
     A single row that the network takes for impossible may have a loss of thousands; it would make
     a standard deviation, not the quartiles, useless as a measure of what the other rows tell.
+
+    Attributes:
+        error: The standard error after the last epoch; NaN where losses of rows are not known, or
+            fewer than four.
     """
 
     def __init__(self) -> None:
+        self.error = math.nan
         self._losses: list[Tensor] = []
 
     def attach(self, engine: Engine) -> None:
         """Collect the losses that the engine's steps return, anew in every epoch."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._losses.clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._conclude)
 
     def _add(self, engine: Engine) -> None:
         output: StepOutput = engine.state.output  # type: ignore[assignment] # our steps return it
         if output.losses is not None:
             self._losses.append(output.losses)
 
-    @property
-    def error(self) -> float:
-        """The standard error; NaN where losses of rows are not known, or fewer than four."""
-        number = sum(map(len, self._losses))
+    def _conclude(self) -> None:
+        self.error, number = math.nan, sum(map(len, self._losses))
         if number < 4:
-            return math.nan
+            return
         losses = torch.cat(self._losses)
+        self._losses.clear()
         low, high = (losses.kthvalue(1 + round(q * (number - 1))).values for q in (0.25, 0.75))
-        return (high - low).item() / NORMAL_QUARTILES / math.sqrt(number)
+        self.error = (high - low).item() / NORMAL_QUARTILES / math.sqrt(number)

@@ -81,7 +81,7 @@ class StageRule:
             iteration: Optimizer steps so far.
             error: What that loss is uncertain by; NaN where nobody knows.
         """
-        least = 0.0 if math.isnan(error) else self.stage.min_improvement * error
+        least = self.stage.min_improvement * error if math.isfinite(error) else 0.0
         self.epochs, self.iteration = self.epochs + 1, iteration
         if loss < self.best:
             self.best, self.best_weight_decay = loss, self.weight_decay

@@ -191,7 +191,14 @@ FIELDS = {
     "stages": (
         Stage(patience=2, max_epochs=3),
         Stage(patience=2, max_epochs=3, weight_decay=0.3, reset_optimizer=True),
-        Stage(patience=1, max_epochs=2, weight_decay="best", lr_factor=0.3, reset_average=True),
+        Stage(
+            patience=1,
+            min_improvement=0.2,
+            max_epochs=2,
+            weight_decay="best",
+            lr_factor=0.3,
+            reset_average=True,
+        ),
     ),
 }
 
