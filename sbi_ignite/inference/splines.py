@@ -2,32 +2,45 @@
 
 nflows applies a spline to the values inside its interval alone. How many these are differs from
 batch to batch, which costs copies and makes every step another computation that cannot be recorded.
-Here the spline is applied to all values, and its result taken where they lie inside. That rounds
-otherwise in the last bits, so that it belongs to the typed form only. Private names were read in
-nflows 0.14.
+Here the spline is applied to all values, and its result taken where they lie inside; what it
+computes, and its gradients, stand in `rational_quadratic.py`. That rounds otherwise in the last
+bits, so that it belongs to the typed form only. Private names were read in nflows 0.14.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from threading import Lock
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from nflows.transforms import autoregressive, splines
-from nflows.transforms.splines import rational_quadratic
+from nflows.transforms.coupling import PiecewiseRationalQuadraticCouplingTransform
+from nflows.transforms.splines import rational_quadratic as of_nflows
 from torch import Tensor, nn
 
+from sbi_ignite.inference.rational_quadratic import rational_quadratic
 from sbi_ignite.methods.base import Loss
 
 _NAME = "unconstrained_rational_quadratic_spline"
-_OWN = getattr(rational_quadratic, _NAME)
+_OWN = getattr(of_nflows, _NAME)
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(_OWN).parameters.items()
+    if parameter.default is not parameter.empty and name != "inverse"
+}
 _PLACES = tuple(place for place in (splines, autoregressive) if hasattr(place, _NAME))
 """Where nflows' transforms look for the spline when they are called."""
+_COUPLING = PiecewiseRationalQuadraticCouplingTransform
+_COUPLED_NAME = "_piecewise_cdf"
+_OWN_COUPLED = getattr(_COUPLING, _COUPLED_NAME)
+"""What coupling layers call it by; on the way it copies and divides what it hands over."""
 
 _for_all_values: ContextVar[bool] = ContextVar("sbi_ignite_splines", default=False)
 _users = 0
@@ -72,13 +85,16 @@ def replaceable_splines() -> Iterator[None]:
         _users += 1
         for place in _PLACES:
             setattr(place, _NAME, _as_chosen)
+        setattr(_COUPLING, _COUPLED_NAME, _coupled_as_chosen)
     try:
         yield
     finally:
         with _lock:
             _users -= 1
-            for place in _PLACES if _users == 0 else ():
-                setattr(place, _NAME, _OWN)
+            if _users == 0:
+                for place in _PLACES:
+                    setattr(place, _NAME, _OWN)
+                setattr(_COUPLING, _COUPLED_NAME, _OWN_COUPLED)
 
 
 @contextmanager
@@ -96,51 +112,55 @@ def _as_chosen(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     return spline(*args, **kwargs)
 
 
+def _coupled_as_chosen(
+    transform: Any, inputs: Tensor, transform_params: Tensor, inverse: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Compute a coupling layer's splines as the running computation has chosen."""
+    hidden = getattr(transform.transform_net, "hidden_features", None)
+    if not _for_all_values.get() or inverse or hidden is None or not _is_plain(vars(transform)):
+        return _OWN_COUPLED(transform, inputs, transform_params, inverse)
+    return _rational_quadratic(inputs, transform_params, 1 / math.sqrt(hidden), transform)
+
+
 def _spline_for_all_values(
     inputs: Tensor,
     unnormalized_widths: Tensor,
     unnormalized_heights: Tensor,
     unnormalized_derivatives: Tensor,
     inverse: bool = False,
-    tails: str = "linear",
-    tail_bound: float = 1.0,
-    min_derivative: float = rational_quadratic.DEFAULT_MIN_DERIVATIVE,
-    **others: Any,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Return values and log-derivatives of a spline with linear tails, shaped as `inputs`.
 
-    Args and results are those of nflows' function (Durkan et al. 2019, neural spline flows).
+    Args and results are those of nflows' function; what no loss computes is left to it.
     """
-    given = [inputs, unnormalized_widths, unnormalized_heights, unnormalized_derivatives]
-    if tails != "linear":
-        return _OWN(
-            *given,
-            inverse=inverse,
-            tails=tails,
-            tail_bound=tail_bound,
-            min_derivative=min_derivative,
-            **others,
-        )
+    numbers = (unnormalized_widths, unnormalized_heights, unnormalized_derivatives)
+    options = {**_DEFAULTS, **options}
+    if inverse or not _is_plain(options):
+        return _OWN(inputs, *numbers, inverse=inverse, **options)
+    return _rational_quadratic(inputs, torch.cat(numbers, dim=-1), 1.0, SimpleNamespace(**options))
+
+
+def _is_plain(options: Mapping[str, Any]) -> bool:
+    """Return whether these are the splines that we compute ourselves."""
+    return options["tails"] == "linear" and options["min_bin_width"] == options["min_bin_height"]
+
+
+def _rational_quadratic(
+    inputs: Tensor, numbers: Tensor, scale: float, options: Any
+) -> tuple[Tensor, Tensor]:
+    """Compute splines in 32 bits at least."""
     dtype = inputs.dtype
     # Where bins end is a matter of 1e-6, which bfloat16 does not know.
-    given = [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in given]
-    inputs, widths, heights, derivatives = given
-    inside = (inputs >= -tail_bound) & (inputs <= tail_bound)
-    # With this value, the derivative at both ends is the tails' own, 1.
-    end = float(np.log(np.exp(1 - min_derivative) - 1))
+    low = dtype in (torch.bfloat16, torch.float16)
+    wide = torch.float32 if low else dtype
     with torch.autocast(inputs.device.type, enabled=False):
-        outputs, log_derivatives = rational_quadratic.rational_quadratic_spline(
-            # Any value inside will do for the others: it gets no gradient.
-            torch.where(inside, inputs, 0.0),
-            widths,
-            heights,
-            nn.functional.pad(derivatives, (1, 1), value=end),
-            inverse=inverse,
-            left=-tail_bound,
-            right=tail_bound,
-            bottom=-tail_bound,
-            top=tail_bound,
-            min_derivative=min_derivative,
-            **others,
+        outputs, log_derivatives = rational_quadratic(
+            inputs.to(wide),
+            numbers.to(wide),
+            scale,
+            options.tail_bound,
+            options.min_bin_width,
+            options.min_derivative,
         )
-    return torch.where(inside, outputs, inputs).to(dtype), torch.where(inside, log_derivatives, 0.0)
+    return outputs.to(dtype), log_derivatives

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nflows.nn.nets import ResidualNet
 from nflows.transforms import autoregressive, splines
+from nflows.transforms.coupling import PiecewiseRationalQuadraticCouplingTransform
 from nflows.transforms.splines import rational_quadratic
 from sbi.neural_nets import posterior_nn
 from torch import Tensor
@@ -18,9 +21,11 @@ from torch import Tensor
 import sbi_ignite.inference
 from sbi_ignite import TrainConfig
 from sbi_ignite.engine.tracing import Tracing
-from sbi_ignite.inference.splines import _spline_for_all_values, replaceable_splines
+from sbi_ignite.inference.rational_quadratic import rational_quadratic as own_rational_quadratic
+from sbi_ignite.inference.splines import _chosen, _spline_for_all_values, replaceable_splines
 
 OWN = rational_quadratic.unconstrained_rational_quadratic_spline
+OWN_COUPLED = PiecewiseRationalQuadraticCouplingTransform._piecewise_cdf
 
 
 def spline(
@@ -67,6 +72,49 @@ def test_a_value_that_is_not_a_number_stays_one():
     assert outputs.isnan().tolist() == [[True], [False]]
 
 
+@pytest.mark.parametrize("options", [{}, {"tail_bound": 2.0, "min_bin_width": 0.01}])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_coupling_layers_give_what_nflows_gives(inverse: bool, options: dict[str, float]):
+    """Also where bins differ in their smallest sizes, and backwards, which is left to nflows."""
+    torch.manual_seed(0)
+    layer = PiecewiseRationalQuadraticCouplingTransform(
+        torch.tensor([1, 0, 1]),
+        lambda n_in, n_out: ResidualNet(n_in, n_out, hidden_features=8),
+        tails="linear",
+        **{"tail_bound": 3.0, **options},
+    ).double()
+    inputs = 2 * torch.randn(40, 3, dtype=torch.float64)
+    found = []
+    for chosen in (False, True):
+        with replaceable_splines(), _chosen() if chosen else nullcontext():
+            outputs, log_derivatives = (layer.inverse if inverse else layer)(inputs)
+        (outputs.square().sum() + log_derivatives.sum()).backward()
+        found.append((outputs, log_derivatives, *(p.grad for p in layer.parameters())))
+        layer.zero_grad()
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_of_the_spline_are_those_of_finite_differences():
+    torch.manual_seed(0)
+    inputs = torch.linspace(-4, 4, 21, dtype=torch.float64).reshape(7, 3).requires_grad_()
+    numbers = torch.randn(7, 3, 3 * 6 - 1, dtype=torch.float64, requires_grad=True)
+
+    def function(x: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+        return own_rational_quadratic(x, n, 0.7, 3.0, 1e-3, 1e-3)
+
+    assert torch.autograd.gradcheck(function, (inputs, numbers))
+
+
+def test_what_gives_no_gradient_takes_none():
+    """Only one of the two results has a part in the loss, and inputs may be data."""
+    inputs, numbers = torch.zeros(4, 1), torch.randn(4, 1, 11).requires_grad_()
+    values, _ = own_rational_quadratic(inputs, numbers, 1.0, 3.0, 1e-3, 1e-3)
+    values.sum().backward()
+    assert numbers.grad is not None
+    assert inputs.grad is None
+
+
 def trainer(model: str = "nsf", rows: int = 300) -> Any:
     """Return a trainer with a spline flow and its simulations."""
     torch.manual_seed(0)
@@ -82,7 +130,8 @@ def own_are_back() -> bool:
     """Return whether nflows finds its own splines."""
     name = "unconstrained_rational_quadratic_spline"
     places = [place for place in (splines, autoregressive) if hasattr(place, name)]
-    return len(places) > 0 and all(getattr(place, name) is OWN for place in places)
+    coupled = PiecewiseRationalQuadraticCouplingTransform._piecewise_cdf is OWN_COUPLED
+    return coupled and len(places) > 0 and all(getattr(place, name) is OWN for place in places)
 
 
 @pytest.mark.parametrize("model", ["nsf", "maf_rqs"])
@@ -108,7 +157,7 @@ def test_steps_of_spline_flows_are_recorded(model: str, monkeypatch: pytest.Monk
 
 def test_sbis_form_computes_as_nflows_does(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with mock.patch("sbi_ignite.inference.splines._spline_for_all_values") as ours:
+    with mock.patch("sbi_ignite.inference.splines.rational_quadratic") as ours:
         trainer().train(stop_after_epochs=1)
     assert ours.call_count == 0
 
@@ -131,7 +180,7 @@ def test_others_meet_nflows_splines_while_a_training_runs():
     """A posterior that is sampled by a callback, or in another thread, computes as ever."""
     with replaceable_splines():
         assert not own_are_back()
-        with mock.patch("sbi_ignite.inference.splines._spline_for_all_values") as ours:
+        with mock.patch("sbi_ignite.inference.splines.rational_quadratic") as ours:
             spline(splines.unconstrained_rational_quadratic_spline, torch.zeros(3, 1), 4, False, 0)
         assert ours.call_count == 0
         with replaceable_splines():
