@@ -318,8 +318,8 @@ def bare_loop(
     )
     gradients, validation_loss = compiler.gradients(optimizer), compiler.losses()
     stepping = FlatOptimizer(optimizer)
-    flat_gradient = stepping.flat_gradient if stepping.fused else None
-    clipping = GradientClipping(net.parameters(), settings.clip_max_norm, flat_gradient)
+    flat = stepping if stepping.fused else None
+    clipping = GradientClipping(net.parameters(), settings.clip_max_norm, flat)
     with stepping.lent_memory():
         while True:
             net.train()

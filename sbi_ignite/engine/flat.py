@@ -8,6 +8,7 @@ rounds the end of a tensor in its own way, up to the last bits.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,9 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from sbi_ignite.engine.aligned import ALIGNED, Aligned
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+# torch lists its own optimizers' operations on many tensors nowhere among the public names.
+_foreach_mul: Any = torch._foreach_mul_  # pyright: ignore[reportPrivateImportUsage] # see above
+_foreach_copy: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage] # see above
 _TORCH = f"{Path(torch.__file__).parent}/"
 
 
@@ -92,8 +96,8 @@ class FlatOptimizer:
     def flat_gradient(self) -> Tensor | None:
         """Return all gradients as one tensor, shape (num_numbers,); None if they cannot be flat.
 
-        Between parameters there are zeros. It is a copy for reading, made anew when a gradient has
-        been changed or replaced.
+        Between parameters there are zeros. It is a copy for reading, made anew, in the same place,
+        when a gradient has been changed or replaced.
         """
         if self._memory is not None and not self._memory.in_use():
             self._memory.give_back()
@@ -108,6 +112,17 @@ class FlatOptimizer:
         if gradient is None and self._memory is not None:
             self._leave()
         return gradient
+
+    def scale_gradients(self, gradients: Sequence[Tensor], factor: Tensor) -> None:
+        """Multiply the parameters' gradients, and what `flat_gradient` has made of them.
+
+        Args:
+            gradients: All that there are.
+            factor: A number, shape ().
+        """
+        scaled = self._memory is not None and self._memory.scale(gradients, factor)
+        if not scaled:
+            _foreach_mul(gradients, factor)
 
     def _leave(self) -> None:
         """Let parameters have their own memory, for good."""
@@ -147,6 +162,8 @@ class _FlatMemory:
             self._places.joined([self._state[p][name] for p in self._parameters])
             for name in _MOMENTS
         ]
+        self._gradient = torch.zeros_like(self.values)
+        self._slots = self._places.parted(self._gradient)
         self._move_in()
         self._first = self._parameters[0], self._state[self._parameters[0]]
         self._addresses = [p.data_ptr() for p in self._parameters]
@@ -203,8 +220,23 @@ class _FlatMemory:
             if versions == seen_versions and all(same):
                 return flat
         with torch.no_grad():
-            self._gathered = gradients, versions, self._places.joined(gradients)
-        return self._gathered[2]
+            _foreach_copy(self._slots, gradients)
+        self._gathered = gradients, versions, self._gradient
+        return self._gradient
+
+    @torch.no_grad()
+    def scale(self, gradients: Sequence[Tensor], factor: Tensor) -> bool:
+        """Multiply gradients and the tensor made of them, where it was made of these."""
+        if self._gathered is None:
+            return False
+        seen, versions, flat = self._gathered
+        same = len(seen) == len(gradients) and all(map(operator.is_, seen, gradients))
+        if not same or versions != [gradient._version for gradient in seen]:
+            return False
+        _foreach_mul(seen, factor)
+        flat.mul_(factor)
+        self._gathered = seen, [gradient._version for gradient in seen], flat
+        return True
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:

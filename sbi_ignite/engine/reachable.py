@@ -48,11 +48,10 @@ class Fingerprint:
         self._held: dict[int, Any] = {}
         self._roots = roots
         self._found = [_look(root, self._held, 0) for root in roots]
+        self._noted = False
         self._containers: list[tuple[Any, list[Any]]] = []
         self._attributes: list[tuple[Any, dict[str, Any]]] = []
         self._leaves: list[tuple[Any, Any]] = []
-        for value in self._held.values():
-            self._note(value)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fingerprint) and self._found == other._found
@@ -60,15 +59,23 @@ class Fingerprint:
     def holds(self) -> bool:
         """Return whether a new fingerprint would be equal to this one.
 
-        Where nothing has changed, a fraction of its work tells: what containers hold are the same
-        objects, and every one of them was looked at.
+        Where nothing has changed, a fraction of its work tells from the second time on: what
+        containers hold are the same objects, and every one of them was looked at.
         """
-        same = (
+        same = self._noted and (
             all(owner.__dict__ is attributes for owner, attributes in self._attributes)
             and all(_holds(container, items) for container, items in self._containers)
             and all(_leaf(value) == found for value, found in self._leaves)
         )
-        return same or Fingerprint(*self._roots) == self
+        if same:
+            return True
+        if Fingerprint(*self._roots) != self:
+            return False
+        if not self._noted:
+            for value in self._held.values():
+                self._note(value)
+            self._noted = True
+        return True
 
     def _note(self, value: Any) -> None:
         """Note what a later look at an object is compared with."""

@@ -154,8 +154,8 @@ def run_training(
     # Two engines: one trains, one validates.
     stepping = FlatOptimizer(optimizer)
     # The norm of one tensor is found faster and rounded otherwise, as is a fused step.
-    flat_gradient = stepping.flat_gradient if stepping.fused else None
-    clipping = GradientClipping(model.parameters(), config.clip_max_norm, flat_gradient)
+    flat = stepping if stepping.fused else None
+    clipping = GradientClipping(model.parameters(), config.clip_max_norm, flat)
     train_loss = _epoch_mean(train_loader, as_sbi)
     validation_loss = _epoch_mean(() if val_loader is None else val_loader, as_sbi)
     spread = ValidationSpread()

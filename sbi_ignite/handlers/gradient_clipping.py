@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from ignite.engine import Engine, Events
@@ -11,6 +11,18 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from sbi_ignite.handlers.events import TrainingEvents
+
+
+class FlatGradients(Protocol):
+    """Gradients that lie side by side, whose norm is found faster."""
+
+    def flat_gradient(self) -> Tensor | None:
+        """Return all gradients as one tensor, if they can be."""
+        ...
+
+    def scale_gradients(self, gradients: Sequence[Tensor], factor: Tensor) -> None:
+        """Multiply all gradients by a number."""
+        ...
 
 
 class GradientClipping:
@@ -22,7 +34,7 @@ class GradientClipping:
     Args:
         parameters: The parameters whose gradients count.
         max_norm: Largest total norm that is left alone; None measures and clips nothing.
-        flat_gradient: Returns all gradients as one tensor, whose norm is found faster, or None.
+        flat: Has the same gradients as one tensor, which rounds their norm in another way.
 
     Example:
         >>> GradientClipping([torch.nn.Parameter(torch.zeros(1))], max_norm=5.0).mean_norm
@@ -33,11 +45,11 @@ class GradientClipping:
         self,
         parameters: Iterable[Tensor],
         max_norm: float | None,
-        flat_gradient: Callable[[], Tensor | None] | None = None,
+        flat: FlatGradients | None = None,
     ) -> None:
         self._parameters = list(parameters)
         self.max_norm = max_norm
-        self._flat_gradient = flat_gradient or (lambda: None)
+        self._flat = flat
         kinds = {(parameter.device.type, parameter.dtype) for parameter in self._parameters}
         self._on_cpu = len(kinds) == 1 and next(iter(kinds))[0] == "cpu"
         self._norms: Tensor | float = 0.0
@@ -72,14 +84,18 @@ class GradientClipping:
     @torch.no_grad()
     def _clip_on_cpu(self, gradients: list[Tensor], max_norm: float | None) -> Tensor:
         """Return the total norm; gradients are only touched when it is too large."""
-        flat = self._flat_gradient()
+        flat = None if self._flat is None else self._flat.flat_gradient()
         norm = _total_norm(gradients) if flat is None else torch.linalg.vector_norm(flat)
         if max_norm is None:
             return norm
         factor = max_norm / (norm + 1e-6)
-        if not factor >= 1.0:  # NaN scales too, as in torch
+        if factor >= 1.0:
+            return norm
+        if self._flat is None:  # NaN scales too, as in torch
             for gradient in gradients:
                 gradient.mul_(factor)
+        else:
+            self._flat.scale_gradients(gradients, factor)
         return norm
 
     def state_dict(self) -> dict[str, Any]:

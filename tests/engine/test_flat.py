@@ -266,6 +266,28 @@ def test_gradients_changed_by_others_are_the_ones_that_count():
     assert equal((plain, expected), (net, flat.optimizer))
 
 
+@pytest.mark.parametrize("between", ["nothing", "a change", "another gradient"])
+def test_scaled_gradients_are_scaled_once_and_everywhere(between):
+    """Where the flat copy is still of these gradients, and where it is not any more."""
+    net = Odd()
+    flat = FlatOptimizer(Adam(net.parameters()))
+    with flat.lent_memory():
+        steps(net, flat, 3)
+        set_gradients(net, step=3)
+        assert flat.flat_gradient() is not None
+        parameters = list(net.parameters())
+        if between == "a change":
+            parameters[0].grad.add_(1.0)
+        if between == "another gradient":
+            parameters[0].grad = torch.ones_like(parameters[0])
+        expected = [p.grad * 0.5 for p in parameters]
+        flat.scale_gradients([p.grad for p in parameters], torch.tensor(0.5))
+        for parameter, value in zip(parameters, expected, strict=True):
+            assert torch.equal(parameter.grad, value)
+        anew = flat.flat_gradient()
+        assert torch.allclose(anew.norm(), torch.cat([e.reshape(-1) for e in expected]).norm())
+
+
 def test_a_training_lends_memory_and_gives_it_back():
     """Inside the network is flat; afterwards it is the network that went in."""
     torch.manual_seed(1)

@@ -678,7 +678,29 @@ def test_a_recording_that_is_not_faster_is_given_up(seconds, must_pay, monkeypat
             losses(model, batch)
     given_up = must_pay and seconds > 1
     assert reasons == (["its recording is not faster"] if given_up else [])
-    assert len(replayed) == (rules.proofs if given_up else len(BATCHES * 2))
+    assert len(replayed) == (2 * rules.proofs if given_up else len(BATCHES * 2))
+
+
+def test_a_recording_that_was_slow_for_a_moment_is_kept(monkeypatch):
+    """Another program had the processor while the first proofs were timed."""
+    times = iter([1.0, 2.0] * 3 + [1.0, 0.5] * 10)  # eager and recorded, by turns
+
+    @contextmanager
+    def timed(leaves):
+        found = []
+        yield found
+        found.append(next(times))
+
+    monkeypatch.setattr(tracing, "_timed", timed)
+    reasons, model = [], nn.Linear(2, 1)
+    traced = Tracing(model, (), TracingRules(after=0, must_pay=True), lambda: 0, reasons.append)
+    losses = TracedLosses(squared, traced)
+    with torch.no_grad():
+        for batch in BATCHES * 2:
+            losses(model, batch)
+    assert reasons == []
+    # Four proofs, the last of which was fast; after them nothing is timed any more.
+    assert len(list(times)) == 26 - 2 * 4
 
 
 class ClampsLater(nn.Module):

@@ -97,7 +97,7 @@ def test_with_a_flat_gradient_the_norm_is_the_same_and_the_step_sees_what_was_cl
     expected, ours = parameters(), parameters()
     plain = torch.optim.Adam(expected)
     flat = FlatOptimizer(torch.optim.Adam(ours))
-    clipping = GradientClipping(ours, 5.0, flat.flat_gradient)
+    clipping = GradientClipping(ours, 5.0, flat)
     with flat.lent_memory():
         for _ in range(3):
             fresh = parameters(scale)
