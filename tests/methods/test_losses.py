@@ -101,6 +101,25 @@ def test_losses_by_row_have_the_mean_that_sbi_returns(name, monkeypatch):
     torch.testing.assert_close(losses.mean(), expected)
 
 
+@pytest.mark.parametrize("name", ["NRE_A", "NRE_B", "NRE_C", "BNRE"])
+def test_validation_rows_meet_several_draws_of_others_in_the_typed_form(name, monkeypatch):
+    """In sbi's form they meet one, as in sbi."""
+    trainer = ready(name, num_rows=100)
+    args = loss_arguments(trainer, monkeypatch)
+    batch = tuple(tensor[:20] for tensor in trainer.get_simulations())
+    as_sbi, typed = (loss_of(trainer, args, as_sbi=form) for form in (True, False))
+    net = trainer._neural_net
+    torch.manual_seed(5)
+    draws = [typed(net, batch) for _ in range(3)]
+    torch.manual_seed(5)
+    torch.testing.assert_close(typed.validate(net, batch), sum(draws) / 3)
+    assert not torch.equal(draws[0], draws[1])
+    torch.manual_seed(5)
+    once = as_sbi(net, batch)
+    torch.manual_seed(5)
+    assert torch.equal(as_sbi.validate(net, batch), once)
+
+
 def test_a_trainer_that_overrides_the_loss_keeps_its_own():
     """On the class or on the instance."""
     import sbi_ignite.inference
