@@ -108,9 +108,12 @@ def epochs_to_train(config: TrainConfig, schedulers: Schedulers) -> int:
     return config.max_epochs + config.sbi_compat  # sbi's budget is one longer than its name says
 
 
-def _after_rise(optimizer: Optimizer, rest: LRScheduler, steps: int) -> LRScheduler:
+def _after_rise(
+    optimizer: Optimizer, rest: LRScheduler, steps: int, start: float | None
+) -> LRScheduler:
     """Return a scheduler that begins with a linear rise over so many steps."""
-    rise = LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps)
+    start = 1 / (steps + 1) if start is None else start
+    rise = LinearLR(optimizer, start_factor=start, total_iters=steps)
     return SequentialLR(optimizer, [rise, rest], milestones=[steps])
 
 
@@ -120,7 +123,7 @@ def _warmup(schedule: LRSchedule, optimizer: Optimizer) -> LRScheduler | None:
         return None
     # LinearLR alone would end a rounding error away from the rate that was asked for.
     rate = ConstantLR(optimizer, factor=1.0, total_iters=1)
-    return _after_rise(optimizer, rate, schedule.warmup_steps)
+    return _after_rise(optimizer, rate, schedule.warmup_steps, schedule.warmup_start)
 
 
 def _plateau(schedule: LRSchedule, optimizer: Optimizer) -> Schedulers:
@@ -134,7 +137,9 @@ def _plateau(schedule: LRSchedule, optimizer: Optimizer) -> Schedulers:
 def _cosine(schedule: LRSchedule, optimizer: Optimizer, steps: int) -> tuple[LRScheduler, int]:
     warmup = min(schedule.warmup_steps, steps - 1)
     fall = CosineAnnealingLR(optimizer, T_max=steps - warmup, eta_min=schedule.min_lr)
-    return _after_rise(optimizer, fall, warmup) if warmup else fall, steps
+    if not warmup:
+        return fall, steps
+    return _after_rise(optimizer, fall, warmup, schedule.warmup_start), steps
 
 
 def _one_cycle(schedule: LRSchedule, optimizer: Optimizer, steps: int) -> tuple[LRScheduler, int]:

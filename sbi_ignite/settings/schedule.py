@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
+from sbi_ignite.exceptions import SettingsError
 from sbi_ignite.settings.base import Settings
 from sbi_ignite.settings.fields import (
     Count,
@@ -25,9 +26,9 @@ __all__ = ["KINDS", "Kind", "LRSchedule"]
 Kind = Literal["constant", "plateau", "cosine", "one_cycle"]
 
 _TAKES: Mapping[str, tuple[str, ...]] = {
-    "constant": ("warmup_steps",),
-    "plateau": ("warmup_steps", "factor", "patience", "min_lr"),
-    "cosine": ("warmup_steps", "min_lr", "total_epochs"),
+    "constant": ("warmup_steps", "warmup_start"),
+    "plateau": ("warmup_steps", "warmup_start", "factor", "patience", "min_lr"),
+    "cosine": ("warmup_steps", "warmup_start", "min_lr", "total_epochs"),
     "one_cycle": ("warmup_steps", "min_lr", "total_epochs"),
 }
 KINDS = tuple(_TAKES)
@@ -49,16 +50,18 @@ class LRSchedule(Settings):
 
     Args:
         kind: "constant", "plateau", "cosine" or "one_cycle"; may be passed by position.
-        warmup_steps: Optimizer steps over which the rate first rises: linearly from
-            `learning_rate / (warmup_steps + 1)`, and for "one_cycle" as that rises. 0: no warm-up,
-            and for "one_cycle" 30 % of the whole.
+        warmup_steps: Optimizer steps over which the rate first rises, linearly, and for "one_cycle"
+            as that rises. 0: no warm-up, and for "one_cycle" 30 % of the whole.
+        warmup_start: The rate at the first step, as a share of `learning_rate`; None:
+            `1 / (warmup_steps + 1)`.
         factor: What the rate is multiplied by on a plateau.
         patience: Epochs without improvement that count as a plateau.
         min_lr: The rate at which a schedule ends.
         total_epochs: The length of a cosine or a cycle; None: see above.
 
     Raises:
-        SettingsError: If a field was set that this kind does not have.
+        SettingsError: If a field was set that this kind does not have, or a `warmup_start` without
+            `warmup_steps`.
 
     Example:
         >>> LRSchedule("plateau", factor=0.3)
@@ -69,6 +72,10 @@ class LRSchedule(Settings):
 
     kind: Annotated[Kind, choice(*KINDS)] = Field(description="The shape of the schedule.")
     warmup_steps: Count = Field(default=0, description="Steps over which the rate first rises.")
+    warmup_start: Annotated[Fraction | None, OrNone] = Field(
+        default=None,
+        description="Share of the rate at which it rises; None: 1 / (warmup_steps + 1).",
+    )
     factor: Fraction = Field(
         default=0.5, description="What the rate is multiplied by on a plateau."
     )
@@ -90,6 +97,7 @@ class LRSchedule(Settings):
             kind: Kind,
             *,
             warmup_steps: int = 0,
+            warmup_start: float | None = None,
             factor: float = 0.5,
             patience: int = 10,
             min_lr: float = 0.0,
@@ -104,3 +112,9 @@ class LRSchedule(Settings):
     @override
     def _check(self, origins: Mapping[str, Origin]) -> None:
         refuse_foreign(self, f"kind {self.kind!r}", ("kind", *_TAKES[self.kind]), origins)
+        if self.warmup_start is not None and not self.warmup_steps:
+            origin = origins.get("warmup_start", Origin("call", "LRSchedule(warmup_start=...)"))
+            raise SettingsError(
+                "LRSchedule.warmup_start: expected warmup_steps of at least 1 beside it, without "
+                f"which no rate rises, got {self.warmup_start!r} from {origin}"
+            )

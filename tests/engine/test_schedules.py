@@ -101,8 +101,8 @@ def by_hand(make, losses=(), warmup_steps=0):
     return rates
 
 
-def rising(optimizer, rest, steps=WARM):
-    rise = LinearLR(optimizer, 1 / (steps + 1), total_iters=steps)
+def rising(optimizer, rest, steps=WARM, start=None):
+    rise = LinearLR(optimizer, start or 1 / (steps + 1), total_iters=steps)
     return SequentialLR(optimizer, [rise, rest], [steps])
 
 
@@ -120,6 +120,14 @@ TORCHS = {
     "cosine, warmed up": (
         LRSchedule("cosine", warmup_steps=WARM, min_lr=1e-4),
         lambda o: [rising(o, CosineAnnealingLR(o, STEPS - WARM, eta_min=1e-4))],
+    ),
+    "constant, from a third": (
+        LRSchedule("constant", warmup_steps=WARM, warmup_start=1 / 3),
+        lambda o: [rising(o, steady(o), start=1 / 3)],
+    ),
+    "cosine, from a half": (
+        LRSchedule("cosine", warmup_steps=WARM, warmup_start=0.5),
+        lambda o: [rising(o, CosineAnnealingLR(o, STEPS - WARM), start=0.5)],
     ),
     "one cycle": ("one_cycle", lambda o: [cycle(o)]),
     "one cycle, its rise and end named": (

@@ -41,6 +41,7 @@ EXAMPLES = [
     TrainConfig(optimizer=torch.optim.SGD, dataloader_kwargs={"nested": {"a": [1]}}, max_time=90),
     TrainConfig(averaging=WeightAveraging("power"), stages=[Stage(lr_factor=0.3), Stage()]),
     LRSchedule("cosine", warmup_steps=10),
+    LRSchedule("plateau", warmup_steps=10, warmup_start=0.25),
     WeightAveraging("ema", decay=0.9),
     Stage(weight_decay="best"),
     EarlyStopping.when(bool),
@@ -373,6 +374,8 @@ def test_two_averages_at_once_are_refused():
     [
         (lambda: LRSchedule("cosine", factor=0.3), r"LRSchedule.factor: kind 'cosine' does not"),
         (lambda: LRSchedule("constant", min_lr=0.1), r"min_lr: .* It takes: warmup_steps"),
+        (lambda: LRSchedule("one_cycle", warmup_start=0.3), r"LRSchedule.warmup_start: kind 'one_"),
+        (lambda: LRSchedule("constant", warmup_start=0.3), r"expected warmup_steps of at least 1"),
         (lambda: WeightAveraging("ema", factor=3.0), r"WeightAveraging.factor: kind 'ema'"),
         (lambda: WeightAveraging("power", decay=0.9), r"WeightAveraging.decay: kind 'power'"),
         (lambda: WeightAveraging("mean"), r"expected one of 'ema', 'power', got 'mean'"),
