@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from sbi.inference import NeuralInference
+from sbi.inference import BNRE, NRE_A, NRE_B, NRE_C, NeuralInference
 from sbi.inference.trainers.nle.nle_base import LikelihoodEstimatorTrainer
 from sbi.inference.trainers.npe.npe_base import PosteriorEstimatorTrainer
+from sbi.inference.trainers.vfpe.base_vf_inference import VectorFieldTrainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -169,7 +170,7 @@ def make_loaders(
     train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
     seed = _seed_of_the_order()
     if dataloader_kwargs is None:
-        if _rows_stand_alone(trainer, call):
+        if _any_batch_will_do(trainer, call, train_size):
             val_size = min(_large_batch(tensors, val_size), len(val_rows))
         return _brought_to(
             device,
@@ -200,15 +201,31 @@ def _seed_of_the_order() -> int:
         return int(torch.empty((), dtype=torch.int64).random_().item())
 
 
-def _rows_stand_alone(trainer: Any, call: Call) -> bool:
-    """Return whether the loss of a row is known to be the same in whatever batch it stands."""
+def _any_batch_will_do(trainer: Any, call: Call, train_size: int) -> bool:
+    """Return whether the loss of a row is known to mean the same in a batch that is larger.
+
+    Times of a vector field, and other theta to set an x against, are drawn in a larger batch as in
+    a small one, unless that had too few theta. Balanced ratio estimation squares a mean over the
+    batch.
+
+    Args:
+        trainer: The trainer.
+        call: The call, which has arguments for the loss.
+        train_size: Rows in a batch of training.
+    """
     if not all(is_sbis_own(trainer, name) for name in ("_loss", "_get_losses")):
         return False
     if isinstance(trainer, LikelihoodEstimatorTrainer):
         return True
-    if not isinstance(trainer, PosteriorEstimatorTrainer) or call.keywords.get(
-        "calibration_kernel"
-    ):
+    if isinstance(trainer, NRE_A | NRE_B | NRE_C):
+        atoms = max(call.keywords.get("num_atoms", 10), call.keywords.get("num_classes", 5) + 1)
+        own = is_sbis_own(trainer, "_classifier_logits")
+        return own and train_size >= atoms and not isinstance(trainer, BNRE)
+    if call.keywords.get("calibration_kernel"):
+        return False
+    if isinstance(trainer, VectorFieldTrainer):
+        return True
+    if not isinstance(trainer, PosteriorEstimatorTrainer):
         return False
     # From the second round on, rows are contrasted with others of their batch.
     return trainer._round == 0 or bool(call.keywords.get("force_first_round_loss"))

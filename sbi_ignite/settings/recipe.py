@@ -23,28 +23,32 @@ def fast(num_rows: int) -> dict[str, Any]:
     where x says little about theta, the best network is a smooth one, close to the first, which a
     training passes before the rate is high, and does not come back to. What more weight decay is
     worth depends on the task (it helps where the network overfits and hurts sharp posteriors), so
-    that it comes second, from the best weights, and is kept only where it helped. A third stage
-    with a lower rate takes what noise has left.
+    that it comes second, from the best weights, and is kept only where it helped. Two more stages
+    with lower rates take what noise has left.
 
     The numbers were chosen on the tuning tasks of `benchmarks/tasks.py`, with seeds that judge
-    nothing (with 1,000 simulations 10 to 36 cells of a task and a method, with 10,000 12):
+    nothing (with 1,000 simulations 16 to 36 cells of a task and a method, with 10,000 8 to 12):
 
-    * Batches of 100 (N / 1000)^(1/3) rows, at least 50 and at most 1,000, made equal. In batches
-      of 200, 1,000 simulations took as long and ended higher; with 60, flow matching ended above
-      sbi's loss. With 10,000, batches of 100 were slower, and of 300 a sharp posterior ended
-      higher, than with 200.
-    * Rate 5e-3 after a warm-up of 200 (N / 1000)^(1/3) steps. With 1,000 simulations, 2 of 10 cells
-      ended above sbi's loss after 100 steps and 3 of 17 after 300, none of these after 200; a rate
-      of 7e-3 missed that loss in 3 of 10. With 10,000, 600 and 1,000 steps were as good.
+    * Batches of 100 (N / 1000)^(1/3) rows, at least 50 and at most 1,000, made equal. With 1,000
+      simulations, batches of 130 and 200 had sbi's loss a quarter later, and with 60 or 80 flow
+      matching took longer or never had it. With 10,000, batches of 100 were slower, and of 300 a
+      sharp posterior ended higher, than with 200.
+    * Rate 5e-3 after a warm-up of 200 (N / 1000)^(1/3) steps, from a third of it on. From zero on,
+      sbi's loss was had a fifth later, with 10,000 simulations a quarter. With 1,000, 2 of 10 cells
+      ended above that loss after 100 steps from zero on and 3 of 17 after 300; a rate of 7e-3
+      missed it in 3 of 10. With 10,000, 100 to 1,000 steps were as good.
     * A little weight decay from the beginning, 3 % of the second stage's. Without it, 1 of 20 cells
       never had sbi's loss, with it none; with 10 %, sharp posteriors ended up to 0.3 higher.
     * Averages over about the last tenth of the steps. The last fifth took longer.
-    * A stage waits 10 epochs, and at least 60 steps, for the loss to fall by a twentieth of its
-      standard error. Without that, one cell took 1.2 times as long as sbi, and with 10,000
-      simulations and a lower rate some never ended; a tenth ended some too soon.
-    * The second stage is at most half as long as the first, the third a quarter of both: the whole
-      then took 0.43 of sbi's time instead of 0.60 with twice the lengths, which gained nothing.
-      Without the second stage, 3 of 22 cells ended above sbi's loss.
+    * The first stage waits 15 epochs (10 with 10,000 rows and more), the others 10, and all at
+      least 60 steps, for the loss to fall by a twentieth of its standard error. With 10 throughout,
+      flow matching took a plateau for the end in 1 of 6 cells. Without a least improvement, one
+      cell took 1.2 times as long as sbi, and with 10,000 simulations and a lower rate some never
+      ended; a tenth ended some too soon.
+    * The second stage is at most half as long as the first, the others a fifth of all before them:
+      with twice the lengths, which gained nothing, all took half as long again. Without the second
+      stage, 3 of 22 cells ended above sbi's loss; the fourth lowered it in 5 of 5 cells of flow
+      matching.
 
     Args:
         num_rows: Rows that are trained on, at least 1.
@@ -60,22 +64,35 @@ def fast(num_rows: int) -> dict[str, Any]:
     size = (num_rows / 1000) ** (1 / 3)
     decay = min(1.0, round(1000 / num_rows, 4))
     little = round(0.03 * decay, 5)
-    patient: dict[str, Any] = {"patience": 10, "patience_steps": 60, "min_improvement": 0.05}
-    fresh: dict[str, Any] = {"reset_optimizer": True, "reset_average": True}
+    counted: dict[str, Any] = {"patience_steps": 60, "min_improvement": 0.05}
+    later: dict[str, Any] = {
+        "patience": 10,
+        "reset_optimizer": True,
+        "reset_average": True,
+        **counted,
+    }
     return {
         "optimizer": "adamw",
         "batch_size": _equal(num_rows, max(50, min(round(100 * size), 1000))),
         "learning_rate": 5e-3,
-        "lr_schedule": LRSchedule("constant", warmup_steps=max(30, round(200 * size))),
+        "lr_schedule": LRSchedule(
+            "constant", warmup_steps=max(30, round(200 * size)), warmup_start=0.33
+        ),
         "averaging": WeightAveraging("power", factor=10.0),
         "clip_max_norm": 5.0,
         "weight_decay": little,
         "stages": (
-            Stage(weight_decay=little, **patient),
-            Stage(weight_decay=decay, max_relative_length=0.5, **patient, **fresh),
-            Stage(weight_decay="best", lr_factor=0.3, max_relative_length=0.25, **patient, **fresh),
+            Stage(weight_decay=little, patience=_patience(size), **counted),
+            Stage(weight_decay=decay, max_relative_length=0.5, **later),
+            Stage(weight_decay="best", lr_factor=0.3, max_relative_length=0.2, **later),
+            Stage(weight_decay="best", lr_factor=0.1, max_relative_length=0.2, **later),
         ),
     }
+
+
+def _patience(size: float) -> int:
+    """Return the epochs to wait: fewer where each has more steps, and its loss less noise."""
+    return max(10, min(round(15 / math.sqrt(size)), 15))
 
 
 def _equal(num_rows: int, most: int) -> int:

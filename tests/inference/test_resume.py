@@ -68,7 +68,7 @@ def test_a_copied_trainer_resumes_exactly_and_leaves_the_original_alone():
 def test_a_plateau_schedule_goes_on():
     """The scheduler's counters survive: rates of both trainings are equal, and do change."""
     schedule = LRSchedule("plateau", factor=0.5, patience=0)
-    whole, _ = compare("NRE_B", first=4, total=9, lr_schedule=schedule, learning_rate=0.05)
+    whole, _ = compare("NRE_B", first=4, total=9, lr_schedule=schedule, learning_rate=0.2)
     assert len(set(whole.training_summary.learning_rate)) > 1
 
 

@@ -302,9 +302,22 @@ def test_an_optimizer_that_stands_still_is_what_keeps_the_validation_loss():
     assert len(set(trainer.training_summary.validation_loss)) == 3
 
 
-@pytest.mark.parametrize("name", ["NPE_C", "NLE_A", "NRE_B", "FMPE"])
-def test_validation_takes_many_rows_at_a_time_where_rows_do_not_see_each_other(name, monkeypatch):
-    """Losses that contrast the rows of a batch keep the batch size."""
+@pytest.mark.parametrize(
+    ("name", "batch_size", "expected"),
+    [
+        ("NPE_C", 4, 12),
+        ("NLE_A", 4, 12),
+        ("FMPE", 4, 12),
+        ("NRE_B", 4, 4),
+        ("NRE_B", 10, 12),
+        ("NRE_A", 10, 12),
+        ("BNRE", 10, 10),
+    ],
+)
+def test_validation_takes_many_rows_at_a_time_where_rows_mean_the_same(
+    name, batch_size, expected, monkeypatch
+):
+    """Ratio losses do where training has theta enough for as many pairs, and nothing is squared."""
     loaders = []
 
     def keep(*args):
@@ -312,9 +325,9 @@ def test_validation_takes_many_rows_at_a_time_where_rows_do_not_see_each_other(n
         return loaders
 
     monkeypatch.setattr("sbi_ignite.inference.seam.make_loaders", keep)
-    ready(name).train(TrainConfig(batch_size=4, max_epochs=1))
-    assert loaders[0].batch_size == 4
-    assert loaders[1].batch_size == (12 if name in ("NPE_C", "NLE_A") else 4)
+    ready(name).train(TrainConfig(batch_size=batch_size, max_epochs=1))
+    assert loaders[0].batch_size == batch_size
+    assert loaders[1].batch_size == expected
 
 
 def test_the_validation_loss_is_the_mean_over_all_rows_however_they_are_cut():
