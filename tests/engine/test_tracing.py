@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import random
 import warnings
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -701,6 +703,25 @@ def test_a_recording_that_was_slow_for_a_moment_is_kept(monkeypatch):
     assert reasons == []
     # Four proofs, the last of which was fast; after them nothing is timed any more.
     assert len(list(times)) == 26 - 2 * 4
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_what_a_recording_leaves_behind_is_freed_at_once(collects):
+    """Where Python collects garbage at all."""
+
+    class Node:
+        def __init__(self):
+            self.itself = self
+
+    (gc.enable if collects else gc.disable)()
+    try:
+        with tracing._freed_at_once():
+            node = weakref.ref(Node())
+            assert node() is not None
+        assert (node() is None) == collects
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
 
 
 class ClampsLater(nn.Module):
