@@ -8,6 +8,7 @@ otherwise and are therefore asked for by `by_row`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -74,7 +75,7 @@ VALIDATION_CONTRASTS = 3
 """How often a validation row meets other theta."""
 
 
-class RatioLoss:
+class RatioLoss(ABC):
     """What all four losses do alike.
 
     A tenth of 1,000 rows, each set against nine others, tells epochs apart badly. With three times
@@ -84,9 +85,9 @@ class RatioLoss:
 
     by_row: bool
 
+    @abstractmethod
     def __call__(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
         """Return the losses of a training batch."""
-        raise NotImplementedError
 
     def validate(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
         """Return the losses of a validation batch; those of rows are means over several draws."""

@@ -34,13 +34,13 @@ def fast(num_rows: int) -> dict[str, Any]:
       matching took longer or never had it. With 10,000, batches of 100 were slower, and of 300 a
       sharp posterior ended higher, than with 200.
     * Rate 5e-3 after a warm-up of 200 (N / 1000)^(1/3) steps, from a third of it on. From zero on,
-      sbi's loss was had a fifth later, with 10,000 simulations a quarter. With 1,000, 2 of 10 cells
+      sbi's loss was had a seventh later, with 10,000 simulations a third. With 1,000, 2 of 10 cells
       ended above that loss after 100 steps from zero on and 3 of 17 after 300; a rate of 7e-3
-      missed it in 3 of 10. With 10,000, 100 to 1,000 steps were as good.
+      missed it in 3 of 10. With 10,000, 200 to 1,000 steps were as good.
     * A little weight decay from the beginning, 3 % of the second stage's. Without it, 1 of 20 cells
       never had sbi's loss, with it none; with 10 %, sharp posteriors ended up to 0.3 higher.
     * Averages over about the last tenth of the steps. The last fifth took longer.
-    * The first stage waits 15 epochs (10 with 10,000 rows and more), the others 10, and all at
+    * The first stage waits 15 epochs (10 with 9,000 rows and more), the others 10, and all at
       least 60 steps, for the loss to fall by a twentieth of its standard error. With 10 throughout,
       flow matching took a plateau for the end in 1 of 6 cells. Without a least improvement, one
       cell took 1.2 times as long as sbi, and with 10,000 simulations and a lower rate some never
