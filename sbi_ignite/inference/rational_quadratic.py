@@ -2,7 +2,7 @@
 
 The rational-quadratic spline of Durkan et al., "Neural Spline Flows", NeurIPS 2019, with linear
 tails and gradients written out by hand. A training step of a spline flow is thousands of small
-operations; written so, a spline and its gradients are a third of what autograd makes of nflows'.
+operations; written so, a spline and its gradients are half as many as autograd makes of nflows'.
 """
 
 from __future__ import annotations
