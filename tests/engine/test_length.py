@@ -52,10 +52,13 @@ def test_the_shortest_of_the_bounds_counts():
 
 
 def test_a_recipe_is_as_long_as_its_stages_at_least():
-    """60 steps of patience are 12 epochs of 5; the later stages are half and a quarter of that."""
+    """15 epochs, which are longer than 60 steps; then half, a fifth and a fifth of all before."""
     config = TrainConfig.fast()
     filled = resolve(train=config).with_recipe(900)
-    assert sure_epochs(filled, STEPS) == 12 + 6 + math.ceil(0.25 * 18)
+    length = 15
+    for share in (0.5, 0.2, 0.2):
+        length += math.ceil(share * length)
+    assert sure_epochs(filled, STEPS) == length == 34
 
 
 @settings(deadline=None, max_examples=40)
