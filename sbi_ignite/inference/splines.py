@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from threading import Lock
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from nflows.transforms.coupling import PiecewiseRationalQuadraticCouplingTransfo
 from nflows.transforms.splines import rational_quadratic as of_nflows
 from torch import Tensor, nn
 
-from sbi_ignite.inference.rational_quadratic import rational_quadratic
+from sbi_ignite.inference.rational_quadratic import Splines, rational_quadratic
 from sbi_ignite.methods.base import Loss
 
 _NAME = "unconstrained_rational_quadratic_spline"
@@ -119,7 +118,7 @@ def _coupled_as_chosen(
     hidden = getattr(transform.transform_net, "hidden_features", None)
     if not _for_all_values.get() or inverse or hidden is None or not _is_plain(vars(transform)):
         return _OWN_COUPLED(transform, inputs, transform_params, inverse)
-    return _rational_quadratic(inputs, transform_params, 1 / math.sqrt(hidden), transform)
+    return _rational_quadratic(inputs, transform_params, _common(vars(transform), hidden))
 
 
 def _spline_for_all_values(
@@ -138,7 +137,7 @@ def _spline_for_all_values(
     options = {**_DEFAULTS, **options}
     if inverse or not _is_plain(options):
         return _OWN(inputs, *numbers, inverse=inverse, **options)
-    return _rational_quadratic(inputs, torch.cat(numbers, dim=-1), 1.0, SimpleNamespace(**options))
+    return _rational_quadratic(inputs, torch.cat(numbers, dim=-1), _common(options))
 
 
 def _is_plain(options: Mapping[str, Any]) -> bool:
@@ -146,21 +145,21 @@ def _is_plain(options: Mapping[str, Any]) -> bool:
     return options["tails"] == "linear" and options["min_bin_width"] == options["min_bin_height"]
 
 
-def _rational_quadratic(
-    inputs: Tensor, numbers: Tensor, scale: float, options: Any
-) -> tuple[Tensor, Tensor]:
+def _common(options: Mapping[str, Any], hidden_features: int = 1) -> Splines:
+    """Return what splines have in common; nflows scales them by the width of a layer's network."""
+    return Splines(
+        1 / math.sqrt(hidden_features),
+        options["tail_bound"],
+        options["min_bin_width"],
+        options["min_derivative"],
+    )
+
+
+def _rational_quadratic(inputs: Tensor, numbers: Tensor, common: Splines) -> tuple[Tensor, Tensor]:
     """Compute splines in 32 bits at least."""
     dtype = inputs.dtype
     # Where bins end is a matter of 1e-6, which bfloat16 does not know.
-    low = dtype in (torch.bfloat16, torch.float16)
-    wide = torch.float32 if low else dtype
+    wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
     with torch.autocast(inputs.device.type, enabled=False):
-        outputs, log_derivatives = rational_quadratic(
-            inputs.to(wide),
-            numbers.to(wide),
-            scale,
-            options.tail_bound,
-            options.min_bin_width,
-            options.min_derivative,
-        )
+        outputs, log_derivatives = rational_quadratic(inputs.to(wide), numbers.to(wide), common)
     return outputs.to(dtype), log_derivatives

@@ -21,6 +21,7 @@ from torch import Tensor
 import sbi_ignite.inference
 from sbi_ignite import TrainConfig
 from sbi_ignite.engine.tracing import Tracing
+from sbi_ignite.inference.rational_quadratic import Splines
 from sbi_ignite.inference.rational_quadratic import rational_quadratic as own_rational_quadratic
 from sbi_ignite.inference.splines import _chosen, _spline_for_all_values, replaceable_splines
 
@@ -101,15 +102,16 @@ def test_gradients_of_the_spline_are_those_of_finite_differences():
     numbers = torch.randn(7, 3, 3 * 6 - 1, dtype=torch.float64, requires_grad=True)
 
     def function(x: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-        return own_rational_quadratic(x, n, 0.7, 3.0, 1e-3, 1e-3)
+        return own_rational_quadratic(x, n, Splines(0.7, 3.0, 1e-3, 1e-3))
 
     assert torch.autograd.gradcheck(function, (inputs, numbers))
+    assert torch.autograd.gradgradcheck(function, (inputs, numbers))
 
 
 def test_what_gives_no_gradient_takes_none():
     """Only one of the two results has a part in the loss, and inputs may be data."""
     inputs, numbers = torch.zeros(4, 1), torch.randn(4, 1, 11).requires_grad_()
-    values, _ = own_rational_quadratic(inputs, numbers, 1.0, 3.0, 1e-3, 1e-3)
+    values, _ = own_rational_quadratic(inputs, numbers, Splines(1.0, 3.0, 1e-3, 1e-3))
     values.sum().backward()
     assert numbers.grad is not None
     assert inputs.grad is None
