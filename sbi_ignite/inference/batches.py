@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from sbi.inference import BNRE, NRE_A, NRE_B, NRE_C, NeuralInference
-from sbi.inference.trainers.nle.nle_base import LikelihoodEstimatorTrainer
+from sbi.inference import NeuralInference
 from sbi.inference.trainers.npe.npe_base import PosteriorEstimatorTrainer
-from sbi.inference.trainers.vfpe.base_vf_inference import VectorFieldTrainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -27,6 +25,8 @@ from sbi_ignite.exceptions import DataError
 from sbi_ignite.inference.arguments import Call
 from sbi_ignite.inference.losses import is_sbis_own
 
+_LOSS_PARTS = ("_loss", "_get_losses", "_classifier_logits")
+"""What a trainer of sbi computes its loss with."""
 _VALIDATION_ROWS = 1_024
 _VALIDATION_NUMBERS = 2**17
 """A batch of validation has at most so many rows and numbers, unless training batches have more:
@@ -204,31 +204,20 @@ def _seed_of_the_order() -> int:
 def _any_batch_will_do(trainer: Any, call: Call, train_size: int) -> bool:
     """Return whether the loss of a row is known to mean the same in a batch that is larger.
 
-    Times of a vector field, and other theta to set an x against, are drawn in a larger batch as in
-    a small one, unless that had too few theta. Balanced ratio estimation squares a mean over the
-    batch.
-
     Args:
         trainer: The trainer.
         call: The call, which has arguments for the loss.
         train_size: Rows in a batch of training.
     """
-    if not all(is_sbis_own(trainer, name) for name in ("_loss", "_get_losses")):
+    parts = [name for name in _LOSS_PARTS if hasattr(trainer, name)]
+    met = call.family.rows_met
+    if met is None or not all(is_sbis_own(trainer, name) for name in parts):
         return False
-    if isinstance(trainer, LikelihoodEstimatorTrainer):
-        return True
-    if isinstance(trainer, NRE_A | NRE_B | NRE_C):
-        atoms = max(call.keywords.get("num_atoms", 10), call.keywords.get("num_classes", 5) + 1)
-        own = is_sbis_own(trainer, "_classifier_logits")
-        return own and train_size >= atoms and not isinstance(trainer, BNRE)
-    if call.keywords.get("calibration_kernel"):
+    if call.keywords.get("calibration_kernel") or train_size < met(call.keywords):
         return False
-    if isinstance(trainer, VectorFieldTrainer):
-        return True
-    if not isinstance(trainer, PosteriorEstimatorTrainer):
-        return False
-    # From the second round on, rows are contrasted with others of their batch.
-    return trainer._round == 0 or bool(call.keywords.get("force_first_round_loss"))
+    # From the second round of NPE on, rows are contrasted with others of their batch.
+    later_round = isinstance(trainer, PosteriorEstimatorTrainer) and trainer._round > 0
+    return not later_round or bool(call.keywords.get("force_first_round_loss"))
 
 
 def _large_batch(tensors: Sequence[Tensor], batch_size: int) -> int:

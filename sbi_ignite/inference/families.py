@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +29,31 @@ class Family:
         loss_args: Type of their loss arguments.
         default_rule: Stop rule that sbi uses for them.
         rows_needed: Rows that a batch needs at least: losses that contrast rows need two.
+        rows_met: Returns how many rows of its batch a row is set against in the first round, itself
+            among them, by sbi's keywords for the loss. A batch with more rows than that means the
+            same. None: the loss is of the batch as a whole, or not known.
     """
 
     loss_args: type[LossArgs]
     default_rule: EarlyStopping
     rows_needed: int = 1
+    rows_met: Callable[[Mapping[str, Any]], int] | None = None
+
+
+def _itself(keywords: Mapping[str, Any]) -> int:
+    return 1
+
+
+def _a_pair(keywords: Mapping[str, Any]) -> int:
+    return 2
+
+
+def _atoms(keywords: Mapping[str, Any]) -> int:
+    return keywords.get("num_atoms", LossArgsNRE().num_atoms)
+
+
+def _classes(keywords: Mapping[str, Any]) -> int:
+    return keywords.get("num_classes", LossArgsNRE_C().num_classes) + 1
 
 
 _PATIENCE = EarlyStopping.validation_loss()
@@ -40,12 +61,15 @@ _PATIENCE = EarlyStopping.validation_loss()
 # The first that fits counts: subclasses stand before their parents.
 _FAMILIES: tuple[tuple[type, Family], ...] = (
     (BNRE, Family(LossArgsBNRE, _PATIENCE, rows_needed=2)),
-    (NRE_A, Family(LossArgsNRE_A, _PATIENCE, rows_needed=2)),
-    (NRE_C, Family(LossArgsNRE_C, _PATIENCE, rows_needed=2)),
-    (RatioEstimatorTrainer, Family(LossArgsNRE, _PATIENCE, rows_needed=2)),
-    (PosteriorEstimatorTrainer, Family(LossArgsNPE, _PATIENCE)),
-    (LikelihoodEstimatorTrainer, Family(LossArgsNLE, _PATIENCE)),
-    (VectorFieldTrainer, Family(LossArgsVF, EarlyStopping.two_standard_deviations())),
+    (NRE_A, Family(LossArgsNRE_A, _PATIENCE, rows_needed=2, rows_met=_a_pair)),
+    (NRE_C, Family(LossArgsNRE_C, _PATIENCE, rows_needed=2, rows_met=_classes)),
+    (RatioEstimatorTrainer, Family(LossArgsNRE, _PATIENCE, rows_needed=2, rows_met=_atoms)),
+    (PosteriorEstimatorTrainer, Family(LossArgsNPE, _PATIENCE, rows_met=_itself)),
+    (LikelihoodEstimatorTrainer, Family(LossArgsNLE, _PATIENCE, rows_met=_itself)),
+    (
+        VectorFieldTrainer,
+        Family(LossArgsVF, EarlyStopping.two_standard_deviations(), rows_met=_itself),
+    ),
     (MarginalTrainer, Family(LossArgsMarginal, _PATIENCE)),
 )
 

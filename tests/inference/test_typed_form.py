@@ -310,7 +310,9 @@ def test_an_optimizer_that_stands_still_is_what_keeps_the_validation_loss():
         ("FMPE", 4, 12),
         ("NRE_B", 4, 4),
         ("NRE_B", 10, 12),
-        ("NRE_A", 10, 12),
+        ("NRE_A", 4, 12),
+        ("NRE_C", 5, 5),
+        ("NRE_C", 6, 12),
         ("BNRE", 10, 10),
     ],
 )
