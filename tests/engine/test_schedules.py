@@ -216,6 +216,7 @@ def test_rows_are_counted_where_a_loader_shows_them():
 
 SCHEDULES = {
     "constant": LRSchedule("constant", warmup_steps=8),
+    "constant, from a third": LRSchedule("constant", warmup_steps=8, warmup_start=0.33),
     "plateau": LRSchedule("plateau", warmup_steps=8, patience=0, factor=0.5),
     "cosine": LRSchedule("cosine", warmup_steps=8, total_epochs=4),
     "one_cycle": LRSchedule("one_cycle", total_epochs=4),

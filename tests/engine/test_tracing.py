@@ -724,6 +724,25 @@ def test_what_a_recording_leaves_behind_is_freed_at_once(collects):
         gc.enable()
 
 
+def test_no_nodes_of_recordings_wait_for_a_collection(replays):
+    """Thousands of them bring about collections of all objects, while others train."""
+
+    def nodes():
+        return sum(type(found) is torch.fx.Node for found in gc.get_objects())
+
+    gc.collect()
+    before = nodes()
+    thresholds = gc.get_threshold()
+    gc.set_threshold(100_000_000)  # no collections but those that are asked for
+    try:
+        trained(mlp(nn.Tanh), "trace")
+        after = nodes()
+    finally:
+        gc.set_threshold(*thresholds)
+    assert len(replays) > 0
+    assert after == before
+
+
 class ClampsLater(nn.Module):
     """Writes to a view of a product, of which it needs the same product again untouched."""
 

@@ -63,6 +63,11 @@ def test_twenty_simulations_are_enough(name):
     assert trainer.training_summary.config["train"]["batch_size"]["value"] == 18
 
 
+def test_the_first_stage_waits_longer_where_epochs_are_short():
+    patience = [fast(rows)["stages"][0].patience for rows in (18, 900, 2_000, 9_000, 10**6)]
+    assert patience == [15, 15, 13, 10, 10]
+
+
 def test_its_stages_end_the_training():
     stages = [Stage(patience=1, max_epochs=2), Stage(patience=1, max_epochs=2)]
     trainer = train(ready(), TrainConfig.fast(stages=stages))
