@@ -223,7 +223,7 @@ class Tracing:
             raise NotTraceable("the recording differs from the eager computation")
         shape.proofs += 1
         shape.replayed_seconds = min(shape.replayed_seconds, *seconds)
-        # Others may have had the processor just then: time is given a second chance.
+        # The first runs may be the slow ones: time is given a second chance.
         last = shape.proofs == 2 * self.rules.proofs
         if last and not self._is_proven(shape):
             raise NotTraceable("its recording is not faster")
@@ -450,14 +450,18 @@ def _freed_at_once() -> Iterator[None]:
 
 @contextmanager
 def _timed(leaves: Sequence[Any]) -> Iterator[list[float]]:
-    """Note how many seconds the block takes, the work of a batch's devices included."""
+    """Note how many seconds the block takes, the work of a batch's devices included.
+
+    On a CPU, seconds in which other programs have the processor do not count.
+    """
     devices = {leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_cuda}
+    clock = time.perf_counter if devices else time.thread_time
     seconds: list[float] = []
-    began = time.perf_counter()
+    began = clock()
     yield seconds
     for device in devices:
         torch.cuda.synchronize(device)
-    seconds.append(time.perf_counter() - began)
+    seconds.append(clock() - began)
 
 
 def _own(model: nn.Module) -> list[Tensor]:

@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import random
+import time
 import warnings
 import weakref
 from contextlib import contextmanager
@@ -58,8 +59,9 @@ def replays(monkeypatch):
 
 @pytest.fixture
 def early(monkeypatch):
-    """Let trainings of a few steps be traced by `compile='auto'`."""
+    """Let trainings of a few steps be traced by `compile='auto'`, faster or not."""
     monkeypatch.setattr(compiling, "STEPS_BEFORE_TRACING", 2)
+    monkeypatch.setattr(tracing._Shape, "is_slower", False)
 
 
 def trained(make, compile, loss=squared, epochs=4, batches=BATCHES, val=BATCHES, **kwargs):
@@ -683,8 +685,14 @@ def test_a_recording_that_is_not_faster_is_given_up(seconds, must_pay, monkeypat
     assert len(replayed) == (2 * rules.proofs if given_up else len(BATCHES * 2))
 
 
+def test_seconds_of_other_programs_are_not_counted():
+    with tracing._timed([torch.zeros(1), "a word"]) as seconds:
+        time.sleep(0.2)
+    assert 0 <= seconds[0] < 0.1
+
+
 def test_a_recording_that_was_slow_for_a_moment_is_kept(monkeypatch):
-    """Another program had the processor while the first proofs were timed."""
+    """The first proofs were, and the next one is not."""
     times = iter([1.0, 2.0] * 3 + [1.0, 0.5] * 10)  # eager and recorded, by turns
 
     @contextmanager
