@@ -68,6 +68,11 @@ def test_the_first_stage_waits_longer_where_epochs_are_short():
     assert patience == [15, 15, 13, 10, 10]
 
 
+def test_the_rate_grows_with_the_batch_up_to_a_bound():
+    rates = [fast(rows)["learning_rate"] for rows in (18, 125, 1_000, 9_000, 10**6)]
+    assert rates == [0.0015, 0.0015, 0.003, 0.005, 0.005]
+
+
 def test_its_stages_end_the_training():
     stages = [Stage(patience=1, max_epochs=2), Stage(patience=1, max_epochs=2)]
     trainer = train(ready(), TrainConfig.fast(stages=stages))
