@@ -34,7 +34,9 @@ def fetch(into: Path) -> None:
         return
     unpacked = into / "sdist"
     with tarfile.open(source) as archive:
-        archive.extractall(unpacked, filter="data")
+        # `extractall(filter=)` is as young as Python 3.11.4; this is the documented way for all.
+        archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+        archive.extractall(unpacked)
     _copy(unpacked / f"sbi-{version}", into)
     shutil.rmtree(unpacked)
 
