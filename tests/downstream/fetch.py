@@ -34,7 +34,7 @@ def fetch(into: Path) -> None:
         return
     unpacked = into / "sdist"
     with tarfile.open(source) as archive:
-        # `extractall(filter=)` is as young as Python 3.11.4; this is the documented way for all.
+        # `extractall(filter=)` is as young as Python 3.10.12 and 3.11.4; this does for all.
         archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
         archive.extractall(unpacked)
     _copy(unpacked / f"sbi-{version}", into)
