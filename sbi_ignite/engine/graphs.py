@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sbi_ignite.engine.watching import SHARES_UNANNOUNCED, WRITES_UNANNOUNCED, NotTraceable
+from sbi_ignite.engine.operations import Operation, operation
+from sbi_ignite.engine.watching import NotTraceable
 
 aten = torch.ops.aten
 
@@ -142,7 +143,7 @@ class _Recorder(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func._can_decompose() and func.has_kernel_for_dispatch_key(_COMPOSITE):
+        if operation(func).is_composite:
             with self:
                 return func.decompose(*args, **kwargs)
         # Before it runs: it may write to its arguments.
@@ -188,9 +189,6 @@ class _Recorder(TorchDispatchMode):
         return value
 
 
-_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
-
-
 def _used(captured: Mapping[fx.Node, Tensor]) -> list[Tensor]:
     """Take out captured tensors that nobody reads; return the others, in their order."""
     for node in [node for node in captured if not node.users]:
@@ -220,11 +218,10 @@ def _remove_dead(graph: fx.Graph) -> None:
 
 
 def _has_effect(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and (
-        node.target._schema.is_mutable
-        or node.target in WRITES_UNANNOUNCED
-        or torch.Tag.nondeterministic_seeded in node.target.tags
-    )
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    about = operation(node.target)
+    return bool(about.written) or about.draws
 
 
 def _changing(graph: fx.Graph) -> set[fx.Node]:
@@ -245,23 +242,25 @@ def _aliases(node: fx.Node) -> tuple[fx.Node | None, list[fx.Node]]:
     if not isinstance(node.target, torch._ops.OpOverload):  # an item of several results
         source = node.args[0]
         return source if isinstance(source, fx.Node) and _returns_views(source) else None, []
-    shared, targets = None, []
-    writes, shares = WRITES_UNANNOUNCED.get(node.target, ()), SHARES_UNANNOUNCED.get(node.target)
-    for position, argument in enumerate(node.target._schema.arguments):
-        value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+    shared: fx.Node | None = None
+    targets: list[fx.Node] = []
+    for position, argument in enumerate(operation(node.target).arguments):
+        if not (argument.is_shared or argument.is_written):
+            continue
+        value = argument.given(position, node.args, node.kwargs)
         items = value if isinstance(value, list | tuple) else [value]
         nodes = [item for item in items if isinstance(item, fx.Node)]
         # A list's tensors are written to, one by one; no operation returns views of one.
-        if nodes and (argument.alias_info is not None or position == shares) and nodes[0] is value:
+        if nodes and argument.is_shared and nodes[0] is value:
             shared = nodes[0]
-        if position in writes or (argument.alias_info and argument.alias_info.is_write):
+        if argument.is_written:
             targets += nodes
     return shared, targets
 
 
 def _returns_views(node: fx.Node) -> bool:
     known = isinstance(node.target, torch._ops.OpOverload)
-    return not known or any(out.alias_info is not None for out in node.target._schema.returns)  # type: ignore[union-attr] # known says so
+    return not known or operation(node.target).returns_views  # type: ignore[arg-type] # known says so
 
 
 def _merge_equal(graph: fx.Graph, changing: set[fx.Node]) -> None:
@@ -346,7 +345,7 @@ class _Script:
                 result.output().setType(torch._C.TupleType(types))
                 self._graph.registerOutput(result.output())
             elif isinstance(node.target, torch._ops.OpOverload):
-                self._operation(node, node.target._schema)
+                self._operation(node, operation(node.target))
             else:  # an item of several results
                 source, index = node.args
                 self._values[node] = self._lists[source][index]
@@ -355,32 +354,36 @@ class _Script:
     def _append(self, kind: str, inputs: Sequence[Any], outputs: int = 1) -> Any:
         return self._graph.appendNode(self._graph.create(kind, inputs, outputs))
 
-    def _operation(self, node: fx.Node, schema: Any) -> None:
+    def _operation(self, node: fx.Node, about: Operation) -> None:
         """Append one operation, and note its results."""
-        given = {a.name: value for a, value in zip(schema.arguments, node.args, strict=False)}
-        given.update(node.kwargs)
-        inputs = [
-            self._input(given.get(argument.name, argument.default_value), argument.type)
-            for argument in schema.arguments
+        given = [
+            node.args[position]
+            if position < len(node.args)
+            else node.kwargs.get(argument.name, argument.default)
+            for position, argument in enumerate(about.arguments)
         ]
-        result = self._append(schema.name, inputs, len(schema.returns))
-        for value, returned in zip(result.outputs(), schema.returns, strict=True):
-            value.setType(returned.type)
+        pairs = list(zip(given, about.arguments, strict=True))
+        inputs = [self._input(value, argument.type) for value, argument in pairs]
+        result = self._append(about.name, inputs, len(about.results))
+        results = _outputs(result, len(about.results))
+        for value, kind in zip(results, about.results, strict=True):
+            if not isinstance(kind, torch._C.TensorType):  # which they are to begin with
+                value.setType(kind)
         try:
             found = result.schema()
         except RuntimeError:
             found = None
         # A number where a tensor is due: the overload for numbers, which makes a tensor of it.
-        numbers = any(
-            isinstance(given.get(argument.name), int | float)
-            and isinstance(argument.type, torch._C.TensorType)
-            for argument in schema.arguments
+        same = found == about.schema or (
+            str(found).startswith(f"{about.name}.Scalar")
+            and any(
+                isinstance(value, int | float) and isinstance(argument.type, torch._C.TensorType)
+                for value, argument in pairs
+            )
         )
-        same = found == str(schema)
-        if not (same or (numbers and str(found).startswith(f"{schema.name}.Scalar"))):
-            raise NotTraceable(f"TorchScript has no {schema.name}.{schema.overload_name}")
-        results = list(result.outputs())
-        if len(results) == 1 and isinstance(schema.returns[0].type, torch._C.ListType):
+        if not same:
+            raise NotTraceable(f"TorchScript has no {node.target}")
+        if len(results) == 1 and isinstance(about.results[0], torch._C.ListType):
             results = self._unpacked(results[0], node)
             self._lists[node] = results
         elif len(results) > 1:
@@ -392,7 +395,7 @@ class _Script:
         """Return the items of a list of tensors, as many as the graph takes."""
         length = node.meta["length"]
         unpacked = self._append("prim::ListUnpack", [value], length)
-        return list(unpacked.outputs())
+        return _outputs(unpacked, length)
 
     def _input(self, value: Any, kind: Any) -> Any:
         """Return an argument of an operation, of the type that its schema names."""
@@ -408,6 +411,12 @@ class _Script:
         listed = self._append("prim::ListConstruct", [self._input(item, of) for item in items])
         listed.output().setType(wanted)
         return listed.output()
+
+
+def _outputs(node: Any, number: int) -> list[Any]:
+    """Return a TorchScript node's results; to ask its iterator for one more costs 8 us."""
+    values = node.outputs()
+    return [next(values) for _ in range(number)]
 
 
 MEMORY_FORMATS = {

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from sbi_ignite.engine.operations import operation
 
 aten = torch.ops.aten
 
@@ -22,18 +23,6 @@ READS_IN_BULK = frozenset(
     ("numpy", "tolist", "data_ptr", "storage", "__array__", "__dlpack__", "__deepcopy__")
 )
 """Methods by which values leave torch unseen by its dispatcher."""
-
-WRITES_UNANNOUNCED: Mapping[Any, Sequence[int]] = {
-    aten.native_batch_norm.default: (3, 4),
-    aten.cudnn_batch_norm.default: (3, 4),
-}
-"""Operations that write to arguments, by position, without saying so in their schema."""
-
-SHARES_UNANNOUNCED: Mapping[Any, int] = {
-    aten._unsafe_view.default: 0,
-    aten._reshape_alias.default: 0,
-}
-"""Operations whose result shares memory with an argument, by position, without saying so."""
 
 
 class NotTraceable(Exception):  # noqa: N818 # says what is the matter, and never reaches users
@@ -119,7 +108,8 @@ class _Watch(TorchDispatchMode):
             if _storage(tensor) not in self._own:
                 raise NotTraceable(f"it writes to a tensor that is not the network's ({func})")
         out = func(*args, **kwargs)
-        self._own.update(_storage(t) for t in pytree.tree_leaves(out) if _is_new(t, args))
+        given = {_storage(tensor) for tensor in _tensors(args)}
+        self._own.update({_storage(tensor) for tensor in _tensors((out,))} - given)
         return out
 
 
@@ -141,19 +131,18 @@ def _indexes_by_number(func: Any, args: Sequence[Any]) -> bool:
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
     """Yield the tensors that an operation writes to."""
-    for position, argument in enumerate(func._schema.arguments):
-        announced = argument.alias_info is not None and argument.alias_info.is_write
-        if announced or position in WRITES_UNANNOUNCED.get(func, ()):
-            given = args[position] if position < len(args) else kwargs.get(argument.name)
-            yield from (t for t in pytree.tree_leaves(given) if isinstance(t, Tensor))
+    about = operation(func)
+    for position in about.written:
+        yield from _tensors((about.arguments[position].given(position, args, kwargs),))
 
 
-def _is_new(value: Any, args: Sequence[Any]) -> bool:
-    """Return whether a result has memory of its own."""
-    if not isinstance(value, Tensor):
-        return False
-    given = (t for t in pytree.tree_leaves(args) if isinstance(t, Tensor))
-    return _storage(value) not in {_storage(tensor) for tensor in given}
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors among arguments or results, those in lists included."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 def _storage(tensor: Tensor) -> int:

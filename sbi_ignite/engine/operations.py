@@ -1,0 +1,111 @@
+"""An operation of torch comes in; what is known of its arguments and results goes out.
+
+Schemas say most of it, and build their answers anew whenever they are asked: a recording asks some
+thousand times about a few dozen operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+aten = torch.ops.aten
+
+WRITES_UNANNOUNCED: Mapping[Any, Sequence[int]] = {
+    aten.native_batch_norm.default: (3, 4),
+    aten.cudnn_batch_norm.default: (3, 4),
+}
+"""Operations that write to arguments, by position, without saying so in their schema."""
+
+SHARES_UNANNOUNCED: Mapping[Any, int] = {
+    aten._unsafe_view.default: 0,
+    aten._reshape_alias.default: 0,
+}
+"""Operations whose result shares memory with an argument, by position, without saying so."""
+
+
+class Argument(NamedTuple):
+    """What a schema says about an argument.
+
+    Attributes:
+        name: Its name.
+        type: Its type.
+        default: What it is where it is not given.
+        is_written: Whether the operation writes to it.
+        is_shared: Whether results may share its memory.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    is_written: bool
+    is_shared: bool
+
+    def given(self, position: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return what a call gives for it; None where it gives nothing."""
+        return args[position] if position < len(args) else kwargs.get(self.name)
+
+
+class Operation(NamedTuple):
+    """What is known about an operation.
+
+    Attributes:
+        name: Its name, without that of the overload.
+        schema: Its full schema, in words.
+        arguments: Its arguments, in order.
+        written: The positions of those that it writes to.
+        results: The types of its results.
+        returns_views: Whether its schema says that results share memory with arguments.
+        draws: Whether it draws random numbers.
+        is_composite: Whether it is made of other operations.
+    """
+
+    name: str
+    schema: str
+    arguments: tuple[Argument, ...]
+    written: tuple[int, ...]
+    results: tuple[Any, ...]
+    returns_views: bool
+    draws: bool
+    is_composite: bool
+
+
+@cache
+def operation(function: torch._ops.OpOverload) -> Operation:
+    """Return what is known about an operation.
+
+    Example:
+        >>> about = operation(torch.ops.aten.add_.Tensor)
+        >>> about.name, about.written, about.returns_views
+        ('aten::add_', (0,), True)
+    """
+    schema = function._schema
+    unannounced = WRITES_UNANNOUNCED.get(function, ())
+    shares = SHARES_UNANNOUNCED.get(function)
+    arguments = tuple(
+        Argument(
+            argument.name,
+            argument.type,
+            argument.default_value,
+            is_written=position in unannounced
+            or (argument.alias_info is not None and argument.alias_info.is_write),
+            is_shared=position == shares or argument.alias_info is not None,
+        )
+        for position, argument in enumerate(schema.arguments)
+    )
+    return Operation(
+        schema.name,
+        str(schema),
+        arguments,
+        written=tuple(i for i, argument in enumerate(arguments) if argument.is_written),
+        results=tuple(returned.type for returned in schema.returns),
+        returns_views=any(returned.alias_info is not None for returned in schema.returns),
+        draws=torch.Tag.nondeterministic_seeded in function.tags,
+        is_composite=function._can_decompose() and function.has_kernel_for_dispatch_key(_COMPOSITE),
+    )
+
+
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
