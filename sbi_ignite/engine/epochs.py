@@ -11,6 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from sbi_ignite.callback import TrainingState
+from sbi_ignite.engine.mode import set_training
 from sbi_ignite.engine.state import Stateful, restore
 from sbi_ignite.engine.steps import fixed_random_state
 from sbi_ignite.handlers.epoch_mean import EpochMean
@@ -90,7 +91,7 @@ class Epochs:
         self._engine.add_event_handler(again, lambda: restore(sums, found))
 
     def _epoch_started(self) -> None:
-        self._state.model.train()
+        set_training(self._state.model, True)
         self._started = time.time()
 
     def _iteration_completed(self) -> None:
@@ -99,7 +100,7 @@ class Epochs:
 
     def _epoch_completed(self) -> None:
         state = self._state
-        state.model.eval()
+        set_training(state.model, False)
         state.epoch = self.now()[0]
         state.train_loss = self._train_loss.value
         if self._validate is not None:
