@@ -139,7 +139,8 @@ def run_training(
         Schedulers(scheduler) if scheduler else make_schedulers(config, optimizer, train_loader)
     )
     schedule = Schedule(schedulers, optimizer, state)
-    averages = AveragedWeights(model, config.averages.share) if config.averages else None
+    stepping = FlatOptimizer(optimizer)
+    averages = AveragedWeights(model, config.averages.share, stepping) if config.averages else None
     best = host.best_weights or BestWeights()
     rules = tuple(host.rules if host.rules is not None else map(make_rule, settings.early_stopping))
     stages = None
@@ -152,7 +153,6 @@ def run_training(
     users = UserCallbacks(callbacks, state)
 
     # Two engines: one trains, one validates.
-    stepping = FlatOptimizer(optimizer)
     # The norm of one tensor is found faster and rounded otherwise, as is a fused step.
     flat = stepping if stepping.fused else None
     clipping = GradientClipping(model.parameters(), config.clip_max_norm, flat)

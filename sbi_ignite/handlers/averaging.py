@@ -7,12 +7,24 @@ and loggers see what will be returned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
+
+
+class FlatParameters(Protocol):
+    """Parameters that may lie side by side, where one operation does for all."""
+
+    def flat_values(self, parameters: Sequence[Tensor]) -> Tensor | None:
+        """Return the tensor in which they lie as `joined` lays tensors; None if they do not."""
+        ...
+
+    def joined(self, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return a copy of tensors of their shapes that lie so, as one and one by one."""
+        ...
 
 
 class AveragedWeights:
@@ -25,6 +37,7 @@ class AveragedWeights:
         model: The network.
         share: Returns the share of the newest weights after a step, counted from 1; see
             `WeightAveraging`.
+        flat: May have the parameters as one tensor, whose average is the same and found faster.
 
     Attributes:
         steps: Steps in the average.
@@ -40,10 +53,16 @@ class AveragedWeights:
         2.0
     """
 
-    def __init__(self, model: nn.Module, share: Callable[[int], float]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        share: Callable[[int], float],
+        flat: FlatParameters | None = None,
+    ) -> None:
         self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        self._share = share
+        self._share, self._flat = share, flat
         self._average = [p.detach().clone() for p in self._parameters]
+        self._flat_average: Tensor | None = None
         self._trained: list[Tensor] | None = None
         self.steps = 0
 
@@ -56,9 +75,16 @@ class AveragedWeights:
     def update(self) -> None:
         """Take in the weights after a step."""
         self.steps += 1
-        # One call for all parameters, as in torch's own exponential averages.
+        share = self._share(self.steps)
+        values = None if self._flat is None else self._flat.flat_values(self._parameters)
         with torch.no_grad():
-            _lerp(self._average, self._parameters, self._share(self.steps))
+            if self._flat is None or values is None:
+                # One call for all parameters, as in torch's own exponential averages.
+                _lerp(self._average, self._parameters, share)
+                return
+            if self._flat_average is None:
+                self._flat_average, self._average = self._flat.joined(self._average)
+            self._flat_average.lerp_(values, share)
 
     def show(self) -> None:
         """Put the average into the network; before the first step it stays as it is."""

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
-from sbi_ignite import TrainConfig, run_training
+from sbi_ignite import TrainConfig, WeightAveraging, run_training
 from sbi_ignite.engine.flat import FlatOptimizer
+from sbi_ignite.handlers.averaging import AveragedWeights
 
 SHAPES = [(1,), (7,), (16,), (17, 3), (3, 5, 2), (129,), (), (64, 33), (31,)]
 
@@ -326,3 +327,42 @@ def test_parameters_move_back_to_where_they_lay():
             places.append([parameter.data_ptr() for parameter in net.parameters()])
     assert places[1] == places[2] == places[4] == places[5]
     assert places[1] != places[3]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_values_that_lie_together_are_shown_as_one_tensor(fused):
+    net = Odd()
+    stepping = FlatOptimizer(Adam(net.parameters(), lr=0.01, fused=fused))
+    parameters = list(net.parameters())
+    with stepping.lent_memory():
+        steps(net, stepping, 1)
+        assert stepping.flat_values(parameters) is None  # torch takes the first step
+        steps(net, stepping, 1, begin=1)
+        values = stepping.flat_values(parameters)
+        assert values is not None
+        joined, parts = stepping.joined(parameters)
+        assert torch.equal(values, joined)
+        assert all(map(torch.equal, parts, parameters))
+        assert stepping.flat_values(parameters[1:]) is None
+        assert stepping.flat_values(parameters[::-1]) is None
+        parameters[2].data = parameters[2].data.clone()
+        assert stepping.flat_values(parameters) is None
+    assert stepping.flat_values(parameters) is None
+
+
+@pytest.mark.parametrize("factor", [1.0, 10.0])
+def test_averages_of_flat_parameters_are_the_same_bit_for_bit(factor):
+    """From the step on with which they lie together, one operation does for all."""
+    averages = {}
+    for flat in (False, True):
+        net = Odd()
+        stepping = FlatOptimizer(Adam(net.parameters(), lr=0.01))
+        share = WeightAveraging("power", factor=factor).share
+        averages[flat] = AveragedWeights(net, share, stepping if flat else None)
+        with stepping.lent_memory():
+            for step in range(30):
+                steps(net, stepping, 1, begin=step)
+                averages[flat].update()
+    plain, together = (averages[flat].state_dict()["average"] for flat in (False, True))
+    assert len({part.untyped_storage().data_ptr() for part in together}) == 1
+    assert all(map(torch.equal, plain, together))
