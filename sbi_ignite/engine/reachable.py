@@ -48,10 +48,7 @@ class Fingerprint:
         self._held: dict[int, Any] = {}
         self._roots = roots
         self._found = [_look(root, self._held, 0) for root in roots]
-        self._noted = False
-        self._containers: list[tuple[Any, list[Any]]] = []
-        self._attributes: list[tuple[Any, dict[str, Any]]] = []
-        self._leaves: list[tuple[Any, Any]] = []
+        self._noted: _Noted | None = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fingerprint) and self._found == other._found
@@ -62,34 +59,68 @@ class Fingerprint:
         Where nothing has changed, a fraction of its work tells from the second time on: what
         containers hold are the same objects, and every one of them was looked at.
         """
-        same = self._noted and (
-            all(owner.__dict__ is attributes for owner, attributes in self._attributes)
-            and all(_holds(container, items) for container, items in self._containers)
-            and all(_leaf(value) == found for value, found in self._leaves)
-        )
-        if same:
+        if self._noted is not None and self._noted.holds():
             return True
         if Fingerprint(*self._roots) != self:
             return False
-        if not self._noted:
-            for value in self._held.values():
-                self._note(value)
-            self._noted = True
+        if self._noted is None:
+            self._noted = _Noted(self._held.values())
         return True
 
+
+class _Noted:
+    """What objects held when they were looked at, in the order in which it is soon compared.
+
+    Args:
+        values: The objects.
+    """
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        self._owners: list[Any] = []
+        self._attributes: list[dict[str, Any]] = []
+        self._empty: list[Any] = []
+        self._containers: list[tuple[Any, list[Any]]] = []
+        self._tensors: list[Tensor] = []
+        self._described: list[Any] = []
+        for value in values:
+            self._note(value)
+        self._kinds = list(map(_KIND, self._tensors))
+        self._descriptions = list(map(_description, self._described))
+
     def _note(self, value: Any) -> None:
-        """Note what a later look at an object is compared with."""
         if isinstance(value, Mapping | list | tuple | set | frozenset | FunctionType):
-            self._containers.append((value, list(_items(value))))
-        elif isinstance(value, Tensor | _DESCRIBED):
-            self._leaves.append((value, _leaf(value)))
+            self._note_container(value)
+        elif isinstance(value, Tensor):
+            self._tensors.append(value)
+        elif isinstance(value, _DESCRIBED):
+            self._described.append(value)
         elif not isinstance(value, type | ModuleType | MethodType):
             attributes = getattr(value, "__dict__", None)
             if isinstance(attributes, dict):
-                self._attributes.append((value, attributes))
-                self._containers.append((attributes, list(_items(attributes))))
+                self._owners.append(value)
+                self._attributes.append(attributes)
+                self._note_container(attributes)
+
+    def _note_container(self, container: Any) -> None:
+        items = list(_items(container))
+        if items:
+            self._containers.append((container, items))
+        else:  # a network has a thousand empty dicts for hooks that nobody has registered
+            self._empty.append(container)
+
+    def holds(self) -> bool:
+        """Return whether all of them hold the same objects, and are of the same kind, as then."""
+        return (
+            not any(self._empty)
+            and all(map(operator.is_, map(_ATTRIBUTES, self._owners), self._attributes))
+            and all(_holds(container, items) for container, items in self._containers)
+            and list(map(_KIND, self._tensors)) == self._kinds
+            and list(map(_description, self._described)) == self._descriptions
+        )
 
 
+_ATTRIBUTES = operator.attrgetter("__dict__")
+_KIND = operator.attrgetter("shape", "dtype", "device", "requires_grad")
 _DESCRIBED = np.ndarray | random.Random | np.random.Generator | torch.Generator
 """Objects that are known by a description of what is in them."""
 
@@ -105,16 +136,12 @@ def _items(container: Any) -> Iterable[Any]:
 
 def _holds(container: Any, items: list[Any]) -> bool:
     """Return whether a container has the same items as before, by identity."""
-    if not items:  # a network has a thousand empty dicts for hooks that nobody has registered
-        return not container
     now = list(_items(container))
     return len(now) == len(items) and all(map(operator.is_, now, items))
 
 
-def _leaf(value: Any) -> Any:
-    """Return what changes when something changes in an object that is no container."""
-    if isinstance(value, Tensor):
-        return value.shape, value.dtype, value.device, value.requires_grad
+def _description(value: Any) -> Any:
+    """Return what changes when something changes in an object that is known by a description."""
     return _inside(value, {}, 0)
 
 
@@ -130,7 +157,7 @@ def _look(value: Any, held: dict[int, Any], depth: int) -> Any:
         return ()
     if isinstance(value, Tensor):
         held[identity] = value
-        return identity, value.shape, value.dtype, value.device, value.requires_grad
+        return identity, *_KIND(value)
     if identity in held or depth > MAX_DEPTH or isinstance(value, type | ModuleType):
         held[identity] = value
         return identity
