@@ -20,8 +20,11 @@ from sbi_ignite.settings import TrainConfig
 _logger = logging.getLogger("sbi_ignite.engine")
 
 STEPS_BEFORE_TRACING = 50
-"""Steps with batches of one shape for which a recording is about to pay: it costs what twenty to
-sixty of them save. A training that is sure to take so many is recorded at once."""
+"""Steps with batches of one shape, after which more of them are to be expected than a recording
+costs, which is what ten to thirty of them save."""
+
+STEPS_THAT_PAY = 30
+"""A training that is sure to take so many steps is recorded at once."""
 
 STEPS_TO_SETTLE = 3
 """Steps that are left to torch in any case: with the second one, the optimizer may move the
@@ -119,7 +122,7 @@ class Compiler:
 
     def _after(self, sure_steps: float) -> int:
         """Return how many steps are computed eagerly first."""
-        if self._mode == "auto" and sure_steps < STEPS_BEFORE_TRACING:
+        if self._mode == "auto" and sure_steps < STEPS_THAT_PAY:
             return STEPS_BEFORE_TRACING
         return STEPS_TO_SETTLE if self._mode in ("auto", "cuda_graph") else 0
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sbi_ignite.inference
-from sbi_ignite import EarlyStopping, Stage, TrainConfig, run_training
+from sbi_ignite import Callback, EarlyStopping, Stage, TrainConfig, run_training
 from sbi_ignite.engine.length import sure_epochs
 from sbi_ignite.engine.tracing import Tracing
 from sbi_ignite.settings import resolve
@@ -92,11 +92,11 @@ def test_no_training_is_shorter_than_it_is_sure_to_be(rules, stages, epochs, fal
     assert summary.epochs_trained >= sure_epochs(resolve(train=config, early_stopping=asked), STEPS)
 
 
-@pytest.mark.parametrize(("epochs", "recorded"), [(10, False), (13, True)])
+@pytest.mark.parametrize(("epochs", "recorded"), [(7, False), (8, True)])
 def test_steps_are_recorded_at_once_when_enough_are_sure_to_come(
     epochs, recorded, monkeypatch, tmp_path
 ):
-    """Of 4 steps an epoch, 40 are too few; of 52, the first three are left to torch."""
+    """Of 4 steps an epoch, 28 are too few; of 32, the first three are left to torch."""
     monkeypatch.chdir(tmp_path)
     replayed = []
     replay = Tracing.replay
@@ -122,3 +122,29 @@ def test_steps_are_recorded_at_once_when_enough_are_sure_to_come(
     assert (len(proved) > 0) == recorded
     if recorded:
         assert proved[0] == 3
+
+
+def test_validation_is_recorded_at_once_when_the_recipe_is_sure_to_pay(monkeypatch):
+    """With 1,000 simulations, the recipe's stages take 34 epochs at least, of one batch each."""
+    proved = []
+    prove = Tracing.prove
+
+    def noted(self, shape, *args):
+        proved.append((self.model.training, shape.seen))
+        return prove(self, shape, *args)
+
+    monkeypatch.setattr(Tracing, "prove", noted)
+    torch.manual_seed(0)
+    theta = torch.randn(1000, 2)
+    trainer = sbi_ignite.inference.NPE(density_estimator="maf", show_progress_bars=False)
+    trainer.append_simulations(theta, theta + torch.randn(1000, 2))
+
+    class Eight(Callback):
+        def on_epoch_end(self, state):
+            if state.epoch == 8:
+                state.stop("callback")
+
+    config = TrainConfig.fast()
+    assert sure_epochs(resolve(train=config).with_recipe(900), 9) == 34
+    trainer.train(config, callbacks=[Eight()], checkpoint=False)
+    assert [seen for training, seen in proved if not training] == [4, 5, 6]
