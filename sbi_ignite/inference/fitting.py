@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
+import torch
 from ignite.engine import Engine
 from sbi.inference import NeuralInference
 
@@ -27,6 +28,7 @@ from sbi_ignite.inference.losses import is_sbis_own
 from sbi_ignite.inference.rounds import Round, begin_round, directory_of, end_round
 from sbi_ignite.inference.rules import rules_of
 from sbi_ignite.inference.splines import SplinesForAllValues, has_splines, replaceable_splines
+from sbi_ignite.inference.tanh import TanhBySigmoid, has_tanh
 from sbi_ignite.inference.traceable import is_traceable
 from sbi_ignite.methods.base import Loss
 from sbi_ignite.runs.networks import describe_network
@@ -82,6 +84,8 @@ def fit(
     rounds_otherwise = not config.sbi_compat or config.precision != "32"
     if rounds_otherwise and has_splines(net):
         loss, splines = SplinesForAllValues(loss), replaceable_splines()
+    if rounds_otherwise and has_tanh(net) and torch.device(trainer._device).type == "cpu":
+        loss = TanhBySigmoid(loss)
     with splines:
         _, trainer.training_summary = run_training(
             None,
