@@ -7,6 +7,7 @@ operations; written so, a spline and its gradients are half as many as autograd 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ def _evaluate(
     scale, tail_bound, min_bin_size, min_derivative = splines
     bins = (numbers.shape[-1] + 1) // 3
     both, derivatives = numbers.split((2 * bins, bins - 1), dim=-1)
-    shares = torch.softmax(both.unflatten(-1, (2, bins)) * scale, dim=-1)
+    shares = _softmax(both.unflatten(-1, (2, bins)) * scale)
     sizes = shares * _stretch(splines, bins) + 2 * tail_bound * min_bin_size
     ends = sizes.cumsum(-1) - tail_bound
     knots = pad(softplus(derivatives) + min_derivative, (1, 1), value=1.0)
@@ -98,6 +99,20 @@ def _evaluate(
     bin_ = (bin_number, both_ends, w, h, d0, d1)
     rest = (outside, shares, derivatives, *bin_, s, t, left, a, b, share)
     return torch.where(outside, inputs, y), log_derivative.masked_fill(outside, 0.0), rest
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Return the softmax over the last dimension.
+
+    On a CPU, torch's own takes 19 ns a number where that dimension is as short as here.
+    """
+    if logits.device.type != "cpu":
+        return torch.softmax(logits, dim=-1)
+    powers = torch.exp2((logits - logits.detach().amax(-1, keepdim=True)) * _LOG2_E)
+    return powers / powers.sum(-1, keepdim=True)
+
+
+_LOG2_E = 1 / math.log(2)
 
 
 def _stretch(splines: Splines, bins: int) -> float:
