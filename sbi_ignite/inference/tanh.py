@@ -64,7 +64,10 @@ class _Replaced(TorchFunctionMode):
 
 
 def tanh(x: Tensor) -> Tensor:
-    """Return tanh(x), shaped as `x`.
+    """Return the hyperbolic tangent, shaped as `x`.
+
+    Args:
+        x: Any shape, float32 or float64.
 
     Example:
         >>> tanh(torch.tensor([-100.0, 0.0, 100.0]))

@@ -1,14 +1,14 @@
-"""tanh by way of the sigmoid: how close it is to torch's, where it is taken, and where it is not."""
+"""tanh by way of the sigmoid: how close it is to torch's, and where it is taken."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-import sbi_ignite.inference
 import torch
 from torch import nn
 
+import sbi_ignite.inference
 from sbi_ignite import TrainConfig
 from sbi_ignite.inference import tanh as module
 from sbi_ignite.inference.tanh import TanhBySigmoid, has_tanh, tanh
