@@ -6,6 +6,7 @@ import gc
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import compress
 from typing import ClassVar
 
@@ -42,6 +43,8 @@ class CudaGraph:
     """Whether a capture has failed in this process: torch may not be able to do another one."""
 
     def __init__(self, graph: Graph, inputs: Sequence[Tensor]) -> None:
+        if inputs:
+            graph = _with_constants_at(graph, inputs[0].device)
         # Numbers on the host become part of the kernels that are launched with them.
         self._numbers = [t for t in graph.captured if t.ndim == 0 and not t.is_cuda]
         others = [t for t in graph.captured if t.ndim or t.is_cuda]
@@ -97,6 +100,14 @@ class CudaGraph:
         """Return where tensors lie, and the values of numbers on the host."""
         addresses = [tensor.data_ptr() for tensor in self.recorded.captured]
         return [*addresses, *(number.item() for number in self._numbers)]
+
+
+def _with_constants_at(graph: Graph, device: torch.device) -> Graph:
+    """Return a recording whose constants lie on a device: indices do not, as a rule."""
+    captured = list(graph.captured)
+    for position in graph.constants:
+        captured[position] = captured[position].to(device)
+    return replace(graph, captured=tuple(captured))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sbi_ignite.engine.indexing import is_put, without_waiting
 from sbi_ignite.engine.operations import Operation, operation
 from sbi_ignite.engine.watching import NotTraceable
 
@@ -42,6 +43,8 @@ class Graph:
     Attributes:
         script: The computation: captured tensors and inputs in, outputs out.
         captured: The tensors that it reads, and may write to, besides its inputs.
+        constants: The positions of those that may lie on any device: it made them from numbers,
+            so that nobody else can reach them, as indices or to be put somewhere.
         code: The computation in words, equal for equal computations.
         writes: Whether it writes to captured tensors.
         waits: Whether it has an operation that waits for the device which computes it.
@@ -49,6 +52,7 @@ class Graph:
 
     script: Callable[..., tuple[Tensor, ...]]
     captured: tuple[Tensor, ...]
+    constants: frozenset[int]
     code: str
     writes: bool
     waits: bool
@@ -99,9 +103,16 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
     with _Recorder(inputs) as recorder:
         outputs = function(*inputs)
     graph = recorder.finish(outputs)
-    _remove_detach(graph)
+    made = {node for node in recorder.captured if _is_lifted(node)}
+    _remove_aliases(graph)
     _remove_dead(graph)
     captured = _used(recorder.captured)
+    without_waiting(graph)
+    constants = frozenset(
+        position
+        for position, (node, tensor) in enumerate(captured.items())
+        if node in made and (tensor.ndim or all(is_put(node, user) for user in node.users))
+    )
     changing = _changing(graph)
     _merge_equal(graph, changing)
     _part_outputs(graph)
@@ -109,7 +120,7 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
     writes = any(node.op == "placeholder" for node in changing)
     waits = any(node.target in WAITS for node in graph.nodes)
     code = "\n".join(f"{n.name} = {n.target} {n.args} {n.kwargs}" for n in graph.nodes)
-    return Graph(_scripted(graph), tuple(captured), code, writes, waits)
+    return Graph(_scripted(graph), tuple(captured.values()), constants, code, writes, waits)
 
 
 class _Recorder(TorchDispatchMode):
@@ -148,6 +159,7 @@ class _Recorder(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         # Before it runs: it may write to its arguments.
         node = self._graph.call_function(func, *self._named((args, kwargs)))
+        node.meta["in_backward"] = torch._C._current_graph_task_id() != _NO_TASK
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             self._note(result, node)
@@ -165,6 +177,7 @@ class _Recorder(TorchDispatchMode):
 
     def _note(self, tensor: Tensor, node: fx.Node) -> None:
         self._nodes[id(tensor)] = node
+        node.meta["device"] = tensor.device
         self._alive.append(tensor)  # a number names a tensor for as long as it lives
 
     def _node_of(self, tensor: Tensor) -> fx.Node:
@@ -189,11 +202,20 @@ class _Recorder(TorchDispatchMode):
         return value
 
 
-def _used(captured: Mapping[fx.Node, Tensor]) -> list[Tensor]:
+_NO_TASK = -1
+"""What autograd says while it computes no gradients."""
+
+
+def _used(captured: Mapping[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
     """Take out captured tensors that nobody reads; return the others, in their order."""
     for node in [node for node in captured if not node.users]:
         node.graph.erase_node(node)
-    return [tensor for node, tensor in captured.items() if node.users]
+    return {node: tensor for node, tensor in captured.items() if node.users}
+
+
+def _is_lifted(node: fx.Node) -> bool:
+    """Return whether a tensor has just been made from numbers, which torch announces so."""
+    return bool(node.users) and all(user.target is aten.lift_fresh.default for user in node.users)
 
 
 def _equal_values(first: Tensor, second: Tensor) -> bool:
@@ -202,10 +224,10 @@ def _equal_values(first: Tensor, second: Tensor) -> bool:
     )
 
 
-def _remove_detach(graph: fx.Graph) -> None:
-    """Take out what only autograd sees."""
+def _remove_aliases(graph: fx.Graph) -> None:
+    """Take out what hands its argument on, for others than the kernels."""
     for node in list(graph.nodes):
-        if node.target is aten.detach.default:
+        if node.target in (aten.detach.default, aten.lift_fresh.default):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
 

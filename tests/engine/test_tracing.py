@@ -487,6 +487,68 @@ def test_what_is_written_in_between_is_computed_again():
     assert [out.item() for out in record(changing, [x])([x])] == [6.0, 9.0]
 
 
+def test_tensors_made_from_numbers_are_known_as_constants():
+    """They lie on the host, and go to a GPU with the recording, where others might change them."""
+    held = torch.tensor([2.0, 3.0])
+
+    def weighted(x):
+        y = x[:, torch.tensor([0, 1])] * held * torch.tensor(2.0) + x[:, np.array([1, 0])]
+        y[torch.tensor([0, 1])] = 5.0
+        return [y]
+
+    x = torch.randn(4, 2)
+    graph = record(weighted, [x])
+    assert torch.equal(graph([x])[0], weighted(x)[0])
+    constants = [tensor.tolist() for i, tensor in enumerate(graph.captured) if i in graph.constants]
+    assert constants == [[0, 1], [1, 0], [0, 1], 5.0]  # not the factor, which kernels are given
+    assert any(tensor is held for tensor in graph.captured)
+    assert "lift_fresh" not in graph.code
+
+
+@pytest.mark.parametrize("indices", [[0, 2, 0], [1, 1, 1]])
+def test_gradients_are_added_up_by_index_as_autograd_does(indices):
+    """In place, and without a look at the range of the indices, for which a GPU would wait."""
+    at = torch.tensor(indices)
+
+    def gathered(x):
+        x = x.detach().requires_grad_()
+        return list(torch.autograd.grad((x[:, at] ** 2).sum(), x))
+
+    x = torch.randn(4, 3)
+    graph = record(gathered, [x])
+    assert torch.equal(graph([x])[0], gathered(x)[0])
+    assert torch.equal(graph([2 * x])[0], gathered(2 * x)[0])
+    assert "_index_put_impl_" in graph.code
+    assert "index_put.default" not in graph.code
+
+
+def test_sums_by_index_that_are_no_gradients_look_at_their_indices():
+    def summed(x, at):
+        return [x.new_zeros(3).index_put((at,), x, accumulate=True)]
+
+    x = torch.randn(4)
+    graph = record(summed, [x, torch.tensor([0, 2, 0, 1])])
+    assert torch.equal(
+        graph([x, torch.tensor([1, 1, 2, 2])])[0], summed(x, torch.tensor([1, 1, 2, 2]))[0]
+    )
+    with pytest.raises(RuntimeError, match=r"out of (range|bounds)"):
+        graph([x, torch.tensor([0, 1, 2, 3])])
+
+
+def test_zeros_are_made_where_they_are_put():
+    """The backward pass of a number that is put somewhere makes a zero where the number lies."""
+
+    def put(x):
+        x = x.detach().requires_grad_()
+        y = x * 1
+        y[torch.tensor([0, 1])] = torch.tensor(2.0)
+        return list(torch.autograd.grad((y**2).sum(), x))
+
+    x = torch.randn(3)
+    graph = record(put, [x])
+    assert torch.equal(graph([x])[0], put(x)[0])
+
+
 def test_reads_become_guards():
     with watched([]) as guards:
         x = torch.ones(3)

@@ -34,6 +34,7 @@ DEVICE = torch.device("cuda", 0)
 ROWS = 1_000
 METHODS = {
     "NPE maf": ("NPE", {"density_estimator": "maf"}),
+    "NPE nsf": ("NPE", {"density_estimator": "nsf"}),
     "NPE mdn": ("NPE", {"density_estimator": "mdn"}),
     "NPE zuko_nsf": ("NPE", {"density_estimator": "zuko_nsf"}),
     "NLE maf": ("NLE", {}),
@@ -159,7 +160,7 @@ class _NoWaiting:
 
 
 @pytest.mark.parametrize("where", ["cpu", "cuda"])
-@pytest.mark.parametrize("method", ["NPE maf", "NLE maf", "NPE zuko_nsf", "NRE"])
+@pytest.mark.parametrize("method", ["NPE maf", "NPE nsf", "NLE maf", "NPE zuko_nsf", "NRE"])
 def test_no_step_waits_for_the_card(method: str, where: str, monkeypatch: pytest.MonkeyPatch):
     if where == "cpu":
         monkeypatch.setattr("sbi_ignite.data.placing.SHARE_OF_MEMORY", 0.0)

@@ -1,0 +1,60 @@
+"""A recorded graph comes in; the same one, whose writes by index wait for no GPU, goes out.
+
+Eager steps wait there, too, where a number on the host is put into a tensor on a GPU. A recording
+would wait more often: autograd adds gradients up by index without looking whether the indices are
+in range, for they were in the forward pass; while it is watched, it takes a way that looks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+_PUTS = (aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
+
+
+def without_waiting(graph: fx.Graph) -> None:
+    """Let gradients be added up as autograd does, and zeros be made where they are put.
+
+    Args:
+        graph: Changed in place. Its nodes' `meta` has "device", where a node's tensor lies, and
+            "in_backward", whether it comes from a backward pass.
+    """
+    for node in graph.find_nodes(op="call_function", target=aten.index_put.default):
+        if _adds_gradients(node):
+            _add_in_place(node)
+    for node in graph.find_nodes(op="call_function", target=aten.zeros.default):
+        places = {user.args[0].meta.get("device") for user in node.users if is_put(node, user)}  # type: ignore[union-attr] # a put's first argument is a node
+        if len(places) == 1 and all(is_put(node, user) for user in node.users):
+            node.update_kwarg("device", places.pop())
+
+
+def is_put(value: fx.Node, user: fx.Node) -> bool:
+    """Return whether a node is what another puts into a tensor, and has no other part in it."""
+    if user.op != "call_function" or user.target not in _PUTS:
+        return False
+    return user.args[2] is value and user.all_input_nodes.count(value) == 1
+
+
+def _adds_gradients(node: fx.Node) -> bool:
+    """Return whether a node adds gradients up in zeros that were made for it."""
+    into = node.args[0]
+    return (
+        bool(node.meta.get("in_backward"))
+        and len(node.args) > 3
+        and node.args[3] is True
+        and isinstance(into, fx.Node)
+        and into.target is aten.new_zeros.default
+        and len(into.users) == 1
+    )
+
+
+def _add_in_place(node: fx.Node) -> None:
+    """Replace a node by autograd's own, which writes to the zeros and takes indices on trust."""
+    with node.graph.inserting_before(node):
+        own = node.graph.call_function(aten._index_put_impl_.default, (*node.args[:3], True, True))
+    own.meta.update(node.meta)
+    node.replace_all_uses_with(own)
+    node.graph.erase_node(node)
