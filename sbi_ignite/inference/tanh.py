@@ -25,7 +25,8 @@ _EXACT_ENOUGH = (torch.float32, torch.float64)
 def has_tanh(net: nn.Module) -> bool:
     """Return whether a network is known to apply tanh, as the masked networks of nflows do."""
     return any(
-        isinstance(part, nn.Tanh) or vars(part).get("activation") in _TANH for part in net.modules()
+        isinstance(part, nn.Tanh) or any(vars(part).get("activation") is way for way in _TANH)
+        for part in net.modules()
     )
 
 

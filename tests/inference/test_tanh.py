@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -85,7 +86,13 @@ def test_networks_with_tanh_are_known(flow, uses):
     made = trainer(density_estimator=flow)
     net = made.train(TrainConfig(max_epochs=1), checkpoint=False)
     assert has_tanh(net) == uses
+
+
+def test_only_functions_are_taken_for_activations():
     assert has_tanh(nn.Sequential(nn.Linear(1, 1), nn.Tanh()))
+    remembering = nn.Linear(1, 1)
+    vars(remembering)["activation"] = np.zeros(3)  # what it has computed, as some networks keep it
+    assert not has_tanh(nn.Sequential(remembering))
 
 
 @pytest.mark.parametrize("compile_", ["off", "auto"])
