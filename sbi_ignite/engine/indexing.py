@@ -27,7 +27,8 @@ def without_waiting(graph: fx.Graph) -> None:
             _add_in_place(node)
     for node in graph.find_nodes(op="call_function", target=aten.zeros.default):
         places = {user.args[0].meta.get("device") for user in node.users if is_put(node, user)}  # type: ignore[union-attr] # a put's first argument is a node
-        if len(places) == 1 and all(is_put(node, user) for user in node.users):
+        only_put = all(is_put(node, user) for user in node.users)
+        if only_put and len(places) == 1 and None not in places:
             node.update_kwarg("device", places.pop())
 
 
