@@ -27,9 +27,14 @@ from sbi_ignite.inference.building import rows_for_builder
 from sbi_ignite.inference.losses import is_sbis_own
 from sbi_ignite.inference.rounds import Round, begin_round, directory_of, end_round
 from sbi_ignite.inference.rules import rules_of
-from sbi_ignite.inference.splines import SplinesForAllValues, has_splines, replaceable_splines
+from sbi_ignite.inference.splines import (
+    has_splines,
+    replaceable_splines,
+    splines_for_all_values,
+)
 from sbi_ignite.inference.tanh import TanhBySigmoid, has_tanh
 from sbi_ignite.inference.traceable import is_traceable
+from sbi_ignite.inference.within import Within
 from sbi_ignite.methods.base import Loss
 from sbi_ignite.runs.networks import describe_network
 from sbi_ignite.runs.snapshot import Snapshot
@@ -83,9 +88,9 @@ def fit(
     traceable, splines = is_traceable(trainer, loss), nullcontext()
     rounds_otherwise = not config.sbi_compat or config.precision != "32"
     if rounds_otherwise and has_splines(net):
-        loss, splines = SplinesForAllValues(loss), replaceable_splines()
+        loss, splines = Within(loss, splines_for_all_values), replaceable_splines()
     if rounds_otherwise and has_tanh(net) and torch.device(trainer._device).type == "cpu":
-        loss = TanhBySigmoid(loss)
+        loss = Within(loss, TanhBySigmoid)
     with splines:
         _, trainer.training_summary = run_training(
             None,

@@ -1,4 +1,4 @@
-"""A loss comes in; the same loss, with nflows' splines computed for all values, goes out.
+"""A block of computations comes in; in it, nflows' splines are computed for all values.
 
 nflows applies a spline to the values inside its interval alone. How many these are differs from
 batch to batch, which costs copies and makes every step another computation that cannot be recorded.
@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
@@ -25,7 +24,6 @@ from nflows.transforms.splines import rational_quadratic as of_nflows
 from torch import Tensor, nn
 
 from sbi_ignite.inference.rational_quadratic import Splines, rational_quadratic
-from sbi_ignite.methods.base import Loss
 
 _NAME = "unconstrained_rational_quadratic_spline"
 _OWN = getattr(of_nflows, _NAME)
@@ -49,27 +47,6 @@ _lock = Lock()
 def has_splines(net: nn.Module) -> bool:
     """Return whether a network applies nflows' rational-quadratic splines."""
     return any("PiecewiseRationalQuadratic" in type(part).__name__ for part in net.modules())
-
-
-@dataclass(frozen=True)
-class SplinesForAllValues:
-    """A loss in which splines are computed for all values, within `replaceable_splines`.
-
-    Attributes:
-        loss: The loss as it is.
-    """
-
-    loss: Loss
-
-    def __call__(self, model: Any, batch: Any) -> Tensor:
-        """Return the losses of a training batch."""
-        with _chosen():
-            return self.loss(model, batch)
-
-    def validate(self, model: Any, batch: Any) -> Tensor:
-        """Return the losses of a validation batch."""
-        with _chosen():
-            return getattr(self.loss, "validate", self.loss)(model, batch)
 
 
 @contextmanager
@@ -97,7 +74,8 @@ def replaceable_splines() -> Iterator[None]:
 
 
 @contextmanager
-def _chosen() -> Iterator[None]:
+def splines_for_all_values() -> Iterator[None]:
+    """Compute splines for all values inside the block, which is within `replaceable_splines`."""
     token = _for_all_values.set(True)
     try:
         yield

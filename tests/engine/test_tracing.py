@@ -16,11 +16,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import fx, nn
 
 from sbi_ignite import SbiIgniteWarning, TrainConfig, run_training
 from sbi_ignite.engine import compiling, tracing
 from sbi_ignite.engine.graphs import record
+from sbi_ignite.engine.indexing import without_waiting
 from sbi_ignite.engine.reachable import Fingerprint
 from sbi_ignite.engine.tracing import TracedLosses, Tracing, TracingRules
 from sbi_ignite.engine.watching import NotTraceable, watched
@@ -535,18 +536,19 @@ def test_sums_by_index_that_are_no_gradients_look_at_their_indices():
         graph([x, torch.tensor([0, 1, 2, 3])])
 
 
-def test_zeros_are_made_where_they_are_put():
-    """The backward pass of a number that is put somewhere makes a zero where the number lies."""
-
-    def put(x):
-        x = x.detach().requires_grad_()
-        y = x * 1
-        y[torch.tensor([0, 1])] = torch.tensor(2.0)
-        return list(torch.autograd.grad((y**2).sum(), x))
-
-    x = torch.randn(3)
-    graph = record(put, [x])
-    assert torch.equal(graph([x])[0], put(x)[0])
+@pytest.mark.parametrize("has_another_part", [False, True])
+def test_zeros_are_made_where_they_are_put(has_another_part):
+    """The backward pass of a number on the host that was put on a GPU makes a zero on the host."""
+    graph, gpu = fx.Graph(), torch.device("cuda", 0)
+    into, at = graph.placeholder("into"), graph.placeholder("at")
+    into.meta["device"] = gpu
+    zero = graph.call_function(torch.ops.aten.zeros.default, ([],), {"device": torch.device("cpu")})
+    put = graph.call_function(torch.ops.aten.index_put.default, (into, [at], zero))
+    put.meta["device"] = gpu
+    more = [graph.call_function(torch.ops.aten.neg.default, (zero,))] if has_another_part else []
+    graph.output([put, *more])
+    without_waiting(graph)
+    assert zero.kwargs["device"] == (torch.device("cpu") if has_another_part else gpu)
 
 
 def test_reads_become_guards():

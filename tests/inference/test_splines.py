@@ -23,7 +23,11 @@ from sbi_ignite import TrainConfig
 from sbi_ignite.engine.tracing import Tracing
 from sbi_ignite.inference.rational_quadratic import Splines
 from sbi_ignite.inference.rational_quadratic import rational_quadratic as own_rational_quadratic
-from sbi_ignite.inference.splines import _chosen, _spline_for_all_values, replaceable_splines
+from sbi_ignite.inference.splines import (
+    _spline_for_all_values,
+    replaceable_splines,
+    splines_for_all_values,
+)
 
 OWN = rational_quadratic.unconstrained_rational_quadratic_spline
 OWN_COUPLED = PiecewiseRationalQuadraticCouplingTransform._piecewise_cdf
@@ -87,7 +91,7 @@ def test_coupling_layers_give_what_nflows_gives(inverse: bool, options: dict[str
     inputs = 2 * torch.randn(40, 3, dtype=torch.float64)
     found = []
     for chosen in (False, True):
-        with replaceable_splines(), _chosen() if chosen else nullcontext():
+        with replaceable_splines(), splines_for_all_values() if chosen else nullcontext():
             outputs, log_derivatives = (layer.inverse if inverse else layer)(inputs)
         (outputs.square().sum() + log_derivatives.sum()).backward()
         found.append((outputs, log_derivatives, *(p.grad for p in layer.parameters())))

@@ -13,6 +13,7 @@ import sbi_ignite.inference
 from sbi_ignite import TrainConfig
 from sbi_ignite.inference import tanh as module
 from sbi_ignite.inference.tanh import TanhBySigmoid, has_tanh, tanh
+from sbi_ignite.inference.within import Within
 from tests.small import SBI_WARNS
 
 pytestmark = SBI_WARNS
@@ -51,7 +52,7 @@ class Noting:
 
 @pytest.mark.parametrize("validates", [False, True])
 def test_every_way_to_ask_for_tanh_is_answered(validates):
-    loss = TanhBySigmoid(Noting())
+    loss = Within(Noting(), TanhBySigmoid)
     x = torch.randn(1000)
     found = loss.validate(None, x) if validates else loss(None, x)
     assert all(torch.equal(way, tanh(x)) for way in found)
@@ -64,12 +65,12 @@ def test_a_loss_validates_in_its_own_way():
             return torch.tanh(batch) + 1
 
     x = torch.randn(10)
-    assert torch.equal(TanhBySigmoid(Other()).validate(None, x), tanh(x) + 1)
+    assert torch.equal(Within(Other(), TanhBySigmoid).validate(None, x), tanh(x) + 1)
 
 
 def test_coarse_numbers_are_left_to_torch():
     x = torch.linspace(-1, 1, 50, dtype=torch.bfloat16)
-    assert torch.equal(TanhBySigmoid(Noting())(None, x)[0], torch.tanh(x))
+    assert torch.equal(Within(Noting(), TanhBySigmoid)(None, x)[0], torch.tanh(x))
 
 
 def trainer(**how):
