@@ -48,7 +48,7 @@ class Fingerprint:
         self._held: dict[int, Any] = {}
         self._roots = roots
         self._found = [_look(root, self._held, 0) for root in roots]
-        self._noted: _Noted | None = None
+        self._noted = _Noted(self._held.values())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fingerprint) and self._found == other._found
@@ -56,16 +56,10 @@ class Fingerprint:
     def holds(self) -> bool:
         """Return whether a new fingerprint would be equal to this one.
 
-        Where nothing has changed, a fraction of its work tells from the second time on: what
-        containers hold are the same objects, and every one of them was looked at.
+        Where nothing has changed, a fraction of its work tells: what containers hold are the same
+        objects, and every one of them was looked at.
         """
-        if self._noted is not None and self._noted.holds():
-            return True
-        if Fingerprint(*self._roots) != self:
-            return False
-        if self._noted is None:
-            self._noted = _Noted(self._held.values())
-        return True
+        return self._noted.holds() or self._found == [_look(root, {}, 0) for root in self._roots]
 
 
 class _Noted:
@@ -79,22 +73,27 @@ class _Noted:
         self._owners: list[Any] = []
         self._attributes: list[dict[str, Any]] = []
         self._empty: list[Any] = []
+        self._dicts: list[dict[Any, Any]] = []
         self._containers: list[tuple[Any, list[Any]]] = []
         self._tensors: list[Tensor] = []
         self._described: list[Any] = []
         for value in values:
             self._note(value)
+        self._keys = list(chain.from_iterable(self._dicts))
+        self._values = list(_values_of(self._dicts))
+        self._lengths = list(map(len, self._dicts))
         self._kinds = list(map(_KIND, self._tensors))
         self._descriptions = list(map(_description, self._described))
 
     def _note(self, value: Any) -> None:
-        if isinstance(value, Mapping | list | tuple | set | frozenset | FunctionType):
+        if isinstance(value, Mapping | list | set | FunctionType):
             self._note_container(value)
         elif isinstance(value, Tensor):
             self._tensors.append(value)
         elif isinstance(value, _DESCRIBED):
             self._described.append(value)
-        elif not isinstance(value, type | ModuleType | MethodType):
+        # What holds something for good was looked into, and what it holds is noted by itself.
+        elif not isinstance(value, tuple | frozenset | type | ModuleType | MethodType):
             attributes = getattr(value, "__dict__", None)
             if isinstance(attributes, dict):
                 self._owners.append(value)
@@ -102,17 +101,21 @@ class _Noted:
                 self._note_container(attributes)
 
     def _note_container(self, container: Any) -> None:
-        items = list(_items(container))
-        if items:
-            self._containers.append((container, items))
-        else:  # a network has a thousand empty dicts for hooks that nobody has registered
+        if not container:  # a network has a thousand empty dicts for hooks that nobody registered
             self._empty.append(container)
+        elif type(container) in _PLAIN_DICTS:
+            self._dicts.append(container)
+        else:
+            self._containers.append((container, list(_items(container))))
 
     def holds(self) -> bool:
         """Return whether all of them hold the same objects, and are of the same kind, as then."""
         return (
             not any(self._empty)
             and all(map(operator.is_, map(_ATTRIBUTES, self._owners), self._attributes))
+            and list(map(len, self._dicts)) == self._lengths
+            and all(map(operator.is_, chain.from_iterable(self._dicts), self._keys))
+            and all(map(operator.is_, _values_of(self._dicts), self._values))
             and all(_holds(container, items) for container, items in self._containers)
             and list(map(_KIND, self._tensors)) == self._kinds
             and list(map(_description, self._described)) == self._descriptions
@@ -120,9 +123,17 @@ class _Noted:
 
 
 _ATTRIBUTES = operator.attrgetter("__dict__")
+_PLAIN_DICTS = (dict, OrderedDict)
 _KIND = operator.attrgetter("shape", "dtype", "device", "requires_grad")
 _DESCRIBED = np.ndarray | random.Random | np.random.Generator | torch.Generator
 """Objects that are known by a description of what is in them."""
+
+
+def _values_of(dicts: Iterable[dict[Any, Any]]) -> Iterator[Any]:
+    return chain.from_iterable(map(_VALUES, dicts))
+
+
+_VALUES = operator.methodcaller("values")
 
 
 def _items(container: Any) -> Iterable[Any]:
@@ -152,7 +163,7 @@ def _look(value: Any, held: dict[int, Any], depth: int) -> Any:
     if isinstance(value, PLAIN):
         return kind, repr(value)
     identity = id(value)
-    if kind in (dict, OrderedDict) and not value:
+    if kind in _PLAIN_DICTS and not value:
         held[identity] = value
         return ()
     if isinstance(value, Tensor):

@@ -173,18 +173,20 @@ class Tracing:
             refuse_hooks(self.model)
         except NotTraceable as reason:
             self._give_up(str(reason))
-        before, python_before = _State(self.model), Fingerprint(*self._roots)
+        before, python = _State.of(self.model), self._fingerprint
+        if python is None or not python.holds():
+            python = Fingerprint(*self._roots)
         with _timed(leaves) as seconds:
             outputs = eager()
         if outputs is None or not self._active:
             return
         shape.eager_seconds = min(shape.eager_seconds, *seconds)
-        after, python_after = _State(self.model), Fingerprint(*self._roots)
+        after = before.followed()
         try:
-            if python_before != python_after:
+            if not python.holds():
                 raise NotTraceable("Python state that it can reach changes with every batch")
             self._compare(shape, leaves, before, after, outputs, recordable)
-            self._fingerprint = python_after
+            self._fingerprint = python
         except NotTraceable as reason:
             self._give_up(str(reason))
         except Exception as error:
@@ -219,7 +221,7 @@ class Tracing:
             replayed = _run(shape, leaves)
         if replayed is None:
             raise NotTraceable("decisions inside it depend on the values in a batch")
-        if not all(map(_same_bits, outputs, replayed)) or not after.same(_State(self.model)):
+        if not all(map(_same_bits, outputs, replayed)) or not after.is_now():
             raise NotTraceable("the recording differs from the eager computation")
         shape.proofs += 1
         shape.replayed_seconds = min(shape.replayed_seconds, *seconds)
@@ -406,12 +408,28 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 class _State:
-    """The values of a network's tensors and the random states, as they are now."""
+    """The values of some tensors and the random states, as they are now.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._tensors = _own(model)
-        self._values = [tensor.detach().clone() for tensor in self._tensors]
+    Args:
+        tensors: The tensors.
+        values: Copies of them.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        self._tensors, self._values = tensors, values
         self._random = random_states()
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _State:
+        """Return the state of a network's tensors."""
+        tensors = _own(model)
+        return cls(tensors, [tensor.detach().clone() for tensor in tensors])
+
+    def followed(self) -> _State:
+        """Return the present state of the same tensors, of which most are what they were."""
+        pairs = zip(self._tensors, self._values, strict=True)
+        now = [value if _same_bits(t, value) else t.detach().clone() for t, value in pairs]
+        return _State(self._tensors, now)
 
     def restore(self) -> None:
         """Bring tensors and random states back."""
@@ -419,12 +437,13 @@ class _State:
             for tensor, value in zip(self._tensors, self._values, strict=True):
                 if not _same_bits(tensor, value):
                     tensor.copy_(value)
-        set_random_states(self._random)
+        if not _equal(self._random, random_states()):
+            set_random_states(self._random)
 
-    def same(self, other: _State) -> bool:
-        """Return whether another state is equal, bit for bit."""
-        values = zip(self._values, other._values, strict=True)
-        return all(_same_bits(a, b) for a, b in values) and _equal(self._random, other._random)
+    def is_now(self) -> bool:
+        """Return whether this is the present state, bit for bit."""
+        same = all(map(_same_bits, self._tensors, self._values))
+        return same and _equal(self._random, random_states())
 
     def same_outside_torch(self, other: _State) -> bool:
         """Return whether the generators of python and numpy are in the same state."""
@@ -551,8 +570,14 @@ def _same_bits(first: Tensor | None, second: Tensor | None) -> bool:
         return False
     if first.stride() != second.stride() and first.numel() > 1:
         return False
+    if first.dtype is torch.float32 and first.is_contiguous() and second.is_contiguous():
+        with torch.no_grad():  # numbers of the same size: nothing else need be laid out
+            return torch.equal(first.view(torch.int32), second.view(torch.int32))
     a, b = (t.detach().reshape(-1).contiguous().view(torch.uint8) for t in (first, second))
     return torch.equal(a, b)
+
+
+_NUMBERS = frozenset((int, type(None)))
 
 
 def _equal(first: Any, second: Any) -> bool:
@@ -562,5 +587,7 @@ def _equal(first: Any, second: Any) -> bool:
     if isinstance(first, dict):
         return first.keys() == second.keys() and all(_equal(first[k], second[k]) for k in first)
     if isinstance(first, list | tuple):
+        if _NUMBERS.issuperset(map(type, first)):  # a generator's state has hundreds
+            return bool(first == second)
         return len(first) == len(second) and all(map(_equal, first, second))
     return bool(first == second)
