@@ -9,18 +9,24 @@ differently.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from sbi_ignite.engine.indexing import is_put, without_waiting
 from sbi_ignite.engine.operations import Operation, operation
-from sbi_ignite.engine.watching import NotTraceable
+from sbi_ignite.engine.watching import (
+    Guards,
+    NoReadsInBulk,
+    NotTraceable,
+    Writable,
+    check_repeatable,
+)
 
 aten = torch.ops.aten
 
@@ -46,6 +52,8 @@ class Graph:
         constants: The positions of those that may lie on any device: it made them from numbers,
             so that nobody else can reach them, as indices or to be put somewhere.
         code: The computation in words, equal for equal computations.
+        guarded: Whether it took decisions by values: the last output, a bool of shape (), says
+            whether they would be the same again.
         writes: Whether it writes to captured tensors.
         waits: Whether it has an operation that waits for the device which computes it.
     """
@@ -54,6 +62,7 @@ class Graph:
     captured: tuple[Tensor, ...]
     constants: frozenset[int]
     code: str
+    guarded: bool
     writes: bool
     waits: bool
 
@@ -90,18 +99,25 @@ def _interpreted() -> Iterator[None]:
         torch._C._set_graph_executor_optimize(before)
 
 
-def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Graph:
+def record(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], own: Iterable[Tensor] = ()
+) -> Graph:
     """Run a function once and return the graph of what it did.
 
     Args:
         function: Tensors in, tensors out; it may go through autograd.
         inputs: What to call it with.
+        own: Tensors that it may write to.
 
     Raises:
-        NotTraceable: If TorchScript does not know an operation.
+        NotTraceable: Before anything is done that a recording could not repeat, or if TorchScript
+            does not know an operation.
     """
-    with _Recorder(inputs) as recorder:
-        outputs = function(*inputs)
+    recorder = _Recorder(inputs, own)
+    with recorder, NoReadsInBulk():
+        outputs = list(function(*inputs))
+        if recorder.guards:
+            outputs.append(recorder.guards.hold())
     graph = recorder.finish(outputs)
     made = {node for node in recorder.captured if _is_lifted(node)}
     _remove_aliases(graph)
@@ -116,11 +132,16 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
     changing = _changing(graph)
     _merge_equal(graph, changing)
     _part_outputs(graph)
-    graph.lint()
-    writes = any(node.op == "placeholder" for node in changing)
-    waits = any(node.target in WAITS for node in graph.nodes)
-    code = "\n".join(f"{n.name} = {n.target} {n.args} {n.kwargs}" for n in graph.nodes)
-    return Graph(_scripted(graph), tuple(captured.values()), constants, code, writes, waits)
+    lines = [f"{n.name} = {n.target} {n.args} {n.kwargs}" for n in graph.nodes]
+    return Graph(
+        torch._C._create_function_from_graph("recorded", _Script().translate(graph)),
+        tuple(captured.values()),
+        constants,
+        code="\n".join(lines),
+        guarded=len(recorder.guards) > 0,
+        writes=any(node.op == "placeholder" for node in changing),
+        waits=any(node.target in WAITS for node in graph.nodes),
+    )
 
 
 class _Recorder(TorchDispatchMode):
@@ -131,13 +152,16 @@ class _Recorder(TorchDispatchMode):
 
     Args:
         inputs: Tensors that are inputs of the graph; all others that it meets are captured.
+        own: Tensors that may be written to.
 
     Attributes:
         captured: The tensors captured, by their nodes, which stand before the inputs.
+        guards: What Python has read of values.
     """
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor], own: Iterable[Tensor]) -> None:
         super().__init__()
+        self.guards, self._writable = Guards(), Writable(own)
         self.captured: dict[fx.Node, Tensor] = {}
         self._graph = fx.Graph()
         self._nodes: dict[int, fx.Node] = {}
@@ -145,6 +169,11 @@ class _Recorder(TorchDispatchMode):
         for number, tensor in enumerate(inputs):
             self._note(tensor, self._graph.placeholder(f"input_{number}"))
         self._last_captured: fx.Node | None = None
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Spare every operation torch's precautions for its compiler, which does not run here."""
+        return False
 
     def __torch_dispatch__(
         self,
@@ -157,10 +186,19 @@ class _Recorder(TorchDispatchMode):
         if operation(func).is_composite:
             with self:
                 return func.decompose(*args, **kwargs)
+        if func is aten._local_scalar_dense.default:
+            return self._read(args[0])
+        check_repeatable(func, args, kwargs)
+        self._writable.check(func, args, kwargs)
         # Before it runs: it may write to its arguments.
-        node = self._graph.call_function(func, *self._named((args, kwargs)))
+        node = self._graph.call_function(func, name=f"op_{len(self._alive)}")
+        # Arguments that come later are not searched for numbers that torch's compiler minds.
+        node.args = tuple(map(self._named, args))
+        if kwargs:
+            node.kwargs = {name: self._named(value) for name, value in kwargs.items()}
         node.meta["in_backward"] = torch._C._current_graph_task_id() != _NO_TASK
         result = func(*args, **kwargs)
+        self._writable.add(result, args)
         if isinstance(result, Tensor):
             self._note(result, node)
         elif isinstance(result, list | tuple):
@@ -174,6 +212,14 @@ class _Recorder(TorchDispatchMode):
         """Return the graph, with these outputs."""
         self._graph.output([self._node_of(tensor) for tensor in outputs])
         return self._graph
+
+    def _read(self, tensor: Tensor) -> Any:
+        """Return the value of a tensor that has one, and guard it."""
+        with _disable_current_modes():
+            value = tensor.item()
+        with self:
+            self.guards.add(tensor.clone(), value)
+        return value
 
     def _note(self, tensor: Tensor, node: fx.Node) -> None:
         self._nodes[id(tensor)] = node
@@ -197,8 +243,6 @@ class _Recorder(TorchDispatchMode):
             return self._node_of(value)
         if isinstance(value, list | tuple):
             return type(value)(map(self._named, value))
-        if isinstance(value, dict):
-            return {name: self._named(item) for name, item in value.items()}
         return value
 
 
@@ -332,11 +376,6 @@ def _key(node: fx.Node) -> Any:
     """Return a value that equal computations share."""
     arguments = fx.node.map_arg((node.args, node.kwargs), lambda source: source.name)  # type: ignore[arg-type] # any value may stand for a node
     return node.target, repr(arguments)
-
-
-def _scripted(graph: fx.Graph) -> Callable[..., Any]:
-    """Return the graph as a function that TorchScript interprets."""
-    return torch._C._create_function_from_graph("recorded", _Script().translate(graph))
 
 
 class _Script:

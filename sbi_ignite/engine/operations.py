@@ -61,6 +61,8 @@ class Operation(NamedTuple):
         returns_views: Whether its schema says that results share memory with arguments.
         draws: Whether it draws random numbers.
         is_composite: Whether it is made of other operations.
+        reads: Whether what comes next depends on values that it reads.
+        shapes_by_values: Whether the shapes of results depend on values.
     """
 
     name: str
@@ -71,6 +73,8 @@ class Operation(NamedTuple):
     returns_views: bool
     draws: bool
     is_composite: bool
+    reads: bool
+    shapes_by_values: bool
 
 
 @cache
@@ -105,6 +109,8 @@ def operation(function: torch._ops.OpOverload) -> Operation:
         returns_views=any(returned.alias_info is not None for returned in schema.returns),
         draws=torch.Tag.nondeterministic_seeded in function.tags,
         is_composite=function._can_decompose() and function.has_kernel_for_dispatch_key(_COMPOSITE),
+        reads=torch.Tag.data_dependent_output in function.tags,
+        shapes_by_values=torch.Tag.dynamic_output_shape in function.tags,
     )
 
 

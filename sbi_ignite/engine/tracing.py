@@ -28,7 +28,7 @@ from sbi_ignite.engine.gradients import Backward, EagerGradients, LossFunction, 
 from sbi_ignite.engine.graphs import Graph, record
 from sbi_ignite.engine.reachable import PLAIN, Fingerprint
 from sbi_ignite.engine.state import random_states, set_random_states
-from sbi_ignite.engine.watching import NotTraceable, watched
+from sbi_ignite.engine.watching import NotTraceable
 
 Outputs = list[Tensor | None]
 
@@ -74,7 +74,6 @@ class _Shape:
     run: Callable[[Sequence[Tensor]], tuple[Tensor, ...]] | None = None
     parameters: tuple[Tensor, ...] = ()
     used: tuple[bool, ...] = ()
-    guarded: bool = False
     proofs: int = 0
     misses: int = 0
     eager_seconds: float = math.inf
@@ -210,7 +209,7 @@ class Tracing:
         if shape.graph is None or (self.rules.record_twice and shape.proofs == 1):
             tensors = [_apart(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
             with _freed_at_once():
-                graph = record(recordable, tensors)
+                graph = record(recordable, tensors, own=_own(self.model))
             if shape.graph is not None and not graph.same_as(shape.graph):
                 raise NotTraceable("it is another computation from batch to batch")
             shape.graph = graph
@@ -247,7 +246,7 @@ class Tracing:
         """Refuse recordings that could not be taken back, or that depend on what is not known."""
         graph = shape.graph
         assert graph is not None
-        if graph.writes and shape.guarded:
+        if graph.writes and graph.guarded:
             raise NotTraceable("it decides by values and writes to the network's buffers")
         own = {id(tensor) for tensor in _own(self.model)}
         memory = {tensor.untyped_storage().data_ptr() for tensor in _own(self.model)}
@@ -265,17 +264,20 @@ class Tracing:
         self._last_epoch = epoch
         if self._fingerprint is None or not due or self._fingerprint.holds():
             return
-        self._shapes.clear()
-        self._fingerprint = None
+        self._forget()
         self._changes += 1
         if self._changes >= MAX_CHANGES:
             self._give_up("the network or its loss keeps changing between steps")
 
     def _give_up(self, reason: str) -> None:
         """Compute eagerly from now on."""
-        self._shapes.clear()
-        self._active, self._fingerprint = False, None
+        self._forget()
+        self._active = False
         self._given_up(reason)
+
+    def _forget(self) -> None:
+        self._shapes.clear()
+        self._fingerprint = None
 
 
 class TracedGradients:
@@ -322,15 +324,13 @@ class TracedGradients:
             return [losses, *gradients]
 
         def recordable(*tensors: Tensor) -> list[Tensor]:
-            with watched(_own(self._tracing.model)) as guards:
-                losses = self._eager.loss(self._eager.model, _rebuilt(batch, leaves, tensors))
-                mean = torch.mean(losses)
-                gradients = torch.autograd.grad(mean, parameters, allow_unused=True)
+            losses = self._eager.loss(self._eager.model, _rebuilt(batch, leaves, tensors))
+            mean = torch.mean(losses)
+            gradients = torch.autograd.grad(mean, parameters, allow_unused=True)
             shape.used = (True, *(gradient is not None for gradient in gradients))
-            shape.guarded = len(guards) > 0
             pairs = zip(gradients, parameters, strict=True)
             laid_out = [_laid_out(g, p) for g, p in pairs if g is not None]
-            return [losses.detach(), *laid_out, *([guards.hold()] if guards else [])]
+            return [losses.detach(), *laid_out]
 
         self._tracing.prove(shape, leaves, eager, recordable)
         return result[-1]
@@ -366,10 +366,9 @@ class TracedLosses:
             return [result[0]]
 
         def recordable(*tensors: Tensor) -> list[Tensor]:
-            with torch.no_grad(), watched(_own(model)) as guards:
-                losses = self._loss(model, _rebuilt(batch, leaves, tensors))
-            shape.used, shape.guarded = (True,), len(guards) > 0
-            return [losses, *([guards.hold()] if guards else [])]
+            shape.used = (True,)
+            with torch.no_grad():
+                return [self._loss(model, _rebuilt(batch, leaves, tensors))]
 
         self._tracing.prove(shape, leaves, eager, recordable)
         return result[0]
@@ -507,9 +506,10 @@ def _kind(leaf: Any) -> Any:
 
 def _run(shape: _Shape, leaves: Sequence[Any]) -> Outputs | None:
     """Return what a recording gives, or nothing, with the random state as it was."""
+    assert shape.graph is not None
     assert shape.run is not None
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    before = _torch_random_states(tensors) if shape.guarded else None
+    before = _torch_random_states(tensors) if shape.graph.guarded else None
     outputs = list(shape.run(tensors))
     if before is not None and not outputs.pop():
         before()

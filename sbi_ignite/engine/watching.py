@@ -7,13 +7,11 @@ value, wrote to no tensor of others and drew from no generator that the recordin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from sbi_ignite.engine.operations import operation
 
@@ -42,8 +40,8 @@ class Guards:
         return len(self._read)
 
     def add(self, tensor: Tensor, value: float | int | bool) -> None:
-        """Note that a tensor of shape () was read."""
-        self._read.append((tensor.clone(), value))
+        """Note that a tensor of shape () was read, which nobody else may write to."""
+        self._read.append((tensor, value))
 
     def hold(self) -> Tensor:
         """Return whether all values are what they were, shape ()."""
@@ -55,22 +53,9 @@ class Guards:
         return held[0] if len(held) == 1 else torch.stack(held).all()
 
 
-@contextmanager
-def watched(own: Iterable[Tensor]) -> Iterator[Guards]:
-    """Watch a computation.
+class NoReadsInBulk(TorchFunctionMode):
+    """Refuse, inside the block, methods by which values leave torch unseen by its dispatcher."""
 
-    Args:
-        own: Tensors that the computation may write to.
-
-    Raises:
-        NotTraceable: Before anything is done that a recording could not repeat.
-    """
-    guards = Guards()
-    with _NoReadsInBulk(), _Watch(guards, own):
-        yield guards
-
-
-class _NoReadsInBulk(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -78,47 +63,51 @@ class _NoReadsInBulk(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        """Carry out a function of torch, unless it is one of these."""
         name = getattr(func, "__name__", "")
         if name in READS_IN_BULK:
             raise NotTraceable(f"it reads values by Tensor.{name}")
         return func(*args, **(kwargs or {}))
 
 
-class _Watch(TorchDispatchMode):
-    def __init__(self, guards: Guards, own: Iterable[Tensor]) -> None:
-        super().__init__()
-        self._guards = guards
+class Writable:
+    """The tensors that a computation may write to: those of the network, and those it makes.
+
+    Args:
+        own: Tensors of the network.
+    """
+
+    def __init__(self, own: Iterable[Tensor]) -> None:
         self._own = {_storage(tensor) for tensor in own}
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is aten._local_scalar_dense.default:
-            with _disable_current_modes():
-                value = args[0].item()
-            self._guards.add(args[0], value)
-            return value
-        _check_repeatable(func, args, kwargs)
+    def check(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Refuse an operation that writes to others, before it does.
+
+        Raises:
+            NotTraceable: Naming the operation.
+        """
         for tensor in _written(func, args, kwargs):
             if _storage(tensor) not in self._own:
                 raise NotTraceable(f"it writes to a tensor that is not the network's ({func})")
-        out = func(*args, **kwargs)
+
+    def add(self, results: Any, args: Sequence[Any]) -> None:
+        """Note what an operation has made."""
         given = {_storage(tensor) for tensor in _tensors(args)}
-        self._own.update({_storage(tensor) for tensor in _tensors((out,))} - given)
-        return out
+        self._own.update({_storage(tensor) for tensor in _tensors((results,))} - given)
 
 
-def _check_repeatable(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def check_repeatable(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse an operation that would not be the same for another batch.
+
+    Raises:
+        NotTraceable: Saying why.
+    """
     if kwargs.get("generator") is not None:
         raise NotTraceable("it draws from a random generator of its own")
-    if torch.Tag.data_dependent_output in func.tags:
+    about = operation(func)
+    if about.reads:
         raise NotTraceable(f"it reads values by {func}")
-    if torch.Tag.dynamic_output_shape in func.tags and not _indexes_by_number(func, args):
+    if about.shapes_by_values and not _indexes_by_number(func, args):
         raise NotTraceable(f"shapes inside it depend on values ({func})")
 
 

@@ -24,7 +24,7 @@ from sbi_ignite.engine.graphs import record
 from sbi_ignite.engine.indexing import without_waiting
 from sbi_ignite.engine.reachable import Fingerprint
 from sbi_ignite.engine.tracing import TracedLosses, Tracing, TracingRules
-from sbi_ignite.engine.watching import NotTraceable, watched
+from sbi_ignite.engine.watching import NotTraceable
 from tests.small import SBI_WARNS, ready, same, train, weights
 
 X = torch.linspace(-1, 1, 64).reshape(32, 2)
@@ -552,19 +552,25 @@ def test_zeros_are_made_where_they_are_put(has_another_part):
 
 
 def test_reads_become_guards():
-    with watched([]) as guards:
-        x = torch.ones(3)
-        assert x.sum() > 2
-        assert int(x.sum()) == 3
-    assert len(guards) == 2
-    assert guards.hold()
+    def decides(x):
+        return [x * int(x[:2].sum()) if x.sum() > 2 else x]
+
+    graph = record(decides, [torch.ones(3)])
+    assert graph.guarded
+    outputs, held = graph([torch.tensor([1.5, 0.5, 4.0])])
+    assert held
+    assert outputs.tolist() == [3.0, 1.0, 8.0]
+    assert not graph([torch.tensor([3.0, 0.5, 4.0])])[1]  # another factor
+    assert not graph([torch.tensor([1.5, 0.5, -4.0])])[1]  # another way
+    assert not record(lambda x: [2 * x], [torch.ones(3)]).guarded
 
 
 def test_writes_to_tensors_of_others_are_refused_before_they_happen():
     foreign = torch.zeros(3)
-    with pytest.raises(NotTraceable, match="writes"), watched([]):
-        foreign.add_(1)
+    with pytest.raises(NotTraceable, match="writes"):
+        record(lambda: [foreign.add_(1)], [])
     assert not foreign.any()
+    assert record(lambda: [foreign.add_(1)], [], own=[foreign]).writes
 
 
 @pytest.mark.parametrize("act", [freeze, less_dropout, other_layer, evaluate_a_part])
