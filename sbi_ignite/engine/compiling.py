@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from sbi_ignite.engine.gradients import EagerGradients, Gradients, LossFunction
 from sbi_ignite.engine.state import random_states, set_random_states
-from sbi_ignite.engine.tracing import TracedGradients, TracedLosses, Tracing, TracingRules
+from sbi_ignite.engine.tracing import PROOFS, TracedGradients, TracedLosses, Tracing, TracingRules
 from sbi_ignite.exceptions import SbiIgniteWarning, SettingsError
 from sbi_ignite.settings import TrainConfig
 
@@ -27,8 +27,12 @@ STEPS_THAT_PAY = 30
 """A training that is sure to take so many steps is recorded at once."""
 
 STEPS_TO_SETTLE = 3
-"""Steps that are left to torch in any case: with the second one, the optimizer may move the
-parameters, and a CUDA graph knows them by their addresses."""
+"""Steps that are left to torch in any case where there are CUDA graphs: with the second one, the
+optimizer may move the parameters, and a CUDA graph knows them by their addresses."""
+
+PROOFS_OF_KNOWN = 2
+"""Batches that prove a recording of a network and a loss that are known to be safe: the one that
+was recorded, and another one."""
 
 
 class Refusals:
@@ -124,16 +128,22 @@ class Compiler:
         """Return how many steps are computed eagerly first."""
         if self._mode == "auto" and sure_steps < STEPS_THAT_PAY:
             return STEPS_BEFORE_TRACING
-        return STEPS_TO_SETTLE if self._mode in ("auto", "cuda_graph") else 0
+        return STEPS_TO_SETTLE if self._captures else 0
+
+    @property
+    def _captures(self) -> bool:
+        """Whether recordings run as CUDA graphs, where they can."""
+        return self._mode == "cuda_graph" or (self._mode == "auto" and self._on_cuda)
 
     def _tracing(self, loss: LossFunction, sure_steps: float) -> Tracing:
         on_request = self._mode != "auto"
         rules = TracingRules(
             after=self._after(sure_steps),
+            proofs=PROOFS if on_request else PROOFS_OF_KNOWN,
             record_twice=on_request,
             must_pay=not on_request,
             every_step=self._watchful,
-            capture=self._mode == "cuda_graph" or (not on_request and self._on_cuda),
+            capture=self._captures,
         )
         also: tuple[Any, ...] = () if self._known_safe else (loss,)
         return Tracing(self._model, also, rules, self._epoch, self._refuse, self._refuse_capture)

@@ -223,7 +223,7 @@ class _Recorder(TorchDispatchMode):
 
     def _note(self, tensor: Tensor, node: fx.Node) -> None:
         self._nodes[id(tensor)] = node
-        node.meta["device"] = tensor.device
+        node.meta.update(device=tensor.device, dtype=tensor.dtype)
         self._alive.append(tensor)  # a number names a tensor for as long as it lives
 
     def _node_of(self, tensor: Tensor) -> fx.Node:
@@ -406,7 +406,9 @@ class _Script:
                 result.output().setType(torch._C.TupleType(types))
                 self._graph.registerOutput(result.output())
             elif isinstance(node.target, torch._ops.OpOverload):
-                self._operation(node, operation(node.target))
+                number = _number_of(node)
+                target = node.target if number is None else NUMBERS_AS_TENSORS[node.target]
+                self._operation(node, operation(target), number)
             else:  # an item of several results
                 source, index = node.args
                 self._values[node] = self._lists[source][index]
@@ -415,14 +417,22 @@ class _Script:
     def _append(self, kind: str, inputs: Sequence[Any], outputs: int = 1) -> Any:
         return self._graph.appendNode(self._graph.create(kind, inputs, outputs))
 
-    def _operation(self, node: fx.Node, about: Operation) -> None:
-        """Append one operation, and note its results."""
+    def _operation(self, node: fx.Node, about: Operation, number: Tensor | None) -> None:
+        """Append one operation, and note its results.
+
+        Args:
+            node: The operation.
+            about: What is known about it.
+            number: What takes the place of its second argument, a number.
+        """
         given = [
             node.args[position]
             if position < len(node.args)
             else node.kwargs.get(argument.name, argument.default)
             for position, argument in enumerate(about.arguments)
         ]
+        if number is not None:
+            given[1] = number
         pairs = list(zip(given, about.arguments, strict=True))
         inputs = [self._input(value, argument.type) for value, argument in pairs]
         result = self._append(about.name, inputs, len(about.results))
@@ -472,6 +482,39 @@ class _Script:
         listed = self._append("prim::ListConstruct", [self._input(item, of) for item in items])
         listed.output().setType(wanted)
         return listed.output()
+
+
+NUMBERS_AS_TENSORS: Mapping[Any, Any] = {
+    aten.add.Tensor: aten.add.Tensor,
+    aten.sub.Tensor: aten.sub.Tensor,
+    aten.mul.Tensor: aten.mul.Tensor,
+    aten.div.Tensor: aten.div.Tensor,
+    aten.rsub.Scalar: aten.rsub.Tensor,
+}
+"""Operations of a tensor with a number, and their forms for two tensors, by which torch carries
+them out."""
+
+
+def _number_of(node: fx.Node) -> Tensor | None:
+    """Return the number that an operation takes as a tensor of the result's type, shape ().
+
+    torch makes a tensor of the number and converts it, in four steps of half a microsecond each
+    whenever the operation runs, and comes to the same. On a GPU, kernels are given the number.
+    """
+    if node.target not in NUMBERS_AS_TENSORS or len(node.args) < 2:
+        return None
+    tensor, number = node.args[:2]
+    dtype = node.meta["dtype"]
+    if (
+        type(number) not in (int, float)
+        or dtype not in (torch.float32, torch.float64)
+        or not isinstance(tensor, fx.Node)
+        or tensor.meta.get("dtype") is not dtype
+        or node.meta["device"].type != "cpu"
+    ):
+        return None
+    with _disable_current_modes():
+        return torch.tensor(number, dtype=dtype)
 
 
 def _outputs(node: Any, number: int) -> list[Any]:
