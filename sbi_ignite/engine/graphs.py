@@ -183,13 +183,15 @@ class _Recorder(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if operation(func).is_composite:
+        about = operation(func)
+        if about.is_composite:
             with self:
                 return func.decompose(*args, **kwargs)
         if func is aten._local_scalar_dense.default:
             return self._read(args[0])
-        check_repeatable(func, args, kwargs)
-        self._writable.check(func, args, kwargs)
+        check_repeatable(func, about, args, kwargs)
+        if about.written:
+            self._writable.check(func, about, args, kwargs)
         # Before it runs: it may write to its arguments.
         node = self._graph.call_function(func, name=f"op_{len(self._alive)}")
         # Arguments that come later are not searched for numbers that torch's compiler minds.
@@ -198,7 +200,7 @@ class _Recorder(TorchDispatchMode):
             node.kwargs = {name: self._named(value) for name, value in kwargs.items()}
         node.meta["in_backward"] = torch._C._current_graph_task_id() != _NO_TASK
         result = func(*args, **kwargs)
-        self._writable.add(result, args)
+        self._writable.add(result, about, args)
         if isinstance(result, Tensor):
             self._note(result, node)
         elif isinstance(result, list | tuple):
@@ -239,11 +241,10 @@ class _Recorder(TorchDispatchMode):
 
     def _named(self, value: Any) -> Any:
         """Return arguments with nodes in place of tensors."""
-        if isinstance(value, Tensor):
-            return self._node_of(value)
-        if isinstance(value, list | tuple):
-            return type(value)(map(self._named, value))
-        return value
+        kind = type(value)
+        if kind is list or kind is tuple:
+            return kind(map(self._named, value))
+        return self._node_of(value) if isinstance(value, Tensor) else value
 
 
 _NO_TASK = -1
@@ -513,8 +514,7 @@ def _number_of(node: fx.Node) -> Tensor | None:
         or node.meta["device"].type != "cpu"
     ):
         return None
-    with _disable_current_modes():
-        return torch.tensor(number, dtype=dtype)
+    return torch.tensor(number, dtype=dtype)
 
 
 def _outputs(node: Any, number: int) -> list[Any]:

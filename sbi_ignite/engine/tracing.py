@@ -571,8 +571,7 @@ def _same_bits(first: Tensor | None, second: Tensor | None) -> bool:
     if first.stride() != second.stride() and first.numel() > 1:
         return False
     if first.dtype is torch.float32 and first.is_contiguous() and second.is_contiguous():
-        with torch.no_grad():  # numbers of the same size: nothing else need be laid out
-            return torch.equal(first.view(torch.int32), second.view(torch.int32))
+        return torch.equal(first.data.view(torch.int32), second.data.view(torch.int32))
     a, b = (t.detach().reshape(-1).contiguous().view(torch.uint8) for t in (first, second))
     return torch.equal(a, b)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sbi_ignite.engine.operations import operation
+from sbi_ignite.engine.operations import Operation
 
 aten = torch.ops.aten
 
@@ -80,23 +80,29 @@ class Writable:
     def __init__(self, own: Iterable[Tensor]) -> None:
         self._own = {_storage(tensor) for tensor in own}
 
-    def check(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def check(
+        self, func: Any, about: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
         """Refuse an operation that writes to others, before it does.
 
         Raises:
             NotTraceable: Naming the operation.
         """
-        for tensor in _written(func, args, kwargs):
+        for tensor in _written(about, args, kwargs):
             if _storage(tensor) not in self._own:
                 raise NotTraceable(f"it writes to a tensor that is not the network's ({func})")
 
-    def add(self, results: Any, args: Sequence[Any]) -> None:
-        """Note what an operation has made."""
+    def add(self, results: Any, about: Operation, args: Sequence[Any]) -> None:
+        """Note what an operation has made; views of what it was given are not its own."""
+        if about.returns_views:
+            return
         given = {_storage(tensor) for tensor in _tensors(args)}
         self._own.update({_storage(tensor) for tensor in _tensors((results,))} - given)
 
 
-def check_repeatable(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def check_repeatable(
+    func: Any, about: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
     """Refuse an operation that would not be the same for another batch.
 
     Raises:
@@ -104,7 +110,6 @@ def check_repeatable(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     """
     if kwargs.get("generator") is not None:
         raise NotTraceable("it draws from a random generator of its own")
-    about = operation(func)
     if about.reads:
         raise NotTraceable(f"it reads values by {func}")
     if about.shapes_by_values and not _indexes_by_number(func, args):
@@ -118,9 +123,10 @@ def _indexes_by_number(func: Any, args: Sequence[Any]) -> bool:
     return not any(index is not None and index.dtype in masks for index in args[1])
 
 
-def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+def _written(
+    about: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Iterator[Tensor]:
     """Yield the tensors that an operation writes to."""
-    about = operation(func)
     for position in about.written:
         yield from _tensors((about.arguments[position].given(position, args, kwargs),))
 
