@@ -123,9 +123,7 @@ def _indexes_by_number(func: Any, args: Sequence[Any]) -> bool:
     return not any(index is not None and index.dtype in masks for index in args[1])
 
 
-def _written(
-    about: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Iterator[Tensor]:
+def _written(about: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
     """Yield the tensors that an operation writes to."""
     for position in about.written:
         yield from _tensors((about.arguments[position].given(position, args, kwargs),))
