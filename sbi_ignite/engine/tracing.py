@@ -180,18 +180,19 @@ class Tracing:
         if outputs is None or not self._active:
             return
         shape.eager_seconds = min(shape.eager_seconds, *seconds)
-        after = before.followed()
+        after, same = before.followed(), False
         try:
             if not python.holds():
                 raise NotTraceable("Python state that it can reach changes with every batch")
             self._compare(shape, leaves, before, after, outputs, recordable)
-            self._fingerprint = python
+            self._fingerprint, same = python, True
         except NotTraceable as reason:
             self._give_up(str(reason))
         except Exception as error:
             self._give_up(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
         finally:
-            after.restore()
+            if not same:
+                after.restore()
 
     def _compare(
         self,
@@ -202,10 +203,13 @@ class Tracing:
         outputs: Outputs,
         recordable: Callable[..., list[Tensor]],
     ) -> None:
-        """Raise `NotTraceable` unless a recording gives what the eager computation gave."""
+        """Raise `NotTraceable` unless a recording gives what the eager computation gave.
+
+        Without an error, it leaves behind what the eager computation did.
+        """
         if not before.same_outside_torch(after):
             raise NotTraceable("it draws from the generators of python or numpy")
-        before.restore()
+        before.restore(after)
         if shape.graph is None or (self.rules.record_twice and shape.proofs == 1):
             tensors = [_apart(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
             with _freed_at_once():
@@ -430,11 +434,16 @@ class _State:
         now = [value if _same_bits(t, value) else t.detach().clone() for t, value in pairs]
         return _State(self._tensors, now)
 
-    def restore(self) -> None:
-        """Bring tensors and random states back."""
+    def restore(self, now: _State | None = None) -> None:
+        """Bring tensors and random states back.
+
+        Args:
+            now: The present state, where it is known and followed from this one.
+        """
+        present = self._tensors if now is None else now._values
         with torch.no_grad():
-            for tensor, value in zip(self._tensors, self._values, strict=True):
-                if not _same_bits(tensor, value):
+            for tensor, value, other in zip(self._tensors, self._values, present, strict=True):
+                if other is not value and not _same_bits(other, value):
                     tensor.copy_(value)
         if not _equal(self._random, random_states()):
             set_random_states(self._random)
