@@ -1,4 +1,4 @@
-"""A computation runs inside; what of it a recording could not repeat comes out, or an error.
+"""Operations of a computation come in; what of them a recording could not repeat is refused.
 
 A recording of tensor operations is the same computation as long as Python took no decision from a
 value, wrote to no tensor of others and drew from no generator that the recording does not name.
