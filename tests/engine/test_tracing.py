@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
+import math
 import pickle
 import random
 import time
@@ -461,6 +463,47 @@ def test_a_recording_draws_anew_from_the_same_generator():
     torch.manual_seed(7)
     assert torch.equal(first, torch.randn(3))
     assert torch.equal(second, torch.randn(3))
+
+
+WITH_NUMBERS = {
+    "add": lambda x, n: x + n,
+    "add from the left": lambda x, n: n + x,
+    "add a multiple": lambda x, n: torch.add(x, n, alpha=3),
+    "subtract": lambda x, n: x - n,
+    "subtract from": lambda x, n: n - x,
+    "subtract a multiple from": lambda x, n: torch.rsub(x, n, alpha=-2),
+    "multiply": lambda x, n: x * n,
+    "divide": lambda x, n: x / n,
+    "divide a number": lambda x, n: n / x,
+}
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.int64, torch.bool]
+
+
+@pytest.mark.parametrize("name", WITH_NUMBERS)
+@pytest.mark.parametrize("shape", [(), (0,), (3, 1000)])
+def test_numbers_that_became_tensors_give_the_same_bits(name, shape):
+    """Whatever type the result has: that of the tensor, or a wider one."""
+    torch.manual_seed(1)
+    for dtype, number in itertools.product(DTYPES, (2, -1, 0.1, 1e-40, 1e300, math.nan)):
+        x = (20 * torch.randn(shape)).to(dtype)
+        try:
+            expected = WITH_NUMBERS[name](x, number)
+        except (RuntimeError, TypeError):  # torch subtracts no bools
+            continue
+        (got,) = record(lambda x, n=number: [WITH_NUMBERS[name](x, n)], [x])([x])
+        assert tracing._same_bits(got, expected), (dtype, number)
+
+
+def test_numbers_become_tensors_of_the_results_type_on_the_host():
+    """Where torch would make and convert a tensor whenever the operation runs."""
+
+    def shifted(x):
+        return [torch.rsub(x, -1, alpha=-2) * 0.5, x.to(torch.int64) + 1]
+
+    words = str(record(shifted, [torch.ones(3)]).script.graph)
+    assert "value={-1}" in words
+    assert "value={0.5}" in words
+    assert "int = prim::Constant[value=1]()" in words  # no number for an integer result
 
 
 def test_outputs_of_a_recording_share_no_memory():
