@@ -21,6 +21,7 @@ from sbi_ignite.callback import TrainingState
 from sbi_ignite.data.placing import indexed
 from sbi_ignite.engine.checks import check_arguments, check_device
 from sbi_ignite.engine.compiling import Compiler
+from sbi_ignite.engine.denormals import denormals_as_zeros
 from sbi_ignite.engine.epochs import Epochs, validation_randomness
 from sbi_ignite.engine.flat import FlatOptimizer
 from sbi_ignite.engine.host import Host
@@ -255,6 +256,7 @@ def run_training(
         with (
             _errors_reported(model, best, users, loggers, undo),
             files.running(),
+            denormals_as_zeros(wanted=not as_sbi),
             stepping.lent_memory(),
         ):
             if state.stop_reason is None and state.epoch < budget:
