@@ -36,6 +36,8 @@ PROOFS = 3
 """Batches on which a recording must give what the eager computation gives."""
 MAX_SHAPES = 16
 """Shapes of batches that are kept count of; batches of more shapes than that are left alone."""
+LARGE = 1024
+"""Rows of a batch whose intermediate results weigh: a recording holds all of them for a moment."""
 MAX_MISSES = 10
 """Batches on which a recording did not hold, after which it is given up."""
 MAX_CHANGES = 3
@@ -48,6 +50,7 @@ class TracingRules:
 
     Attributes:
         after: Batches of a shape that are computed eagerly first.
+        after_if_large: The same for batches of `LARGE` rows and more, where it is more.
         proofs: Batches on which a recording must give what the eager computation gives.
         record_twice: Record on two batches and compare, which shows Python state that changes from
             batch to batch, wherever it is kept.
@@ -58,6 +61,7 @@ class TracingRules:
     """
 
     after: int
+    after_if_large: int = 0
     proofs: int = PROOFS
     record_twice: bool = False
     must_pay: bool = False
@@ -69,6 +73,7 @@ class TracingRules:
 class _Shape:
     """What is known about the batches of one shape."""
 
+    is_large: bool = False
     seen: int = 0
     graph: Graph | None = None
     run: Callable[[Sequence[Tensor]], tuple[Tensor, ...]] | None = None
@@ -127,13 +132,16 @@ class Tracing:
         if shape is None:
             if len(self._shapes) >= MAX_SHAPES or not all(map(_is_data, leaves)):
                 return None, leaves
-            shape = self._shapes[key] = _Shape()
+            shape = self._shapes[key] = _Shape(any(map(_is_large, leaves)))
         shape.seen += 1
         return shape, leaves
 
     def is_due(self, shape: _Shape) -> bool:
         """Return whether the next batch of this shape is to serve as a proof."""
-        return shape.seen > self.rules.after and not self._is_proven(shape)
+        after = self.rules.after
+        if shape.is_large:
+            after = max(after, self.rules.after_if_large)
+        return shape.seen > after and not self._is_proven(shape)
 
     def _is_proven(self, shape: _Shape) -> bool:
         """Return whether a recording has given the same often enough, and is worth its while."""
@@ -498,6 +506,10 @@ def _own(model: nn.Module) -> list[Tensor]:
 def _is_data(leaf: Any) -> bool:
     """Return whether a leaf of a batch is plain: no gradients wanted, no tensors hidden in it."""
     return not leaf.requires_grad if isinstance(leaf, Tensor) else isinstance(leaf, PLAIN)
+
+
+def _is_large(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) >= LARGE
 
 
 def _apart(tensor: Tensor) -> Tensor:

@@ -148,3 +148,21 @@ def test_validation_is_recorded_at_once_when_the_recipe_is_sure_to_pay(monkeypat
     assert sure_epochs(resolve(train=config).with_recipe(900), 9) == 34
     trainer.train(config, callbacks=[Eight()], checkpoint=False)
     assert [seen for training, seen in proved if not training] == [1, 2]
+
+
+@pytest.mark.parametrize(("rows", "first"), [(1_000, 1), (1_100, 4)])
+def test_large_batches_are_recorded_after_some_steps(rows, first, monkeypatch):
+    """A recording holds all intermediate results of a batch."""
+    proved = []
+    prove = Tracing.prove
+
+    def noted(self, shape, *args):
+        proved.append(shape.seen)
+        return prove(self, shape, *args)
+
+    monkeypatch.setattr(Tracing, "prove", noted)
+    theta = torch.randn(10 * rows, 2)
+    trainer = sbi_ignite.inference.NPE(density_estimator="maf", show_progress_bars=False)
+    trainer.append_simulations(theta, theta + torch.randn(10 * rows, 2))
+    trainer.train(TrainConfig(max_epochs=4, batch_size=rows), checkpoint=False)
+    assert proved[0] == first
