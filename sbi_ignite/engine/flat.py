@@ -262,12 +262,13 @@ class _FlatMemory:
 
     @torch.no_grad()
     def scale(self, gradients: Sequence[Tensor], factor: Tensor) -> bool:
-        """Multiply gradients and the tensor made of them, where it was made of these."""
+        """Multiply the tensor made of gradients, where it was made of these, and let them be it."""
         if not self._is_gathered(gradients):
             return False
-        _foreach_mul(gradients, factor)
         self._gradient.mul_(factor)
-        self._note(gradients)
+        for parameter, slot in zip(self._parameters, self._slots, strict=True):
+            parameter.grad = slot
+        self._note(self._slots)
         return True
 
     @torch.no_grad()

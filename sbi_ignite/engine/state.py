@@ -15,9 +15,9 @@ from ignite.engine import Engine, Events
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.runs.snapshot import Snapshot
 
-SECONDS_BETWEEN = 0.25
-"""The most that an exception undoes of a training that goes on in the same process: keeping every
-epoch would take one percent of a short one, and what is trained again comes out the same."""
+SECONDS_BETWEEN = 1.0
+"""The most that an exception undoes of a training that goes on in the same process: one takes a
+tenth of a small network's epoch, and what is trained again comes out the same."""
 
 
 class Saved(Protocol):

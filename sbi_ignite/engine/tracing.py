@@ -126,7 +126,7 @@ class Tracing:
         if not self._active or torch.is_anomaly_enabled():
             return None, []
         self._look_for_changes()
-        leaves, structure = pytree.tree_flatten(batch)
+        leaves, structure = _flattened(batch)
         key = (structure, self.model.training, *map(_kind, leaves))
         shape = self._shapes.get(key)
         if shape is None:
@@ -497,6 +497,13 @@ def _timed(leaves: Sequence[Any]) -> Iterator[list[float]]:
     for device in devices:
         torch.cuda.synchronize(device)
     seconds.append(clock() - began)
+
+
+def _flattened(batch: Any) -> tuple[list[Any], Any]:
+    """Return the leaves of a batch, and what is equal for batches of the same structure."""
+    if type(batch) is tuple and all(type(leaf) is Tensor for leaf in batch):
+        return list(batch), len(batch)  # our own batches, in a tenth of the time
+    return pytree.tree_flatten(batch)
 
 
 def _own(model: nn.Module) -> list[Tensor]:

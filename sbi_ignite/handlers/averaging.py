@@ -64,6 +64,7 @@ class AveragedWeights:
         self._average = [p.detach().clone() for p in self._parameters]
         self._flat_average: Tensor | None = None
         self._trained: list[Tensor] | None = None
+        self._aside: tuple[Tensor, list[Tensor]] | None = None
         self.steps = 0
 
     def attach(self, engine: Engine) -> None:
@@ -76,7 +77,7 @@ class AveragedWeights:
         """Take in the weights after a step."""
         self.steps += 1
         share = self._share(self.steps)
-        values = None if self._flat is None else self._flat.flat_values(self._parameters)
+        values = self._values()
         with torch.no_grad():
             if self._flat is None or values is None:
                 # One call for all parameters, as in torch's own exponential averages.
@@ -88,15 +89,31 @@ class AveragedWeights:
 
     def show(self) -> None:
         """Put the average into the network; before the first step it stays as it is."""
-        if self._trained is None and self.steps:
+        if self._trained is not None or not self.steps:
+            return
+        values = self._values()
+        if self._flat is None or self._flat_average is None or values is None:
             self._trained = [p.detach().clone() for p in self._parameters]
             _copy(self._parameters, self._average)
+            return
+        if self._aside is None:
+            self._aside = self._flat.joined(self._average)
+        flat, self._trained = self._aside
+        with torch.no_grad():
+            flat.copy_(values)
+            values.copy_(self._flat_average)
 
     def hide(self) -> None:
         """Put the weights that are trained back into the network."""
-        if self._trained is not None:
+        if self._trained is None:
+            return
+        values = self._values()
+        if values is None or self._aside is None or self._trained is not self._aside[1]:
             _copy(self._parameters, self._trained)
-            self._trained = None
+        else:
+            with torch.no_grad():
+                values.copy_(self._aside[0])
+        self._trained = None
 
     def restart(self) -> None:
         """Train on from what the network holds, which is the average for now."""
@@ -107,6 +124,10 @@ class AveragedWeights:
     def forget(self) -> None:
         """Count the steps of the average from the beginning again."""
         self.steps = 0
+
+    def _values(self) -> Tensor | None:
+        """Return the tensor in which the parameters lie; None where they do not lie in one."""
+        return None if self._flat is None else self._flat.flat_values(self._parameters)
 
     def trained(self) -> dict[int, Tensor]:
         """Return the trained values by their parameters' ids while the network holds averages."""
