@@ -63,7 +63,8 @@ class TrainingState:
         validation_loss: Validation loss after the last finished epoch; NaN without one.
         validation_error: Its standard error, by the quartiles of the rows' losses; NaN where none
             of the stages asks for it.
-        best_validation_loss: Lowest validation loss so far; infinite before the first.
+        best_validation_loss: Validation loss of the best weights so far, the lowest one unless they
+            are a mean, see `Stage`; infinite before the first.
         best_epoch: Epoch of that loss, counted from 1; 0 before the first.
         learning_rate: Current rate of the first parameter group.
         learning_rate_rises: Whether the last step of the schedule raised it, as in a warm-up.

@@ -18,7 +18,8 @@ class TrainingSummary:
     Attributes:
         method: Name of the trainer or of the model's class.
         epochs_trained: Finished epochs, over all legs of a resumed training.
-        best_epoch: Epoch whose weights were returned, counted from 1; 0 if there was none.
+        best_epoch: Epoch whose weights were returned, or at whose end they were averaged, counted
+            from 1; 0 if there was none.
         best_validation_loss: Validation loss of those weights.
         training_loss: One value per epoch, likewise the four below.
         validation_loss: NaN throughout where there was no validation data.

@@ -144,12 +144,8 @@ def run_training(
     averages = AveragedWeights(model, config.averages.share, stepping) if config.averages else None
     best = host.best_weights or BestWeights()
     rules = tuple(host.rules if host.rules is not None else map(make_rule, settings.early_stopping))
-    stages = None
-    if config.stages:
-        stage_rule = StageRule(config.stages, config.weight_decay)
-        rules = (*rules, stage_rule)
-        stages = StageChanges(stage_rule, model, optimizer, schedule, best, averages)
-        stages.begin()
+    stage_rule = StageRule(config.stages, config.weight_decay) if config.stages else None
+    rules = rules if stage_rule is None else (*rules, stage_rule)
     stopping = StopOnRules(rules, state)
     users = UserCallbacks(callbacks, state)
 
@@ -165,14 +161,31 @@ def run_training(
     def validate() -> float:
         with validation_randomness(as_sbi, device):
             evaluator.run(val_loader, max_epochs=1, epoch_length=len(val_loader or ()))
-        state.validation_error = spread.error
         return validation_loss.value
 
+    def validate_epoch() -> float:
+        loss = validate()
+        state.validation_error = spread.error
+        return loss
+
+    stages = None
+    if stage_rule is not None:
+        stages = StageChanges(
+            stage_rule,
+            model,
+            optimizer,
+            schedule,
+            best,
+            averages,
+            state,
+            validate if state.validated else None,
+        )
+        stages.begin()
     epochs = Epochs(
         state,
         train_loss,
         clipping,
-        validate if state.validated else None,
+        validate_epoch if state.validated else None,
         host.on_epoch_end,
         best.update,
     )
@@ -229,6 +242,7 @@ def run_training(
             "schedule": schedule,
             "state": state,
             "best_weights": best,
+            "best_epochs": None if stages is None else stages.best_epochs,
             "train_loss": train_loss,
             "clipping": clipping,
             "batches": train_loader,

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 from sbi_ignite.callback import TrainingState, watched_loss
 from sbi_ignite.exceptions import ArgumentError
 from sbi_ignite.handlers.averaging import AveragedWeights
-from sbi_ignite.handlers.best_weights import BestWeights
+from sbi_ignite.handlers.best_epochs import BestEpochs
+from sbi_ignite.handlers.best_weights import BestWeights, copy_of
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.handlers.schedule import Schedule
 from sbi_ignite.settings import Stage
@@ -152,7 +153,7 @@ class StageRule:
 
 
 class StageChanges:
-    """Do what a stage's beginning asks for: weights, rate, weight decay, memory.
+    """Do what a stage's end and the next one's beginning ask for: weights, rate, decay, memory.
 
     Args:
         rule: Knows the stage.
@@ -161,6 +162,11 @@ class StageChanges:
         schedule: Gets the stage's factor.
         best: Has the best weights.
         averages: The running average of the weights, if there is one.
+        state: The numbers of the epoch.
+        validate: Returns the validation loss of what the network holds; None without validation.
+
+    Attributes:
+        best_epochs: The best epochs so far, where they are to be averaged.
 
     Raises:
         ArgumentError: If the stages' weight decays are not all one, and the optimizer knows none.
@@ -174,13 +180,17 @@ class StageChanges:
         schedule: Schedule,
         best: BestWeights,
         averages: AveragedWeights | None,
+        state: TrainingState,
+        validate: Callable[[], float] | None,
     ) -> None:
         self._rule, self._model, self._optimizer = rule, model, optimizer
         self._schedule, self._best, self._averages = schedule, best, averages
+        self._state, self._validate = state, validate
+        self.best_epochs = BestEpochs()
         # Most of torch's optimizers begin without a state; Adagrad begins with one and needs it.
-        state = optimizer.state_dict()["state"]
-        has_stepped = any(float(of.get("step", 1)) > 0 for of in state.values())
-        self._first_state = {} if has_stepped else deepcopy(state)
+        memory = optimizer.state_dict()["state"]
+        has_stepped = any(float(of.get("step", 1)) > 0 for of in memory.values())
+        self._first_state = {} if has_stepped else deepcopy(memory)
         self._check_optimizer()
 
     def attach(self, engine: Engine) -> None:
@@ -195,9 +205,15 @@ class StageChanges:
                 group["weight_decay"] = self._rule.weight_decay
 
     def _go_on(self) -> None:
-        if not self._rule.has_ended or self._rule.is_last:
+        rule = self._rule
+        if rule.stage.average_best > 1 and self._validate is not None:
+            self._keep(watched_loss(self._state))
+        if not rule.has_ended:
             return
-        stage = self._rule.advance()
+        self._average(self._validate)
+        if rule.is_last:
+            return
+        stage = rule.advance()
         if stage.restart:
             self._restart()
         if stage.reset_average and self._averages is not None:
@@ -205,6 +221,24 @@ class StageChanges:
         if stage.reset_optimizer:
             self._forget_gradients()
         self.begin()
+
+    def _keep(self, loss: float) -> None:
+        most = self._rule.stage.average_best
+        self.best_epochs.update(loss, self._state.epoch, self._model, most)
+
+    def _average(self, validate: Callable[[], float] | None) -> None:
+        """Let the mean of the best epochs be the best weights, unless it is worse than they are."""
+        epochs = self.best_epochs
+        if validate is None or self._rule.stage.average_best < 2 or len(epochs) < 2:
+            return
+        last = copy_of(self._model.state_dict())
+        self._model.load_state_dict(epochs.mean(self._model))
+        loss = validate()
+        if loss <= epochs.mean_loss:
+            self._best.take(loss, self._state)
+            self._rule.best = loss
+            self._keep(loss)
+        self._model.load_state_dict(last)
 
     def _restart(self) -> None:
         self._best.restore(self._model)

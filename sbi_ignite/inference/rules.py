@@ -187,6 +187,14 @@ class KeptOnTrainer(BestWeights):
     def update(self, state: TrainingState) -> None:
         """Look at the epoch and tell the trainer."""
         super().update(state)
+        self._tell(state)
+
+    def take(self, loss: float, state: TrainingState) -> None:
+        """Take the weights for the best ones and tell the trainer."""
+        super().take(loss, state)
+        self._tell(state)
+
+    def _tell(self, state: TrainingState) -> None:
         self._trainer._best_val_loss = self.loss
         self._trainer._best_model_state_dict = self.weights
         self._trainer._epochs_since_last_improvement = state.epoch - self.epoch

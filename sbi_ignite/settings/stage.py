@@ -42,6 +42,11 @@ class Stage(Settings):
         max_epochs: Length in epochs at most; None: unbounded.
         max_relative_length: Length at most, as a multiple of all earlier stages' epochs together;
             None: unbounded. It says nothing in the first stage.
+        average_best: How many of the epochs so far, those with the lowest validation losses, to
+            average the weights of at the stage's end. The mean takes the place of the best
+            weights, unless its validation loss is above the mean of theirs. So many copies of the
+            weights are kept, and go into checkpoints. 1: no mean; without validation data there is
+            none either.
         restart: Start from the best weights so far; False: from the last ones.
         reset_optimizer: Start with an optimizer that remembers no earlier gradients.
         reset_average: Start a new average of the weights; False: the average goes on counting.
@@ -75,6 +80,9 @@ class Stage(Settings):
     max_relative_length: Annotated[PositiveFloat | None, OrNone] = Field(
         default=None,
         description="Length at most, in lengths of all earlier stages; None: unbounded.",
+    )
+    average_best: PositiveInt = Field(
+        default=1, description="How many of the best epochs to average at the stage's end."
     )
     restart: Bool = Field(default=True, description="Start from the best weights so far.")
     reset_optimizer: Bool = Field(

@@ -106,6 +106,39 @@ def test_a_stage_may_go_on_from_the_last_weights_and_forget_the_gradients():
     assert watch.remembered == [0, 2, 2, 2, 0, 2]
 
 
+@pytest.mark.parametrize("averaging", [None, "power"])
+def test_the_mean_of_the_best_epochs_is_the_best_unless_it_is_worse_than_they_are(averaging):
+    stages = [Stage(**TWO, average_best=2), Stage(patience=1, average_best=2)]
+    # Of epochs 2 and 3, the mean (1.2) is better than both on the mean; the one of epoch 2 and that
+    # mean (1.15) is not.
+    watch, summary = fit(stages, [3.0, 1.0, 2.0, 2.5, 1.2, 1.3, 1.4, 1.15], averaging=averaging)
+    assert (summary.epochs_trained, summary.stop_reason) == (6, "patience")
+    assert (summary.best_validation_loss, summary.best_epoch) == (pytest.approx(1.2), 4)
+    assert list(summary.validation_loss) == pytest.approx([3.0, 1.0, 2.0, 2.5, 1.3, 1.4])
+    second, third = watch.ends[1], watch.ends[2]
+    mean = {name: torch.stack([second[name], third[name]]).mean(0) for name in second}
+    assert same(watch.begins[4], mean)
+    assert same(weights(watch.model), mean)
+
+
+@pytest.mark.parametrize("mean", [1.6, float("nan")])
+def test_a_bad_mean_changes_nothing(mean):
+    losses = [3.0, 1.0, 2.0, 2.5]
+    watch, summary = fit([Stage(**TWO, average_best=2)], [*losses, mean])
+    plain, same_summary = fit([Stage(**TWO)], losses)
+    assert same(weights(watch.model), weights(plain.model))
+    assert summary.best_epoch == same_summary.best_epoch == 2
+
+
+def test_without_validation_there_is_no_mean():
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1)
+    stages = [Stage(max_epochs=3, average_best=2)]
+    _, summary = run_training(TrainConfig(stages=stages), model, Scripted([]), [X, X])
+    assert summary.epochs_trained == 3
+    assert summary.best_validation_loss == min(summary.training_loss)
+
+
 @pytest.mark.parametrize("kind", ["Adagrad", "Adam", "AdamW", "RMSprop", "SGD", "Rprop", "NAdam"])
 def test_any_optimizer_can_begin_a_stage_as_if_new(kind: str):
     """Adagrad has a state from the beginning, and cannot step without it."""
@@ -189,12 +222,13 @@ FIELDS = {
     "averaging": "power",
     "lr_schedule": LRSchedule("constant", warmup_steps=6),
     "stages": (
-        Stage(patience=2, max_epochs=3),
+        Stage(patience=2, max_epochs=3, average_best=2),
         Stage(patience=2, max_epochs=3, weight_decay=0.3, reset_optimizer=True),
         Stage(
             patience=1,
             min_improvement=0.2,
             max_epochs=2,
+            average_best=3,
             weight_decay="best",
             lr_factor=0.3,
             reset_average=True,
