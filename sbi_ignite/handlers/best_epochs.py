@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-
-from sbi_ignite.handlers.best_weights import copy_of
+from torch import Tensor, nn
 
 
 class _Epoch(NamedTuple):
@@ -16,7 +16,7 @@ class _Epoch(NamedTuple):
 
     loss: float
     number: int
-    weights: dict[str, Any]
+    weights: list[Tensor]
 
 
 class BestEpochs:
@@ -26,35 +26,41 @@ class BestEpochs:
     training, close enough to be averaged, depends less on luck and is often better than any of
     them (Izmailov et al., 2018; Wortsman et al., 2022).
 
-    Trainable parameters are averaged; buffers and frozen parameters are those of the best epoch.
+    Only parameters that are trainable when training starts are kept and averaged; the rest stays as
+    the network holds it.
+
+    Args:
+        model: The network.
 
     Example:
-        >>> model, epochs = nn.Linear(1, 1), BestEpochs()
+        >>> model = nn.Linear(1, 1)
+        >>> epochs = BestEpochs(model)
         >>> for number, (loss, weight) in enumerate([(0.2, 1.0), (0.9, 7.0), (0.4, 2.0)]):
         ...     _ = nn.init.constant_(model.weight, weight)
-        ...     epochs.update(loss, number, model, most=2)
-        >>> epochs.mean(model)["weight"].item(), round(epochs.mean_loss, 3)
-        (1.5, 0.3)
+        ...     epochs.update(loss, number, most=2)
+        >>> with epochs.mean_shown():
+        ...     print(model.weight.item(), round(epochs.mean_loss, 3))
+        1.5 0.3
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self._groups = _by_kind(p for p in model.parameters() if p.requires_grad)
         self._epochs: list[_Epoch] = []
 
     def __len__(self) -> int:
         return len(self._epochs)
 
-    def update(self, loss: float, number: int, model: nn.Module, most: int) -> None:
-        """Look at an epoch.
+    def update(self, loss: float, number: int, most: int) -> None:
+        """Look at the weights that the network holds after an epoch.
 
         Args:
-            loss: Its loss; with NaN it is not kept.
-            number: Its number; of equal losses the earlier one is better.
-            model: Holds its weights.
+            loss: Their loss; with NaN they are not kept.
+            number: The epoch's number; of equal losses the earlier one is better.
             most: How many epochs to keep.
         """
-        full = len(self._epochs) >= most
-        if loss < self._epochs[-1].loss if full else loss == loss:
-            self._epochs.append(_Epoch(loss, number, copy_of(model.state_dict())))
+        worst = self._epochs[-1].loss if len(self._epochs) >= most else math.inf
+        if loss < worst or (loss == worst and len(self._epochs) < most):
+            self._epochs.append(_Epoch(loss, number, self._weights()))
             self._epochs = sorted(self._epochs, key=lambda epoch: epoch[:2])[:most]
 
     @property
@@ -62,18 +68,21 @@ class BestEpochs:
         """Mean of the losses of the epochs that are kept, at least one."""
         return sum(epoch.loss for epoch in self._epochs) / len(self._epochs)
 
-    def mean(self, model: nn.Module) -> dict[str, Any]:
-        """Return the mean of the weights that are kept.
-
-        Args:
-            model: Says which of its weights are trained.
-        """
-        live = model.state_dict(keep_vars=True)
-        mean = dict(self._epochs[0].weights)
-        for name in mean:
-            if live[name].requires_grad:
-                mean[name] = torch.stack([epoch.weights[name] for epoch in self._epochs]).mean(0)
-        return mean
+    @contextmanager
+    def mean_shown(self) -> Iterator[None]:
+        """Let the network hold the mean of the weights that are kept, at least one, in a block."""
+        before = self._weights()
+        kept = zip(*(epoch.weights for epoch in self._epochs), strict=True)
+        # After a resume, what was kept may be on another device.
+        means = [
+            torch.stack([weights.to(now.device) for weights in group]).mean(0)
+            for group, now in zip(kept, before, strict=True)
+        ]
+        self._put(means)
+        try:
+            yield
+        finally:
+            self._put(before)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epochs, best first."""
@@ -82,3 +91,21 @@ class BestEpochs:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self._epochs = [_Epoch(**epoch) for epoch in state["epochs"]]
+
+    def _weights(self) -> list[Tensor]:
+        """Return a copy of the weights, one flat tensor per group, which costs least."""
+        return [torch.cat([p.detach().reshape(-1) for p in group]) for group in self._groups]
+
+    @torch.no_grad()
+    def _put(self, weights: Sequence[Tensor]) -> None:
+        for group, flat in zip(self._groups, weights, strict=True):
+            for parameter, part in zip(group, flat.split([p.numel() for p in group]), strict=True):
+                parameter.copy_(part.view_as(parameter))
+
+
+def _by_kind(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Return parameters in groups of one type on one device."""
+    groups: dict[Any, list[Tensor]] = {}
+    for parameter in parameters:
+        groups.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    return list(groups.values())

@@ -18,7 +18,7 @@ from sbi_ignite.callback import TrainingState, watched_loss
 from sbi_ignite.exceptions import ArgumentError
 from sbi_ignite.handlers.averaging import AveragedWeights
 from sbi_ignite.handlers.best_epochs import BestEpochs
-from sbi_ignite.handlers.best_weights import BestWeights, copy_of
+from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.handlers.schedule import Schedule
 from sbi_ignite.settings import Stage
@@ -186,7 +186,7 @@ class StageChanges:
         self._rule, self._model, self._optimizer = rule, model, optimizer
         self._schedule, self._best, self._averages = schedule, best, averages
         self._state, self._validate = state, validate
-        self.best_epochs = BestEpochs()
+        self.best_epochs = BestEpochs(model)
         # Most of torch's optimizers begin without a state; Adagrad begins with one and needs it.
         memory = optimizer.state_dict()["state"]
         has_stepped = any(float(of.get("step", 1)) > 0 for of in memory.values())
@@ -210,7 +210,8 @@ class StageChanges:
             self._keep(watched_loss(self._state))
         if not rule.has_ended:
             return
-        self._average(self._validate)
+        if rule.stage.average_best > 1 and self._validate is not None and self.best_epochs:
+            self._average(self._validate)
         if rule.is_last:
             return
         stage = rule.advance()
@@ -223,22 +224,16 @@ class StageChanges:
         self.begin()
 
     def _keep(self, loss: float) -> None:
-        most = self._rule.stage.average_best
-        self.best_epochs.update(loss, self._state.epoch, self._model, most)
+        self.best_epochs.update(loss, self._state.epoch, most=self._rule.stage.average_best)
 
-    def _average(self, validate: Callable[[], float] | None) -> None:
+    def _average(self, validate: Callable[[], float]) -> None:
         """Let the mean of the best epochs be the best weights, unless it is worse than they are."""
-        epochs = self.best_epochs
-        if validate is None or self._rule.stage.average_best < 2 or len(epochs) < 2:
-            return
-        last = copy_of(self._model.state_dict())
-        self._model.load_state_dict(epochs.mean(self._model))
-        loss = validate()
-        if loss <= epochs.mean_loss:
-            self._best.take(loss, self._state)
-            self._rule.best = loss
-            self._keep(loss)
-        self._model.load_state_dict(last)
+        with self.best_epochs.mean_shown():
+            loss = validate()
+            if loss <= self.best_epochs.mean_loss:
+                self._best.take(loss, self._state)
+                self._rule.best = loss
+                self._keep(loss)
 
     def _restart(self) -> None:
         self._best.restore(self._model)

@@ -366,3 +366,34 @@ def test_averages_of_flat_parameters_are_the_same_bit_for_bit(factor):
     plain, together = (averages[flat].state_dict()["average"] for flat in (False, True))
     assert len({part.untyped_storage().data_ptr() for part in together}) == 1
     assert all(map(torch.equal, plain, together))
+
+
+@pytest.mark.parametrize("left", [None, "while shown", "before it is shown"])
+def test_averages_of_flat_parameters_come_and_go_bit_for_bit(left):
+    """Shown, hidden and restarted from; also where the parameters move out in between."""
+    seen = {}
+    for flat in (False, True):
+        net = Odd()
+        stepping = FlatOptimizer(Adam(net.parameters(), lr=0.01))
+        share = WeightAveraging("power", factor=3.0).share
+        averages = AveragedWeights(net, share, stepping if flat else None)
+        seen[flat] = []
+        with stepping.lent_memory():
+            for epoch in range(5):
+                for step in range(3 * epoch, 3 * epoch + 3):
+                    steps(net, stepping, 1, begin=step)
+                    averages.update()
+                if epoch == 2 and left == "before it is shown":
+                    net.all[0].data = net.all[0].data.clone()
+                averages.show()
+                averages.show()  # a second time changes nothing
+                seen[flat] += [p.detach().clone() for p in net.parameters()]
+                seen[flat] += [value.clone() for value in averages.trained().values()]
+                if epoch == 1:
+                    averages.restart()
+                if epoch == 2 and left == "while shown":
+                    net.all[0].data = net.all[0].data.clone()
+                averages.hide()
+                seen[flat] += [p.detach().clone() for p in net.parameters()]
+    assert len(seen[False]) == len(seen[True]) == 15 * len(list(Odd().parameters()))
+    assert all(map(torch.equal, seen[False], seen[True]))
