@@ -53,9 +53,10 @@ def fast(num_rows: int) -> dict[str, Any]:
     * The second stage is at most half as long as the first, the others a fifth of all before them:
       with twice the lengths, which gained nothing, all took half as long again. Without the second
       stage, 3 of 22 cells ended above sbi's loss; the fourth lowered it in 5 of 5 cells of flow
-      matching. With more than 9,000 rows the last two may be longer, up to half of all before with
-      90,000: a maf on three clusters ended at 1.81 instead of 1.85, still falling at the end of
-      each. A first stage of 20 epochs' patience took as much longer for 1.83.
+      matching. With more than 9,000 rows the last two may be longer, with 90,000 as long as all
+      before: where a posterior is sharp the loss was still falling at their ends, and a maf on
+      three clusters ended at 1.81 to 1.82 instead of 1.85. A first stage of 20 epochs' patience
+      took as much longer for 1.83.
     * With fewer than 9,000 rows, the mean of the ten best epochs takes the place of the best one:
       with 1,000 simulations ratio estimation ended lower in 18 of 18 cells, by 0.007 on the mean,
       and a maf in 10 of 16. With five, in 16 of 18 and 2 of 8; with twenty, as with ten. With it
@@ -76,7 +77,7 @@ def fast(num_rows: int) -> dict[str, Any]:
     rows_per_batch = max(50, min(round(100 * size), 1000))
     decay = min(1.0, round(1000 / num_rows, 4))
     little = round(0.03 * decay, 5)
-    length = round(min(max(0.2, 0.2 * (num_rows / 9_000) ** 0.4), 0.5), 2)
+    length = round(min(max(0.2, 0.2 * (num_rows / 9_000) ** 0.7), 1.0), 2)
     counted: dict[str, Any] = {"patience_steps": 60, "min_improvement": 0.05}
     if few := num_rows < 9_000:
         counted["average_best"] = 10
