@@ -73,6 +73,18 @@ def test_the_rate_grows_with_the_batch_up_to_a_bound():
     assert rates == [0.0015, 0.0015, 0.003, 0.005, 0.005]
 
 
+def test_the_best_epochs_are_averaged_where_validation_is_noisy():
+    for rows, averaged, patience in [(450, 10, 8), (8_999, 10, 8), (9_000, 1, 10), (90_000, 1, 10)]:
+        first, *later = fast(rows)["stages"]
+        assert {stage.average_best for stage in (first, *later)} == {averaged}
+        assert {stage.patience for stage in later} == {patience}
+
+
+def test_the_last_stages_may_be_longer_where_there_are_many_rows():
+    lengths = [fast(rows)["stages"][-1].max_relative_length for rows in (900, 9_000, 90_000, 10**6)]
+    assert lengths == [0.2, 0.2, 1.0, 1.0]
+
+
 def test_its_stages_end_the_training():
     stages = [Stage(patience=1, max_epochs=2), Stage(patience=1, max_epochs=2)]
     trainer = train(ready(), TrainConfig.fast(stages=stages))
