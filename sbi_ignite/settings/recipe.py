@@ -55,8 +55,9 @@ def fast(num_rows: int) -> dict[str, Any]:
       stage, 3 of 22 cells ended above sbi's loss; the fourth lowered it in 5 of 5 cells of flow
       matching. With more than 9,000 rows the last two may be longer, with 90,000 as long as all
       before: where a posterior is sharp the loss was still falling at their ends, and a maf on
-      three clusters ended at 1.81 to 1.82 instead of 1.85. A first stage of 20 epochs' patience
-      took as much longer for 1.83.
+      three clusters ended at 1.81 to 1.82 instead of 1.85. They then wait up to 20 epochs, since
+      such a loss falls in leaps. A first stage of 20 epochs' patience took as much longer for
+      1.83.
     * With fewer than 9,000 rows, the mean of the ten best epochs takes the place of the best one:
       with 1,000 simulations ratio estimation ended lower in 18 of 18 cells, by 0.007 on the mean,
       and a maf in 10 of 16. With five, in 16 of 18 and 2 of 8; with twenty, as with ten. With it
@@ -82,7 +83,7 @@ def fast(num_rows: int) -> dict[str, Any]:
     if few := num_rows < 9_000:
         counted["average_best"] = 10
     later: dict[str, Any] = {
-        "patience": 8 if few else 10,
+        "patience": 8 if few else max(10, min(round(10 * (num_rows / 9_000) ** 0.3), 20)),
         "reset_optimizer": True,
         "reset_average": True,
         **counted,
