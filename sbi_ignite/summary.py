@@ -20,7 +20,8 @@ class TrainingSummary:
         epochs_trained: Finished epochs, over all legs of a resumed training.
         best_epoch: Epoch whose weights were returned, or at whose end they were averaged, counted
             from 1; 0 if there was none.
-        best_validation_loss: Validation loss of those weights.
+        best_validation_loss: Validation loss of those weights; that of a mean may be above the
+            lowest one, see `Stage`.
         training_loss: One value per epoch, likewise the four below.
         validation_loss: NaN throughout where there was no validation data.
         learning_rate: Rate of the first parameter group.
