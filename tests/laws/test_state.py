@@ -16,6 +16,7 @@ from ignite.engine import Engine
 import sbi_ignite.handlers
 from sbi_ignite.callback import History, TrainingState
 from sbi_ignite.handlers.averaging import AveragedWeights, TrainedWeights
+from sbi_ignite.handlers.best_epochs import BestEpochs
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.epoch_mean import EpochMean, StepOutput
 from sbi_ignite.handlers.events import TrainingEvents
@@ -86,6 +87,14 @@ def ask(rule: Any, number: int) -> Any:
 def keep(best: Any, number: int) -> Any:
     best.update(epoch(number))
     return best.loss, best.epoch, best.weights["weight"].item()
+
+
+def keep_several(best: Any, number: int) -> Any:
+    weight = best._groups[0][0]
+    torch.nn.init.constant_(weight, number)
+    best.update(LOSSES[number - 1], number, most=3)
+    with best.mean_shown():
+        return len(best), best.mean_loss, weight.item()
 
 
 def add(mean: Any, number: int) -> Any:
@@ -169,6 +178,7 @@ MAKE = {
     LearningRateThreshold: (lambda: LearningRateThreshold(1e-2), ask),
     When: (lambda: When(Fifth()), ask),
     BestWeights: (BestWeights, keep),
+    BestEpochs: (lambda: BestEpochs(zeros()), keep_several),
     EpochMean: (EpochMean, add),
     GradientClipping: (
         lambda: GradientClipping([torch.nn.Parameter(torch.zeros(1))], max_norm=2.0),
