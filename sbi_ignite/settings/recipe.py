@@ -60,7 +60,7 @@ def fast(num_rows: int) -> dict[str, Any]:
       1.83.
     * With fewer than 9,000 rows, the mean of the ten best epochs takes the place of the best one:
       with 1,000 simulations ratio estimation ended lower in 18 of 18 cells, by 0.007 on the mean,
-      and a maf in 10 of 16. With five, in 16 of 18 and 2 of 8; with twenty, as with ten. With it
+      and a maf in 10 of 17. With five, in 16 of 18 and 1 of 6; with twenty, in 16 of 18. With it
       the later stages need not wait longer than 8 epochs; 6 lost half of what it had gained.
 
     Args:
