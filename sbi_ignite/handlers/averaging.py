@@ -125,10 +125,6 @@ class AveragedWeights:
         """Count the steps of the average from the beginning again."""
         self.steps = 0
 
-    def _values(self) -> Tensor | None:
-        """Return the tensor in which the parameters lie; None where they do not lie in one."""
-        return None if self._flat is None else self._flat.flat_values(self._parameters)
-
     def trained(self) -> dict[int, Tensor]:
         """Return the trained values by their parameters' ids while the network holds averages."""
         return dict(zip(map(id, self._parameters), self._trained or (), strict=False))
@@ -141,6 +137,10 @@ class AveragedWeights:
         """Continue the average; the network is expected to hold the weights that are trained."""
         _copy(self._average, list(state["average"]))
         self.steps, self._trained = state["steps"], None
+
+    def _values(self) -> Tensor | None:
+        """Return the tensor in which the parameters lie; None where they do not lie in one."""
+        return None if self._flat is None else self._flat.flat_values(self._parameters)
 
 
 # torch lists its own optimizers' operations on many tensors nowhere among the public names.

@@ -37,9 +37,9 @@ class BestEpochs:
         >>> epochs = BestEpochs(model)
         >>> for number, (loss, weight) in enumerate([(0.2, 1.0), (0.9, 7.0), (0.4, 2.0)]):
         ...     _ = nn.init.constant_(model.weight, weight)
-        ...     epochs.update(loss, number, most=2)
-        >>> with epochs.mean_shown():
-        ...     print(model.weight.item(), round(epochs.mean_loss, 3))
+        ...     epochs.update(loss, number, most=3)
+        >>> with epochs.mean_shown(2):
+        ...     print(model.weight.item(), round(epochs.mean_loss(2), 3))
         1.5 0.3
     """
 
@@ -58,21 +58,30 @@ class BestEpochs:
             number: The epoch's number; of equal losses the earlier one is better.
             most: How many epochs to keep.
         """
-        worst = self._epochs[-1].loss if len(self._epochs) >= most else math.inf
-        if loss < worst or (loss == worst and len(self._epochs) < most):
-            self._epochs.append(_Epoch(loss, number, self._weights()))
-            self._epochs = sorted(self._epochs, key=lambda epoch: epoch[:2])[:most]
+        if math.isnan(loss) or (len(self._epochs) >= most and loss >= self._epochs[-1].loss):
+            return
+        self._epochs.append(_Epoch(loss, number, self._weights()))
+        self._epochs = sorted(self._epochs, key=lambda epoch: epoch[:2])[:most]
 
     @property
-    def mean_loss(self) -> float:
-        """Mean of the losses of the epochs that are kept, at least one."""
-        return sum(epoch.loss for epoch in self._epochs) / len(self._epochs)
+    def lowest_loss(self) -> float:
+        """Loss of the best epoch; infinite before the first."""
+        return self._epochs[0].loss if self._epochs else math.inf
+
+    def mean_loss(self, number: int) -> float:
+        """Return the mean of the losses of the best epochs, of so many or of all that there are."""
+        losses = [epoch.loss for epoch in self._epochs[:number]]
+        return sum(losses) / len(losses)
 
     @contextmanager
-    def mean_shown(self) -> Iterator[None]:
-        """Let the network hold the mean of the weights that are kept, at least one, in a block."""
+    def mean_shown(self, number: int) -> Iterator[None]:
+        """Let the network hold the mean of the best epochs' weights in a block.
+
+        Args:
+            number: Of how many epochs; of all, at least one, where there are fewer.
+        """
         before = self._weights()
-        kept = zip(*(epoch.weights for epoch in self._epochs), strict=True)
+        kept = zip(*(epoch.weights for epoch in self._epochs[:number]), strict=True)
         # After a resume, what was kept may be on another device.
         means = [
             torch.stack([weights.to(now.device) for weights in group]).mean(0)

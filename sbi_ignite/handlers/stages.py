@@ -206,12 +206,11 @@ class StageChanges:
 
     def _go_on(self) -> None:
         rule = self._rule
-        if rule.stage.average_best > 1 and self._validate is not None:
-            self._keep(watched_loss(self._state))
+        self._keep(watched_loss(self._state))
         if not rule.has_ended:
             return
         if rule.stage.average_best > 1 and self._validate is not None and self.best_epochs:
-            self._average(self._validate)
+            self._average(self._validate, rule.stage.average_best)
         if rule.is_last:
             return
         stage = rule.advance()
@@ -224,14 +223,20 @@ class StageChanges:
         self.begin()
 
     def _keep(self, loss: float) -> None:
-        self.best_epochs.update(loss, self._state.epoch, most=self._rule.stage.average_best)
+        """Keep the epoch for a mean, of this stage or of a later one, if there will be one."""
+        most = max(stage.average_best for stage in self._rule.stages)
+        if most > 1 and self._validate is not None:
+            self.best_epochs.update(loss, self._state.epoch, most)
 
-    def _average(self, validate: Callable[[], float]) -> None:
+    def _average(self, validate: Callable[[], float], number: int) -> None:
         """Let the mean of the best epochs be the best weights, unless it is worse than they are."""
-        with self.best_epochs.mean_shown():
+        epochs, best = self.best_epochs, self._best
+        # A training that goes on may have better weights than those of the epochs that it kept.
+        worst = epochs.mean_loss(number) if epochs.lowest_loss <= best.loss else best.loss
+        with epochs.mean_shown(number):
             loss = validate()
-            if loss <= self.best_epochs.mean_loss:
-                self._best.take(loss, self._state)
+            if loss <= worst:
+                best.take(loss, self._state)
                 self._rule.best = loss
                 self._keep(loss)
 

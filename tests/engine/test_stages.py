@@ -130,6 +130,36 @@ def test_a_bad_mean_changes_nothing(mean):
     assert summary.best_epoch == same_summary.best_epoch == 2
 
 
+def test_epochs_of_stages_without_a_mean_count_too():
+    """The second stage's own epochs are worse than the first one's, and so is their mean."""
+    stages = [Stage(**TWO), Stage(max_epochs=2, average_best=2)]
+    watch, summary = fit(stages, [1.0, 1.2, 1.3, 3.0, 4.0, 1.05])
+    assert (summary.best_validation_loss, summary.best_epoch) == (pytest.approx(1.05), 5)
+    first, second = watch.ends[:2]
+    assert same(
+        weights(watch.model), {n: torch.stack([first[n], second[n]]).mean(0) for n in first}
+    )
+    plain, _ = fit(stages, [1.0, 1.2, 1.3, 3.0, 4.0, 1.15])
+    assert same(weights(plain.model), plain.ends[0])
+
+
+def test_a_mean_takes_no_place_of_better_weights_from_an_earlier_leg():
+    """The first leg kept no epochs for a mean, so that the second one's are its own."""
+    first, then = Stage(max_epochs=2), Stage(max_epochs=4, average_best=5)
+    legs = train(ready(), TrainConfig(stages=[first], max_epochs=2, batch_size=27))
+    before = weights(legs)
+    loss = legs.training_summary.best_validation_loss
+    legs.train(
+        TrainConfig(
+            stages=[then], max_epochs=6, batch_size=27, learning_rate=10.0, resume_training=True
+        )
+    )
+    summary = legs.training_summary
+    assert min(summary.validation_loss[2:]) > loss
+    assert summary.best_validation_loss == loss
+    assert same(weights(legs), before)
+
+
 def test_without_validation_there_is_no_mean():
     torch.manual_seed(0)
     model = nn.Linear(1, 1)

@@ -29,8 +29,8 @@ def at(net, number):
             value.fill_(number)
 
 
-@given(losses=LOSSES, most=st.integers(2, 5))
-def test_the_lowest_losses_are_averaged(losses, most):
+@given(losses=LOSSES, most=st.integers(2, 5), fewer=st.integers(0, 3))
+def test_the_lowest_losses_are_averaged(losses, most, fewer):
     net = small()
     epochs = BestEpochs(net)
     for number, loss in enumerate(losses):
@@ -39,12 +39,15 @@ def test_the_lowest_losses_are_averaged(losses, most):
     numbers = [n for n, loss in enumerate(losses) if not math.isnan(loss)]
     best = sorted(numbers, key=lambda n: (losses[n], n))[:most]
     assert len(epochs) == len(best)
+    assert epochs.lowest_loss == min((losses[n] for n in best), default=math.inf)
     if not best:
         return
-    assert epochs.mean_loss == sum(losses[n] for n in best) / len(best)
+    number = max(most - fewer, 1)
+    best = best[:number]
+    assert epochs.mean_loss(number) == sum(losses[n] for n in best) / len(best)
     last, mean = len(losses) - 1, sum(best) / len(best)
     trained = {name for name, p in net.named_parameters() if p.requires_grad}
-    with epochs.mean_shown():
+    with epochs.mean_shown(number):
         for name, value in net.state_dict().items():
             expected = mean if name in trained else last
             torch.testing.assert_close(value, torch.full_like(value, expected))
@@ -61,7 +64,7 @@ def test_every_number_finds_its_place_again():
             value.data.normal_()
         seen.append([value.detach().clone() for value in net.parameters()])
         epochs.update(float(number), number, most=2)
-    with epochs.mean_shown():
+    with epochs.mean_shown(2):
         for one, two, now in zip(seen[0], seen[1], net.parameters(), strict=True):
             if now.requires_grad:
                 torch.testing.assert_close(now.detach(), (one + two) / 2)
@@ -74,7 +77,7 @@ def test_an_error_inside_leaves_the_network_as_it_was():
     at(net, 1)
     epochs.update(1.0, 1, most=2)
     at(net, 5)
-    with pytest.raises(KeyboardInterrupt), epochs.mean_shown():
+    with pytest.raises(KeyboardInterrupt), epochs.mean_shown(2):
         raise KeyboardInterrupt
     assert torch.equal(net[0].weight, torch.full_like(net[0].weight, 5.0))
 
@@ -86,7 +89,7 @@ def test_tied_weights_get_one_mean():
     for number in (1, 4):
         at(net, number)
         epochs.update(float(number), number, most=2)
-    with epochs.mean_shown():
+    with epochs.mean_shown(2):
         assert {float(value) for value in net.state_dict().values()} == {2.5}
 
 
@@ -100,6 +103,6 @@ def test_what_was_saved_goes_on():
     at(net, 9)
     for epochs in (one, two):
         epochs.update(1.5, 3, most=2)
-        assert epochs.mean_loss == 1.25
-        with epochs.mean_shown():
+        assert epochs.mean_loss(2) == 1.25
+        with epochs.mean_shown(2):
             assert net[0].weight[0, 0].item() == 5.0  # of epochs 1 and 3

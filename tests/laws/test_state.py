@@ -93,8 +93,8 @@ def keep_several(best: Any, number: int) -> Any:
     weight = best._groups[0][0]
     torch.nn.init.constant_(weight, number)
     best.update(LOSSES[number - 1], number, most=3)
-    with best.mean_shown():
-        return len(best), best.mean_loss, weight.item()
+    with best.mean_shown(3):
+        return len(best), best.mean_loss(3), best.lowest_loss, weight.item()
 
 
 def add(mean: Any, number: int) -> Any:
