@@ -14,6 +14,7 @@ from sbi_ignite.callback import TrainingState
 from sbi_ignite.engine.mode import set_training
 from sbi_ignite.engine.state import Stateful, restore
 from sbi_ignite.engine.steps import fixed_random_state
+from sbi_ignite.exceptions import ArgumentError
 from sbi_ignite.handlers.epoch_mean import EpochMean
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.handlers.gradient_clipping import GradientClipping
@@ -75,9 +76,19 @@ class Epochs:
             epoch_length: Batches in an epoch.
             parts: The parts of the training.
             found: Their saved states, which have been restored once.
+
+        Raises:
+            ArgumentError: If epochs had another number of batches until then.
         """
         self._first_epoch = self._first_iteration = 0
         epochs, inside = divmod(self._state.iteration, epoch_length)
+        if epochs != self._state.epoch:
+            raise ArgumentError(
+                "resume: expected as many batches an epoch as until now, "
+                f"{self._state.iteration} in {self._state.epoch} finished epochs, got "
+                f"{epoch_length} an epoch. Take the batch_size and the data that the training "
+                "began with, or train anew without resume_training."
+            )
         self._engine.load_state_dict(
             {
                 "iteration": self._state.iteration,

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from sbi_ignite import DataError, EarlyStopping, LRSchedule, TrainConfig
+from sbi_ignite import ArgumentError, DataError, EarlyStopping, LRSchedule, TrainConfig
 from sbi_ignite.engine import state
 from tests.small import SBI_WARNS, append, draw, ready, same, standing_still, train
 
@@ -268,3 +268,16 @@ def test_ctrl_c_in_a_resumed_leg_forgets_no_epoch_and_counts_none_twice():
     assert trainer.epoch == summary.epochs_trained == 6
     assert len(summary.validation_loss) == 6
     assert trainer._summary["validation_loss"] == list(summary.validation_loss)
+
+
+@pytest.mark.parametrize("batch_size", [10, 54])
+def test_other_batches_than_until_now_are_refused(batch_size):
+    """Epochs would be counted wrongly: three of smaller batches are one and a half."""
+    trainer = train(ready(), TrainConfig(batch_size=27, max_epochs=3))
+    with pytest.raises(
+        ArgumentError, match=r"12 in 3 finished epochs, got \d+ an epoch.*batch_size"
+    ):
+        trainer.train(TrainConfig(batch_size=batch_size, max_epochs=6, resume_training=True))
+    trainer.train(TrainConfig(batch_size=27, max_epochs=6, resume_training=True))
+    assert trainer.training_summary.epochs_trained == 6
+    assert len(trainer.training_summary.validation_loss) == 6
