@@ -1,0 +1,56 @@
+"""A recorded graph comes in; which values share memory, and which of it changes, goes out."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from sbi_ignite.engine.operations import operation
+
+
+def bases(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Return for every node the first one that had its memory, itself where it has its own."""
+    base: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        shared, _ = aliases(node)
+        base[node] = base[shared] if shared is not None else node
+    return base
+
+
+def changing(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes whose memory is written to at any time, through them or through a view."""
+    base: dict[fx.Node, fx.Node] = {}
+    written: set[fx.Node] = set()
+    for node in graph.nodes:
+        shared, targets = aliases(node)
+        base[node] = base[shared] if shared is not None else node
+        written.update(base[target] for target in targets)
+    return {node for node, its in base.items() if its in written}
+
+
+def aliases(node: fx.Node) -> tuple[fx.Node | None, list[fx.Node]]:
+    """Return the node whose memory a node shares, if any, and the nodes that it writes to."""
+    if node.op != "call_function":
+        return None, []
+    if not isinstance(node.target, torch._ops.OpOverload):  # an item of several results
+        source = node.args[0]
+        return source if isinstance(source, fx.Node) and _returns_views(source) else None, []
+    shared: fx.Node | None = None
+    targets: list[fx.Node] = []
+    for position, argument in enumerate(operation(node.target).arguments):
+        if not (argument.is_shared or argument.is_written):
+            continue
+        value = argument.given(position, node.args, node.kwargs)
+        items = value if isinstance(value, list | tuple) else [value]
+        nodes = [item for item in items if isinstance(item, fx.Node)]
+        # A list's tensors are written to, one by one; no operation returns views of one.
+        if nodes and argument.is_shared and nodes[0] is value:
+            shared = nodes[0]
+        if argument.is_written:
+            targets += nodes
+    return shared, targets
+
+
+def _returns_views(node: fx.Node) -> bool:
+    known = isinstance(node.target, torch._ops.OpOverload)
+    return not known or operation(node.target).returns_views  # type: ignore[arg-type] # known says so

@@ -1,0 +1,174 @@
+"""A recorded graph comes in; the same operations, in TorchScript's form, go out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from sbi_ignite.engine.operations import Operation, operation
+from sbi_ignite.engine.watching import NotTraceable
+
+aten = torch.ops.aten
+
+
+class Script:
+    """TorchScript's form of a flat graph: the same operations, found by their full schemas.
+
+    `torch.jit.trace` would do for most graphs, but it knows no lists of bools, which backward
+    passes of normalisations and convolutions take.
+    """
+
+    def __init__(self) -> None:
+        self._graph: Any = torch._C.Graph()
+        self._values: dict[fx.Node, Any] = {}
+        self._lists: dict[fx.Node, list[Any]] = {}
+
+    def translate(self, graph: fx.Graph) -> Any:
+        """Return the graph in TorchScript's form; its result is one tuple.
+
+        Raises:
+            NotTraceable: If TorchScript does not know an operation.
+        """
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                self._values[node] = self._graph.addInput(node.name)
+            elif node.op == "output":
+                outputs = [self._values[value] for value in node.args[0]]
+                types: list[Any] = [torch._C.TensorType.get() for _ in outputs]
+                result = self._append("prim::TupleConstruct", outputs)
+                result.output().setType(torch._C.TupleType(types))
+                self._graph.registerOutput(result.output())
+            elif isinstance(node.target, torch._ops.OpOverload):
+                number = _number_of(node)
+                target = node.target if number is None else NUMBERS_AS_TENSORS[node.target]
+                self._operation(node, operation(target), number)
+            else:  # an item of several results
+                source, index = node.args
+                self._values[node] = self._lists[source][index]
+        return self._graph
+
+    def _append(self, kind: str, inputs: Sequence[Any], outputs: int = 1) -> Any:
+        return self._graph.appendNode(self._graph.create(kind, inputs, outputs))
+
+    def _operation(self, node: fx.Node, about: Operation, number: Tensor | None) -> None:
+        """Append one operation, and note its results.
+
+        Args:
+            node: The operation.
+            about: What is known about it.
+            number: What takes the place of its second argument, a number.
+        """
+        given = [
+            node.args[position]
+            if position < len(node.args)
+            else node.kwargs.get(argument.name, argument.default)
+            for position, argument in enumerate(about.arguments)
+        ]
+        if number is not None:
+            given[1] = number
+        pairs = list(zip(given, about.arguments, strict=True))
+        inputs = [self._input(value, argument.type) for value, argument in pairs]
+        result = self._append(about.name, inputs, len(about.results))
+        results = _outputs(result, len(about.results))
+        for value, kind in zip(results, about.results, strict=True):
+            if not isinstance(kind, torch._C.TensorType):  # which they are to begin with
+                value.setType(kind)
+        try:
+            found = result.schema()
+        except RuntimeError:
+            found = None
+        # A number where a tensor is due: the overload for numbers, which makes a tensor of it.
+        same = found == about.schema or (
+            str(found).startswith(f"{about.name}.Scalar")
+            and any(
+                isinstance(value, int | float) and isinstance(argument.type, torch._C.TensorType)
+                for value, argument in pairs
+            )
+        )
+        if not same:
+            raise NotTraceable(f"TorchScript has no {node.target}")
+        if len(results) == 1 and isinstance(about.results[0], torch._C.ListType):
+            results = self._unpacked(results[0], node)
+            self._lists[node] = results
+        elif len(results) > 1:
+            self._lists[node] = results
+        else:
+            self._values[node] = results[0] if results else None
+
+    def _unpacked(self, value: Any, node: fx.Node) -> list[Any]:
+        """Return the items of a list of tensors, as many as the graph takes."""
+        length = node.meta["length"]
+        unpacked = self._append("prim::ListUnpack", [value], length)
+        return _outputs(unpacked, length)
+
+    def _input(self, value: Any, kind: Any) -> Any:
+        """Return an argument of an operation, of the type that its schema names."""
+        if isinstance(value, fx.Node):
+            return self._values[value]
+        wanted = kind.getElementType() if isinstance(kind, torch._C.OptionalType) else kind
+        if value is None or not isinstance(wanted, torch._C.ListType):
+            return self._graph.insertConstant(_constant(value, wanted))
+        items = list(value) if isinstance(value, list | tuple) else [value]
+        of = wanted.getElementType()
+        if items and not any(item is None or isinstance(item, fx.Node) for item in items):
+            return self._graph.insertConstant([_constant(item, of) for item in items])
+        listed = self._append("prim::ListConstruct", [self._input(item, of) for item in items])
+        listed.output().setType(wanted)
+        return listed.output()
+
+
+NUMBERS_AS_TENSORS: Mapping[Any, Any] = {
+    aten.add.Tensor: aten.add.Tensor,
+    aten.sub.Tensor: aten.sub.Tensor,
+    aten.mul.Tensor: aten.mul.Tensor,
+    aten.div.Tensor: aten.div.Tensor,
+    aten.rsub.Scalar: aten.rsub.Tensor,
+}
+"""Operations of a tensor with a number, and their forms for two tensors, by which torch carries
+them out."""
+
+
+def _number_of(node: fx.Node) -> Tensor | None:
+    """Return the number that an operation takes as a tensor of the result's type, shape ().
+
+    torch makes a tensor of the number and converts it, in four steps of half a microsecond each
+    whenever the operation runs, and comes to the same. On a GPU, kernels are given the number.
+    """
+    if node.target not in NUMBERS_AS_TENSORS or len(node.args) < 2:
+        return None
+    tensor, number = node.args[:2]
+    dtype = node.meta["dtype"]
+    if (
+        type(number) not in (int, float)
+        or dtype not in (torch.float32, torch.float64)
+        or not isinstance(tensor, fx.Node)
+        or tensor.meta.get("dtype") is not dtype
+        or node.meta["device"].type != "cpu"
+    ):
+        return None
+    return torch.tensor(number, dtype=dtype)
+
+
+def _outputs(node: Any, number: int) -> list[Any]:
+    """Return a TorchScript node's results; to ask its iterator for one more costs 8 us."""
+    values = node.outputs()
+    return [next(values) for _ in range(number)]
+
+
+MEMORY_FORMATS = {
+    torch.contiguous_format: 0,
+    torch.preserve_format: 1,
+    torch.channels_last: 2,
+    torch.channels_last_3d: 3,
+}
+"""The numbers by which TorchScript knows memory formats."""
+
+
+def _constant(value: Any, wanted: Any) -> Any:
+    """Return a value as TorchScript wants it to be written."""
+    if isinstance(value, torch.memory_format):
+        return MEMORY_FORMATS[value]
+    return float(value) if isinstance(wanted, torch._C.FloatType) and value is not None else value
