@@ -22,6 +22,7 @@ from sbi_ignite.engine.aliasing import changing
 from sbi_ignite.engine.cleaning import merge_equal, part_outputs, remove_aliases, remove_dead
 from sbi_ignite.engine.indexing import is_put, without_waiting
 from sbi_ignite.engine.operations import operation
+from sbi_ignite.engine.reusing import reuse_memory
 from sbi_ignite.engine.script import Script
 from sbi_ignite.engine.watching import (
     Guards,
@@ -134,6 +135,7 @@ def record(
     changed = changing(graph)
     merge_equal(graph, changed)
     part_outputs(graph)
+    reuse_memory(graph, changed)
     lines = [f"{n.name} = {n.target} {n.args} {n.kwargs}" for n in graph.nodes]
     return Graph(
         torch._C._create_function_from_graph("recorded", Script().translate(graph)),
@@ -227,7 +229,9 @@ class _Recorder(TorchDispatchMode):
 
     def _note(self, tensor: Tensor, node: fx.Node) -> None:
         self._nodes[id(tensor)] = node
-        node.meta.update(device=tensor.device, dtype=tensor.dtype)
+        strides = tensor.stride() if tensor.layout is torch.strided else None
+        layout = strides and (tensor.dtype, tensor.shape, strides)
+        node.meta.update(device=tensor.device, dtype=tensor.dtype, layout=layout)
         self._alive.append(tensor)  # a number names a tensor for as long as it lives
 
     def _node_of(self, tensor: Tensor) -> fx.Node:

@@ -126,6 +126,7 @@ NUMBERS_AS_TENSORS: Mapping[Any, Any] = {
     aten.mul.Tensor: aten.mul.Tensor,
     aten.div.Tensor: aten.div.Tensor,
     aten.rsub.Scalar: aten.rsub.Tensor,
+    **{form: form for form in (aten.add.out, aten.sub.out, aten.mul.out, aten.div.out)},
 }
 """Operations of a tensor with a number, and their forms for two tensors, by which torch carries
 them out."""

@@ -1,0 +1,123 @@
+"""A recorded graph comes in; the same one, whose results take the place of arguments, goes out.
+
+A new tensor takes half a microsecond, as long as a small operation itself, and a large one pushes
+out of the processor's cache what is needed next. Steps of ratio estimation became 6 to 7 % faster
+by it, of a maf 4 to 6 %, of a spline flow 3 % and of flow matching 1 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx
+
+from sbi_ignite.engine.aliasing import bases
+from sbi_ignite.engine.operations import operation
+
+aten = torch.ops.aten
+
+_ALSO_BY_ELEMENT = (aten.softplus_backward.default,)
+"""Operations that work element by element, though torch does not say so of them."""
+
+
+def reuse_memory(graph: fx.Graph, changing: set[fx.Node]) -> None:
+    """Let operations by element write to an argument that nobody reads after them.
+
+    On a GPU, whose tensors come from a store of torch's own, everything stays as it is.
+
+    Args:
+        graph: Changed in place. Its nodes' `meta` has "layout", what the memory of a node's tensor
+            looks like.
+        changing: The nodes whose memory is written to anyway; they are left alone.
+    """
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    base = bases(graph)
+    sharing: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        sharing.setdefault(base[node], []).append(node)
+
+    def is_free(argument: fx.Node, node: fx.Node) -> bool:
+        """Return whether an argument's memory is the graph's own, and not needed after a node."""
+        its = base[argument]
+        return (
+            its.op == "call_function"
+            and its not in changing
+            and _layout(its) == _layout(argument) == _layout(node) is not None
+            and sum(base[other] is its for other in node.all_input_nodes) == 1
+            and all(order[user] <= order[node] for one in sharing[its] for user in one.users)
+        )
+
+    for node in graph.nodes:
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload) or node in changing:
+            continue
+        form = _writing_form(target)
+        if form is None:
+            continue
+        candidates = node.all_input_nodes if form.argument else node.args[:1]
+        free = next((one for one in candidates if is_free(one, node)), None)  # type: ignore[arg-type] # the first argument of an operation in place is a tensor
+        if free is None:
+            continue
+        node.target = form.function
+        if form.argument:
+            node.kwargs = {**node.kwargs, form.argument: free}
+        joined = sharing.pop(node)
+        sharing[base[free]] += joined
+        base.update(dict.fromkeys(joined, base[free]))
+
+
+def _layout(node: fx.Node) -> object:
+    """Return what a node's memory looks like; None where it is not on the CPU or not known."""
+    layout = node.meta.get("layout")
+    return layout if layout and node.meta["device"].type == "cpu" else None
+
+
+class _WritingForm(NamedTuple):
+    """The form of an operation that writes its result to memory that is there.
+
+    Attributes:
+        function: That form.
+        argument: The name under which it is told where; None where it writes to its first argument.
+    """
+
+    function: torch._ops.OpOverload
+    argument: str | None
+
+
+@cache
+def _writing_form(function: torch._ops.OpOverload) -> _WritingForm | None:
+    """Return an operation's form that writes where it is told, or to its first argument.
+
+    Only operations by element have one here: they have read an element when they write it. torch
+    makes up such forms for operations that have no kernel for them; those copy, and do not count.
+
+    Example:
+        >>> _writing_form(torch.ops.aten.threshold_backward.default).argument
+        'grad_input'
+    """
+    about = operation(function)
+    by_element = torch.Tag.pointwise in function.tags or function in _ALSO_BY_ELEMENT
+    if not by_element or about.written or about.draws or len(about.results) != 1:
+        return None
+    packet, taken = function.overloadpacket, _types(function._schema.arguments)
+    for form in (getattr(packet, overload) for overload in packet.overloads()):
+        given = [argument for argument in form._schema.arguments if not argument.is_out]
+        told = [argument.name for argument in form._schema.arguments if argument.is_out]
+        if len(told) == 1 and _types(given) == taken and _has_kernel(form):
+            return _WritingForm(form, told[0])
+    in_place = getattr(aten, f"{packet.__name__}_", None)
+    form = getattr(in_place, function._overloadname, None)
+    if form is None or _types(form._schema.arguments) != taken or not _has_kernel(form):
+        return None
+    return _WritingForm(form, None)
+
+
+def _types(arguments: Sequence[Any]) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in arguments]
+
+
+def _has_kernel(form: torch._ops.OpOverload) -> bool:
+    return form.has_kernel_for_dispatch_key(torch._C.DispatchKey.CPU)
