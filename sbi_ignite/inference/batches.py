@@ -28,9 +28,12 @@ from sbi_ignite.inference.losses import is_sbis_own
 _LOSS_PARTS = ("_loss", "_get_losses", "_classifier_logits")
 """What a trainer of sbi computes its loss with."""
 _VALIDATION_ROWS = 1_024
+_VALIDATION_ROWS_ON_CPU = 256
 _VALIDATION_NUMBERS = 2**17
 """A batch of validation has at most so many rows and numbers, unless training batches have more:
-small enough for any memory, and large enough that python between the kernels does not count."""
+small enough for any memory, and large enough that python between the kernels does not count. On a
+CPU, what is computed on the way should fit its cache: an epoch of 10,000 rows took 2 to 5 % less
+than with 1,024."""
 
 _CHUNK = 2**20
 """Numbers that are looked at in one go, so that what is computed on the way stays small."""
@@ -171,7 +174,7 @@ def make_loaders(
     seed = _seed_of_the_order()
     if dataloader_kwargs is None:
         if _any_batch_will_do(trainer, call, train_size):
-            val_size = min(_large_batch(tensors, val_size), len(val_rows))
+            val_size = min(_large_batch(tensors, val_size, device), len(val_rows))
         return _brought_to(
             device,
             ShuffledBatches(tensors, train_rows, train_size, seed),
@@ -220,10 +223,11 @@ def _any_batch_will_do(trainer: Any, call: Call, train_size: int) -> bool:
     return not later_round or bool(call.keywords.get("force_first_round_loss"))
 
 
-def _large_batch(tensors: Sequence[Tensor], batch_size: int) -> int:
+def _large_batch(tensors: Sequence[Tensor], batch_size: int, device: torch.device) -> int:
     """Return how many rows to validate on at a time: many small ones, few large ones."""
     numbers = sum(tensor[0].numel() for tensor in tensors)
-    return max(batch_size, min(_VALIDATION_ROWS, _VALIDATION_NUMBERS // numbers))
+    rows = _VALIDATION_ROWS_ON_CPU if device.type == "cpu" else _VALIDATION_ROWS
+    return max(batch_size, min(rows, _VALIDATION_NUMBERS // numbers))
 
 
 def _torch_loader(

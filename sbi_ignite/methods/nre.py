@@ -71,8 +71,8 @@ class LossArgsBNRE(LossArgs):
     )
 
 
-VALIDATION_CONTRASTS = 3
-"""How often a validation row meets other theta."""
+VALIDATION_ROWS, VALIDATION_DRAWS = 300, 3
+"""How many rows of validation, each counted once per draw, meet other theta, and the most draws."""
 
 
 class RatioLoss(ABC):
@@ -80,7 +80,8 @@ class RatioLoss(ABC):
 
     A tenth of 1,000 rows, each set against nine others, tells epochs apart badly. With three times
     as many others, of 20 trainings on tuning tasks of `benchmarks/tasks.py` 9 chose an epoch that
-    was lower on fresh pairs and 1 a higher one, for about 7 % of an epoch's time.
+    was lower on fresh pairs and 1 a higher one, for about 7 % of an epoch's time. More rows need
+    fewer draws.
     """
 
     by_row: bool
@@ -93,7 +94,8 @@ class RatioLoss(ABC):
         """Return the losses of a validation batch; those of rows are means over several draws."""
         if not self.by_row:
             return self(model, batch)
-        return torch.stack([self(model, batch) for _ in range(VALIDATION_CONTRASTS)]).mean(dim=0)
+        draws = max(1, min(VALIDATION_ROWS // len(batch[0]), VALIDATION_DRAWS))
+        return torch.stack([self(model, batch) for _ in range(draws)]).mean(dim=0)
 
 
 @dataclass(frozen=True)

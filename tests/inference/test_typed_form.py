@@ -336,7 +336,7 @@ def test_the_validation_loss_is_the_mean_over_all_rows_however_they_are_cut():
     losses = []
     for rows in (1, 5, 1_000):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sbi_ignite.inference.batches._VALIDATION_ROWS", rows)
+            patch.setattr("sbi_ignite.inference.batches._VALIDATION_ROWS_ON_CPU", rows)
             trainer = ready("NPE_C")
             trainer.train(TrainConfig(batch_size=2, max_epochs=1, optimizer=standing_still, seed=0))
             losses.append(trainer.training_summary.validation_loss[0])

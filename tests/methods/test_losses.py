@@ -101,19 +101,24 @@ def test_losses_by_row_have_the_mean_that_sbi_returns(name, monkeypatch):
     torch.testing.assert_close(losses.mean(), expected)
 
 
+@pytest.mark.parametrize(("rows", "number"), [(20, 3), (100, 3), (101, 2), (150, 2), (151, 1)])
 @pytest.mark.parametrize("name", ["NRE_A", "NRE_B", "NRE_C", "BNRE"])
-def test_validation_rows_meet_several_draws_of_others_in_the_typed_form(name, monkeypatch):
+def test_few_validation_rows_meet_several_draws_of_others_in_the_typed_form(
+    name, rows, number, monkeypatch
+):
     """In sbi's form they meet one, as in sbi."""
-    trainer = ready(name, num_rows=100)
+    trainer = ready(name, num_rows=200)
     args = loss_arguments(trainer, monkeypatch)
-    batch = tuple(tensor[:20] for tensor in trainer.get_simulations())
+    batch = tuple(tensor[:rows] for tensor in trainer.get_simulations())
     as_sbi, typed = (loss_of(trainer, args, as_sbi=form) for form in (True, False))
     net = trainer._neural_net
     torch.manual_seed(5)
-    draws = [typed(net, batch) for _ in range(3)]
+    draws = [typed(net, batch) for _ in range(number)]
+    following = torch.rand(())
     torch.manual_seed(5)
-    torch.testing.assert_close(typed.validate(net, batch), sum(draws) / 3)
-    assert not torch.equal(draws[0], draws[1])
+    torch.testing.assert_close(typed.validate(net, batch), sum(draws) / number)
+    assert torch.rand(()) == following
+    assert all(not torch.equal(draws[0], other) for other in draws[1:])
     torch.manual_seed(5)
     once = as_sbi(net, batch)
     torch.manual_seed(5)
