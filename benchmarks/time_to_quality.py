@@ -235,15 +235,16 @@ def check_seeds(cells: Iterable[Cell]) -> None:
             )
 
 
-def recipe_id(budget: int) -> str:
+def recipe_id(budget: int, method: str) -> str:
     """Return a name for the recipe's numbers at a budget, so that old records are told apart."""
-    return hashlib.sha256(repr(fast(budget - budget // 10)).encode()).hexdigest()[:12]
+    numbers = fast(budget - budget // 10, contrastive=METHODS[method].contrastive)
+    return hashlib.sha256(repr(numbers).encode()).hexdigest()[:12]
 
 
 def key_of(record: dict[str, Any]) -> tuple[Any, ...]:
     """Return what tells one record of the cache from another."""
     cell = tuple(record[name] for name in ("task", "method", "budget", "seed"))
-    return (*cell, record.get("recipe", recipe_id(record["budget"])))
+    return (*cell, record.get("recipe", recipe_id(record["budget"], record["method"])))
 
 
 def cached(file: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -261,7 +262,7 @@ def run_apart(cell: Cell) -> dict[str, Any]:
     if done.returncode:
         raise SystemExit(f"{cell}\n{done.stderr}")
     record = json.loads(done.stdout.splitlines()[-1])
-    return {**record, "recipe": recipe_id(cell.budget), "commit": commit()}
+    return {**record, "recipe": recipe_id(cell.budget, cell.method), "commit": commit()}
 
 
 def commit() -> str:

@@ -50,11 +50,14 @@ class Method:
             of that name.
         loss: (trainer, network, theta, x) to losses of shape (n,) or their mean.
         rows: Rows per call of `loss`.
+        contrastive: Whether the loss sets rows against each other, for which the recipe has other
+            numbers.
     """
 
     make: Callable[..., Any]
     loss: Callable[[Any, Any, Tensor, Tensor], Tensor]
     rows: int = 1000
+    contrastive: bool = False
 
 
 def _npe(model: str) -> Method:
@@ -82,6 +85,7 @@ METHODS = {
         lambda module, **keywords: module.NRE(classifier="resnet", **keywords),
         lambda trainer, net, theta, x: trainer._loss(theta, x, num_atoms=10),
         rows=200,  # contrasting parameters come from the same rows: sbi's batch size
+        contrastive=True,
     ),
     "fmpe": Method(lambda module, **keywords: module.FMPE(**keywords), _flow_matching),
 }

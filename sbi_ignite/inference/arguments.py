@@ -81,7 +81,8 @@ class Call:
 
     def with_recipe(self, num_rows: int) -> Call:
         """Return the call with its recipe, if it has one, filled in for so many training rows."""
-        return replace(self, settings=self.settings.with_recipe(num_rows))
+        filled = self.settings.with_recipe(num_rows, contrastive=self.family.contrasts)
+        return replace(self, settings=filled)
 
     @property
     def logs_to_screen(self) -> bool:

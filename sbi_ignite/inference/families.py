@@ -32,12 +32,14 @@ class Family:
         rows_met: Returns how many rows of its batch a row is set against in the first round, itself
             among them, by sbi's keywords for the loss. A batch with more rows than that means the
             same. None: the loss is of the batch as a whole, or not known.
+        contrasts: Whether that is what the loss is made of, as recipes want to know.
     """
 
     loss_args: type[LossArgs]
     default_rule: EarlyStopping
     rows_needed: int = 1
     rows_met: Callable[[Mapping[str, Any]], int] | None = None
+    contrasts: bool = False
 
 
 def _itself(keywords: Mapping[str, Any]) -> int:
@@ -58,12 +60,18 @@ def _classes(keywords: Mapping[str, Any]) -> int:
 
 _PATIENCE = EarlyStopping.validation_loss()
 
+
+def _ratio(loss_args: type[LossArgs], rows_met: Callable[[Mapping[str, Any]], int]) -> Family:
+    """Return a family of ratio estimation."""
+    return Family(loss_args, _PATIENCE, rows_needed=2, rows_met=rows_met, contrasts=True)
+
+
 # The first that fits counts: subclasses stand before their parents.
 _FAMILIES: tuple[tuple[type, Family], ...] = (
     (BNRE, Family(LossArgsBNRE, _PATIENCE, rows_needed=2)),
-    (NRE_A, Family(LossArgsNRE_A, _PATIENCE, rows_needed=2, rows_met=_a_pair)),
-    (NRE_C, Family(LossArgsNRE_C, _PATIENCE, rows_needed=2, rows_met=_classes)),
-    (RatioEstimatorTrainer, Family(LossArgsNRE, _PATIENCE, rows_needed=2, rows_met=_atoms)),
+    (NRE_A, _ratio(LossArgsNRE_A, _a_pair)),
+    (NRE_C, _ratio(LossArgsNRE_C, _classes)),
+    (RatioEstimatorTrainer, _ratio(LossArgsNRE, _atoms)),
     (PosteriorEstimatorTrainer, Family(LossArgsNPE, _PATIENCE, rows_met=_itself)),
     (LikelihoodEstimatorTrainer, Family(LossArgsNLE, _PATIENCE, rows_met=_itself)),
     (

@@ -54,7 +54,9 @@ class Resolved:
         filled = any(origin.source == "recipe" for origin in self.origins.values())
         return self.train.recipe is not None and not filled
 
-    def with_recipe(self, num_rows: int, apart_from: Collection[str] = ()) -> Resolved:
+    def with_recipe(
+        self, num_rows: int, apart_from: Collection[str] = (), contrastive: bool = False
+    ) -> Resolved:
         """Fill in what the recipe says for so many rows and nobody has set.
 
         A weight decay or an `ema_decay` that was set stands for those of the recipe too.
@@ -62,6 +64,8 @@ class Resolved:
         Args:
             num_rows: Rows that are trained on.
             apart_from: Fields that are left alone.
+            contrastive: Whether the loss sets rows of a batch against each other, as in ratio
+                estimation.
 
         Returns:
             The settings, with the origin "recipe" for what was filled in; these settings if there
@@ -69,7 +73,7 @@ class Resolved:
         """
         if not self.awaits_recipe or self.train.recipe is None:
             return self
-        said = RECIPES[self.train.recipe](num_rows)
+        said = RECIPES[self.train.recipe](num_rows, contrastive)
         spare = {
             name: value
             for name, value in said.items()
@@ -80,7 +84,8 @@ class Resolved:
         if "stages" in spare and "weight_decay" not in spare:
             steady = [stage.model_copy(update={"weight_decay": None}) for stage in said["stages"]]
             spare["stages"] = tuple(steady)
-        where = f"TrainConfig.{self.train.recipe}() at {num_rows:,} training rows"
+        rows = "rows that are contrasted" if contrastive else "rows"
+        where = f"TrainConfig.{self.train.recipe}() at {num_rows:,} training {rows}"
         origins = {f"train.{name}": Origin("recipe", where) for name in spare}
         return replace(
             self,

@@ -195,11 +195,12 @@ class TrainConfig(Settings):
     def fast(cls, **overrides: Any) -> Self:
         """Give the recommended recipe: rate, batch size, optimizer, averaging and stages.
 
-        `.train()` fills in what nobody set once it knows the number of training rows; the summary,
-        the manifest and the loggers show the values, with the origin "recipe". What is set here, by
-        keywords, by the environment or in a file stays as it is set. The recipe's stages end the
-        training; an `early_stopping` that is asked for may end it sooner. In the environment the
-        recipe goes by SBI_IGNITE_TRAIN__RECIPE=fast, also for scripts with sbi's keywords.
+        `.train()` fills in what nobody set once it knows the number of training rows; ratio
+        estimation has numbers of its own. The summary, the manifest and the loggers show the
+        values, with the origin "recipe". What is set here, by keywords, by the environment or in a
+        file stays as it is set. The recipe's stages end the training; an `early_stopping` that is
+        asked for may end it sooner. In the environment the recipe goes by
+        SBI_IGNITE_TRAIN__RECIPE=fast, also for scripts with sbi's keywords.
 
         Args:
             **overrides: Fields that replace the recipe's.

@@ -130,8 +130,11 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
 
 
 def test_records_of_another_recipe_do_not_count():
-    assert key_of(record()) == key_of({**record(), "recipe": time_to_quality.recipe_id(1_000)})
+    now = time_to_quality.recipe_id(1_000, record()["method"])
+    assert key_of(record()) == key_of({**record(), "recipe": now})
     assert key_of(record()) != key_of({**record(), "recipe": "another"})
+    assert now == time_to_quality.recipe_id(1_000, "fmpe")
+    assert now != time_to_quality.recipe_id(1_000, "nre_resnet")
 
 
 def test_a_stopwatch_does_not_count_its_pauses():

@@ -27,6 +27,10 @@ from tests.small import METHODS, SBI_WARNS, Watch, ready, same, train
 pytestmark = SBI_WARNS
 
 
+CONTRASTIVE = ("NRE_A", "NRE_B", "NRE_C")
+"""The methods with numbers of their own."""
+
+
 def config_of(summary):
     """Return values and origins of the training's settings."""
     return {n: (e["value"], e["origin"]) for n, e in summary.config["train"].items()}
@@ -41,13 +45,15 @@ def test_every_method_trains_with_the_values_for_its_training_rows(name):
     """The values in force are those in the summary: the batches and rates that are seen."""
     watch = Watch()
     trainer = train(ready(name, num_rows=500), TrainConfig.fast(max_epochs=2), callbacks=[watch])
-    summary, recipe = trainer.training_summary, fast(450)
+    contrastive = name in CONTRASTIVE
+    summary, recipe = trainer.training_summary, fast(450, contrastive)
     expected = resolve(train=TrainConfig(**recipe)).to_dict()["train"]
     assert filled(summary) == set(recipe)
     for field in recipe:
         assert config_of(summary)[field] == (expected[field]["value"], "recipe")
     where = summary.config["train"]["batch_size"]["where"]
-    assert where == "TrainConfig.fast() at 450 training rows"
+    rows = "rows that are contrasted" if contrastive else "rows"
+    assert where == f"TrainConfig.fast() at 450 training {rows}"
     sizes = [len(batch) for batch in watch.batches[0]]
     assert sum(sizes) == 450
     assert max(sizes) <= recipe["batch_size"] < max(sizes) * 2
@@ -71,6 +77,21 @@ def test_the_first_stage_waits_longer_where_epochs_are_short():
 def test_the_rate_grows_with_the_batch_up_to_a_bound():
     rates = [fast(rows)["learning_rate"] for rows in (18, 125, 1_000, 9_000, 10**6)]
     assert rates == [0.0015, 0.0015, 0.003, 0.005, 0.005]
+
+
+def test_ratio_estimation_has_higher_rates_more_decay_and_averages_its_best_epochs():
+    recipes = [
+        (rows, fast(rows), fast(rows, contrastive=True)) for rows in (450, 900, 9_000, 10**6)
+    ]
+    rates = [recipe["learning_rate"] for _, _, recipe in recipes]
+    assert rates == [0.0077, 0.0097, 0.015, 0.015]
+    for rows, others, recipe in recipes:
+        same = others.keys() - {"learning_rate", "stages"}
+        assert {name: recipe[name] for name in same} == {name: others[name] for name in same}
+        decay, others_decay = (r["stages"][1].weight_decay for r in (recipe, others))
+        assert decay == pytest.approx(3 * others_decay, rel=0.1)
+        assert all(stage.average_best == 10 for stage in recipe["stages"])
+        assert recipe["stages"][-1].patience == (8 if rows < 90_000 else 16)
 
 
 def test_the_best_epochs_are_averaged_where_validation_is_noisy():
