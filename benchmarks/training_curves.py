@@ -50,8 +50,7 @@ class Method:
             of that name.
         loss: (trainer, network, theta, x) to losses of shape (n,) or their mean.
         rows: Rows per call of `loss`.
-        contrastive: Whether the loss sets rows against each other, for which the recipe has other
-            numbers.
+        contrastive: Whether the recipe has its numbers for ratio estimation.
     """
 
     make: Callable[..., Any]

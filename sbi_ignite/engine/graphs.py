@@ -228,10 +228,13 @@ class _Recorder(TorchDispatchMode):
         return value
 
     def _note(self, tensor: Tensor, node: fx.Node) -> None:
-        self._nodes[id(tensor)] = node
         strides = tensor.stride() if tensor.layout is torch.strided else None
         layout = strides and (tensor.dtype, tensor.shape, strides)
+        known = self._nodes.get(id(tensor))
+        if known is not None:  # an operation that returns its argument, and may not say so
+            layout = known.meta["layout"] = None
         node.meta.update(device=tensor.device, dtype=tensor.dtype, layout=layout)
+        self._nodes[id(tensor)] = node
         self._alive.append(tensor)  # a number names a tensor for as long as it lives
 
     def _node_of(self, tensor: Tensor) -> fx.Node:

@@ -32,7 +32,8 @@ class Family:
         rows_met: Returns how many rows of its batch a row is set against in the first round, itself
             among them, by sbi's keywords for the loss. A batch with more rows than that means the
             same. None: the loss is of the batch as a whole, or not known.
-        contrasts: Whether that is what the loss is made of, as recipes want to know.
+        contrasts: Whether recipes may take the loss for one of ratio estimation, which sets single
+            rows against others; BNRE's regulariser is of the batch as a whole.
     """
 
     loss_args: type[LossArgs]

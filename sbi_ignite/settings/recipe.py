@@ -1,4 +1,4 @@
-"""The number of training rows in, the fields of the recommended recipe out: its numbers alone.
+"""Number of training rows and kind of loss in, fields of the recommended recipe out: its numbers.
 
 They were chosen by measurement; `benchmarks/time_to_quality.py` compares them with sbi's defaults.
 """

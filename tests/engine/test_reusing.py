@@ -76,6 +76,16 @@ def test_what_others_hold_is_not_written_to():
     assert writes_over(graph) == 2
 
 
+def test_what_an_operation_hands_on_without_saying_so_is_not_written_to():
+    library = torch.library.Library("sbi_ignite_tests", "FRAGMENT")
+    library.define("handed_on(Tensor x) -> Tensor")
+    library.impl("handed_on", lambda x: x, "CPU")
+
+    graph = recorded(lambda x: [torch.ops.sbi_ignite_tests.handed_on(x).exp()], torch.randn(4, 3))
+
+    assert writes_over(graph) == 0
+
+
 def test_memory_that_a_computation_writes_to_itself_is_left_alone():
     def function(x: Tensor) -> list[Tensor]:
         total = torch.zeros(4, 3)
