@@ -64,8 +64,8 @@ class Resolved:
         Args:
             num_rows: Rows that are trained on.
             apart_from: Fields that are left alone.
-            contrastive: Whether the loss sets rows of a batch against each other, as in ratio
-                estimation.
+            contrastive: Whether the loss is one of ratio estimation, which sets every row against
+                others of its batch.
 
         Returns:
             The settings, with the origin "recipe" for what was filled in; these settings if there
@@ -84,8 +84,8 @@ class Resolved:
         if "stages" in spare and "weight_decay" not in spare:
             steady = [stage.model_copy(update={"weight_decay": None}) for stage in said["stages"]]
             spare["stages"] = tuple(steady)
-        rows = "rows that are contrasted" if contrastive else "rows"
-        where = f"TrainConfig.{self.train.recipe}() at {num_rows:,} training {rows}"
+        kind = " of ratio estimation" if contrastive else ""
+        where = f"TrainConfig.{self.train.recipe}() at {num_rows:,} training rows{kind}"
         origins = {f"train.{name}": Origin("recipe", where) for name in spare}
         return replace(
             self,

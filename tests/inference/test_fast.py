@@ -52,8 +52,8 @@ def test_every_method_trains_with_the_values_for_its_training_rows(name):
     for field in recipe:
         assert config_of(summary)[field] == (expected[field]["value"], "recipe")
     where = summary.config["train"]["batch_size"]["where"]
-    rows = "rows that are contrasted" if contrastive else "rows"
-    assert where == f"TrainConfig.fast() at 450 training {rows}"
+    kind = " of ratio estimation" if contrastive else ""
+    assert where == f"TrainConfig.fast() at 450 training rows{kind}"
     sizes = [len(batch) for batch in watch.batches[0]]
     assert sum(sizes) == 450
     assert max(sizes) <= recipe["batch_size"] < max(sizes) * 2
