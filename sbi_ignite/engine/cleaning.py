@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from sbi_ignite.engine.aliasing import bases
 from sbi_ignite.engine.operations import operation
 
 aten = torch.ops.aten
@@ -49,16 +48,22 @@ def merge_equal(graph: fx.Graph, changing: set[fx.Node]) -> None:
             graph.erase_node(node)
 
 
-def part_outputs(graph: fx.Graph) -> None:
-    """Copy those outputs that share memory with inputs or with other outputs."""
-    base = bases(graph)
+def part_outputs(graph: fx.Graph, base: dict[fx.Node, fx.Node]) -> None:
+    """Copy those outputs that share memory with inputs or with other outputs.
+
+    Args:
+        graph: Changed in place.
+        base: See `bases`; gains what is added.
+    """
     (output,) = graph.find_nodes(op="output")
     taken = {node for node in graph.nodes if node.op == "placeholder"}
     parted: list[fx.Node] = []
     with graph.inserting_before(output):
         for node in output.args[0]:
-            free = base[node] not in taken
-            parted.append(node if free else graph.call_function(aten.clone.default, (node,)))
+            if base[node] in taken:
+                node = graph.call_function(aten.clone.default, (node,))
+                base[node] = node
+            parted.append(node)
             taken.add(base[node])
     output.args = (parted,)
 

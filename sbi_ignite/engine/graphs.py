@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from sbi_ignite.engine.aliasing import changing
+from sbi_ignite.engine.aliasing import bases, changing
 from sbi_ignite.engine.cleaning import merge_equal, part_outputs, remove_aliases, remove_dead
 from sbi_ignite.engine.indexing import is_put, without_waiting
 from sbi_ignite.engine.operations import operation
@@ -134,8 +134,9 @@ def record(
     )
     changed = changing(graph)
     merge_equal(graph, changed)
-    part_outputs(graph)
-    reuse_memory(graph, changed)
+    base = bases(graph)
+    part_outputs(graph, base)
+    reuse_memory(graph, base, changed)
     lines = [f"{n.name} = {n.target} {n.args} {n.kwargs}" for n in graph.nodes]
     return Graph(
         torch._C._create_function_from_graph("recorded", Script().translate(graph)),

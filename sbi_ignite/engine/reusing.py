@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from sbi_ignite.engine.aliasing import bases
 from sbi_ignite.engine.operations import operation
 
 aten = torch.ops.aten
@@ -23,7 +22,7 @@ _ALSO_BY_ELEMENT = (aten.softplus_backward.default,)
 """Operations that work element by element, though torch does not say so of them."""
 
 
-def reuse_memory(graph: fx.Graph, changing: set[fx.Node]) -> None:
+def reuse_memory(graph: fx.Graph, base: dict[fx.Node, fx.Node], changing: set[fx.Node]) -> None:
     """Let operations by element write to an argument that nobody reads after them.
 
     On a GPU, whose tensors come from a store of torch's own, everything stays as it is.
@@ -31,10 +30,10 @@ def reuse_memory(graph: fx.Graph, changing: set[fx.Node]) -> None:
     Args:
         graph: Changed in place. Its nodes' `meta` has "layout", what the memory of a node's tensor
             looks like.
+        base: See `bases`; follows what is changed.
         changing: The nodes whose memory is written to anyway; they are left alone.
     """
     order = {node: number for number, node in enumerate(graph.nodes)}
-    base = bases(graph)
     sharing: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
         sharing.setdefault(base[node], []).append(node)

@@ -71,8 +71,10 @@ class LossArgsBNRE(LossArgs):
     )
 
 
-VALIDATION_ROWS, VALIDATION_DRAWS = 300, 3
-"""How many rows of validation, each counted once per draw, meet other theta, and the most draws."""
+VALIDATION_DRAWS = 3
+VALIDATION_ROWS = 300
+"""Other theta are drawn so often for a batch of validation, less often where that would make more
+rows in all, and at least once."""
 
 
 class RatioLoss(ABC):

@@ -65,12 +65,12 @@ def fast(num_rows: int, contrastive: bool = False) -> dict[str, Any]:
     * Ratio estimation has 1e-4 for each row of a batch, at most 1.5e-2, three times the weight
       decay in the second stage, and the mean of the best epochs with any number of rows. It ended
       lower on tuning tasks in 18 of 18 cells with 1,000 simulations, by 0.065 on the mean, in 14 of
-      18 with 200, and in 8 of 9 with 10,000, and took four fifths of the time with 200 and 10,000.
-      With 7e-3 and 1,000 simulations, it ended lower in 21 of 27, with 1.4e-2 as low as with 1e-2.
-      With the higher rate alone, 17 of 18 were lower, by 0.047. A network of another kind (mlp) was
-      lower in 9 of 9, losses of two pairs (NRE_A) in 5 of 6, and with an independent class (NRE_C)
-      in 4 of 6. Balanced ratio estimation ended higher with 7e-3 in 5 of 6, once by 0.3, and flow
-      matching with 5e-3 in 3 of 3: they keep the numbers of flows.
+      18 with 200, and in 8 of 9 with 10,000 (with 1.2e-2 as with 1.6e-2), and took four fifths of
+      the time with 200 and 10,000. With 7e-3 and 1,000 simulations, it was lower in 21 of 27, with
+      1.4e-2 as low as with 1e-2. With the higher rate alone, 17 of 18 were lower, by 0.047. A
+      network of another kind (mlp) was lower in 9 of 9, losses of two pairs (NRE_A) in 5 of 6, and
+      with an independent class (NRE_C) in 4 of 6. Balanced ratio estimation ended higher with 7e-3
+      in 5 of 6, once by 0.3, and flow matching with 5e-3 in 3 of 3: they keep the numbers of flows.
 
     Args:
         num_rows: Rows that are trained on, at least 1.

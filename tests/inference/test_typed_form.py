@@ -10,6 +10,7 @@ from sbi.utils import BoxUniform
 
 import sbi_ignite.inference
 from sbi_ignite import EarlyStopping, LRSchedule, TrainConfig
+from sbi_ignite.inference.batches import _large_batch as large_batch
 from sbi_ignite.inference.batches import make_loaders, simulations_of
 from tests.small import (
     METHODS,
@@ -330,6 +331,16 @@ def test_validation_takes_many_rows_at_a_time_where_rows_mean_the_same(
     ready(name).train(TrainConfig(batch_size=batch_size, max_epochs=1))
     assert loaders[0].batch_size == batch_size
     assert loaders[1].batch_size == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "columns", "expected"),
+    [("cpu", 2, 256), ("cuda", 2, 1_024), ("cpu", 2**14, 10), ("cuda", 2**17, 10)],
+)
+def test_batches_of_validation_fit_the_cache_of_a_cpu_and_fill_a_gpu(device, columns, expected):
+    """With large rows, there are as many as training takes."""
+    tensors = [torch.zeros(2_000, 1).expand(2_000, columns // 2)] * 2
+    assert large_batch(tensors, 10, torch.device(device)) == expected
 
 
 def test_the_validation_loss_is_the_mean_over_all_rows_however_they_are_cut():
