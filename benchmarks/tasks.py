@@ -313,6 +313,29 @@ def location_scale(theta: Tensor) -> Tensor:
     return (mean[:, None] + (0.05 + scale[:, None]) * noise).flatten(1)
 
 
+def contaminated(theta: Tensor) -> Tensor:
+    """Return x of shape (n, 3): theta with noise of 0.1, in three of ten rows of 1.5."""
+    wide = torch.rand(len(theta), 1) < 0.3
+    return theta + torch.where(wide, 1.5, 0.1) * torch.randn_like(theta)
+
+
+def outliers(theta: Tensor) -> Tensor:
+    """Return x of shape (n, 2): sum and difference, each an outlier one time in five."""
+    first, second = theta.T
+    clean = torch.stack((first + second, first - second), dim=1)
+    wide = torch.rand(len(theta), 2) < 0.2
+    return clean + torch.where(wide, 2.0, 0.15) * torch.randn_like(clean)
+
+
+def two_instruments(theta: Tensor) -> Tensor:
+    """Return x of shape (n, 2): theta turned by 30 degrees, noise of 0.15 or 1.2."""
+    cos, sin = math.cos(math.pi / 6), math.sin(math.pi / 6)
+    first, second = theta.T
+    fine = torch.rand(len(theta), 1) < 0.4
+    turned = torch.stack((cos * first - sin * second, sin * first + cos * second), dim=1)
+    return turned + torch.where(fine, 0.15, 1.2) * torch.randn_like(theta)
+
+
 JUDGED = {
     task.name: task
     for task in (
@@ -356,6 +379,9 @@ TUNING = {
         Task("queue", uniform([0, 0, 0], [10, 10, 1 / 3]), queue),
         Task("bernoulli_glm", standard_normal(6), bernoulli_glm),
         Task("location_scale", uniform([-2] * 4, [2] * 4), location_scale),
+        Task("contaminated", uniform([-6] * 3, [6] * 3), contaminated),
+        Task("outliers", uniform([-8] * 2, [8] * 2), outliers),
+        Task("two_instruments", uniform([-12] * 2, [12] * 2), two_instruments),
     )
 }
 """Tasks on which recipes may be chosen, with seeds from `FIRST_TUNING_SEED` on."""

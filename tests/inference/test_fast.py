@@ -79,17 +79,20 @@ def test_the_rate_grows_with_the_batch_up_to_a_bound():
     assert rates == [0.0015, 0.0015, 0.003, 0.005, 0.005]
 
 
-def test_ratio_estimation_has_higher_rates_more_decay_and_averages_its_best_epochs():
+def test_ratio_estimation_has_its_own_rate_warm_up_and_decay_and_averages_its_best_epochs():
     recipes = [
         (rows, fast(rows), fast(rows, contrastive=True)) for rows in (450, 900, 9_000, 10**6)
     ]
     rates = [recipe["learning_rate"] for _, _, recipe in recipes]
     assert rates == [0.0077, 0.0097, 0.015, 0.015]
     for rows, others, recipe in recipes:
-        same = others.keys() - {"learning_rate", "stages"}
+        same = others.keys() - {"learning_rate", "lr_schedule", "weight_decay", "stages"}
         assert {name: recipe[name] for name in same} == {name: others[name] for name in same}
-        decay, others_decay = (r["stages"][1].weight_decay for r in (recipe, others))
-        assert decay == pytest.approx(3 * others_decay, rel=0.1)
+        first, second = (stage.weight_decay for stage in recipe["stages"][:2])
+        assert second == pytest.approx(3 * others["stages"][1].weight_decay, rel=0.1)
+        assert recipe["weight_decay"] == first == pytest.approx(0.1 * second, rel=0.1)
+        steps = others["lr_schedule"].warmup_steps
+        assert recipe["lr_schedule"].warmup_steps == pytest.approx(0.3 * steps, abs=1)
         assert all(stage.average_best == 10 for stage in recipe["stages"])
         assert recipe["stages"][-1].patience == (8 if rows < 90_000 else 16)
 
