@@ -26,7 +26,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import Result, Table, conclude, options_of, parse
+from benchmarks.measuring import FOLDER, Result, Table, conclude, options_of, parse
 from benchmarks.peers import PEERS, options_of_peers, peer, save_pairs
 from benchmarks.tasks import FIRST_TUNING_SEED, JUDGED, TUNING
 from benchmarks.training_curves import HELD_OUT, HELD_OUT_SEED, METHODS, Cell
@@ -258,7 +258,10 @@ def run_apart(cell: Cell) -> dict[str, Any]:
     """Run a cell in a process of its own, on one thread, and return its record."""
     command = [sys.executable, "-m", "benchmarks.training_curves", json.dumps(asdict(cell))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    # The package of benchmarks is not installed: a process finds it where this checkout lies.
+    done = subprocess.run(
+        command, cwd=FOLDER.parent, env=environment, capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(f"{cell}\n{done.stderr}")
     record = json.loads(done.stdout.splitlines()[-1])
@@ -267,7 +270,7 @@ def run_apart(cell: Cell) -> dict[str, Any]:
 
 def commit() -> str:
     """Return the commit of this checkout, or "unknown"."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    command = ["git", "-C", str(FOLDER), "rev-parse", "--short", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
 

@@ -196,8 +196,9 @@ class TorchCompiled:
         before = random_states()
         try:
             with warnings.catch_warnings():
-                # torch's compiler imports parts of torch that use what torch has deprecated.
-                warnings.filterwarnings("ignore", "`torch\\.jit\\.", DeprecationWarning)
+                # torch's compiler itself uses what torch has deprecated.
+                for said in ("`torch\\.jit\\.", ".*autograd\\.function\\.Function.* instantiated"):
+                    warnings.filterwarnings("ignore", said, DeprecationWarning)
                 self._compiled = torch.compile(self._loss, dynamic=False)
                 return self._compiled(model, batch)
         except Exception as error:
