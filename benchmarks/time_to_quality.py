@@ -157,7 +157,8 @@ def summary(cells: Sequence[Verdict]) -> list[str]:
     return [
         f"{len(cells)} cells. sbi's time / time to sbi's final held-out loss: geometric mean "
         f"{speed:.1f} (bar {SPEED_MEAN:g}), least {slowest.speed:.2f} in {slowest.name} "
-        f"(bar {SPEED_LEAST:g}); below the bar: {_names(c for c in cells if not c.soon)}.",
+        f"(bar {SPEED_LEAST:g}); below the bar or missed with a seed: "
+        f"{_names(c for c in cells if not c.soon)}.",
         f"The recipe's whole time / sbi's: geometric mean {total:.2f} (bar {TOTAL_MEAN:g}), most "
         f"{longest.total:.2f} in {longest.name} (bar {TOTAL_MOST:g}); above the bar: "
         f"{_names(c for c in cells if not c.short)}.",

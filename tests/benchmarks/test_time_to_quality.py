@@ -83,7 +83,7 @@ def test_sentences_give_means_and_name_what_falls_short():
     speed, total, loss = summary(cells)
     assert "mean 3.2 " in speed
     assert "least 1.00 in slcp npe_maf 1,000" in speed
-    assert "below the bar: slcp npe_maf 1,000." in speed
+    assert "below the bar or missed with a seed: slcp npe_maf 1,000." in speed
     assert "mean 0.50 " in total
     assert "above the bar: slcp npe_maf 1,000." in total
     assert "1 of 2 cells; higher: slcp npe_maf 1,000." in loss
