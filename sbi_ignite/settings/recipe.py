@@ -77,8 +77,8 @@ def fast(num_rows: int, contrastive: bool = False) -> dict[str, Any]:
       before validation tells: so trained, 1 of 24 cells on two instruments missed sbi's loss
       instead of 4, and the others had it sooner. On all tuning tasks it ended lower in 30 of 48
       cells with 1,000 simulations, in 32 of 48 with 200, with NRE_A in 27 of 32, NRE_C 30 of 32,
-      mlp 19 of 32; with 10,000 as low, in six sevenths of the time. With a third of the second
-      stage's, two instruments ended lower still, and a ring 0.04 higher.
+      mlp 19 of 32; with 10,000 and 100,000 as low, in nine tenths of the time. With a third of the
+      second stage's, two instruments ended lower still, and a ring 0.04 higher.
 
     Args:
         num_rows: Rows that are trained on, at least 1.
