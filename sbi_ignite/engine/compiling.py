@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
 
 from sbi_ignite.engine.gradients import EagerGradients, Gradients, LossFunction
 from sbi_ignite.engine.state import random_states, set_random_states
@@ -175,7 +176,7 @@ def in_bf16(loss: LossFunction, device: torch.device) -> LossFunction:
 
 
 class TorchCompiled:
-    """A loss compiled by `torch.compile` when it is first asked; its last bits may differ.
+    """A loss compiled by `torch.compile`, once for every shape of batch; its last bits may differ.
 
     Args:
         loss: Losses of a batch.
@@ -185,13 +186,15 @@ class TorchCompiled:
     def __init__(self, loss: LossFunction, refuse: Callable[[str], None]) -> None:
         self._loss, self._refuse = loss, refuse
         self._compiled: LossFunction | None = None
+        self._shapes: set[tuple[Any, ...]] = set()
         self._possible = True
 
     def __call__(self, model: Any, batch: Any) -> Tensor:
         """Return the losses of a batch."""
         if not self._possible:
             return self._loss(model, batch)
-        if self._compiled is not None:
+        shapes = tuple(getattr(leaf, "shape", None) for leaf in pytree.tree_leaves(batch))
+        if self._compiled is not None and shapes in self._shapes:
             return self._compiled(model, batch)
         before = random_states()
         try:
@@ -199,8 +202,9 @@ class TorchCompiled:
                 # torch's compiler itself uses what torch has deprecated.
                 for said in ("`torch\\.jit\\.", ".*autograd\\.function\\.Function.* instantiated"):
                     warnings.filterwarnings("ignore", said, DeprecationWarning)
-                self._compiled = torch.compile(self._loss, dynamic=False)
-                return self._compiled(model, batch)
+                if self._compiled is None:
+                    self._compiled = torch.compile(self._loss, dynamic=False)
+                losses = self._compiled(model, batch)
         except Exception as error:
             if not _is_torchs_compiler(error):
                 raise
@@ -208,6 +212,8 @@ class TorchCompiled:
             set_random_states(before)
             self._refuse(f"torch.compile cannot take it ({_in_a_line(error)})")
             return self._loss(model, batch)
+        self._shapes.add(shapes)
+        return losses
 
 
 def _is_torchs_compiler(error: Exception) -> bool:
