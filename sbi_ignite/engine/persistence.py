@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine
-from torch import Tensor, nn
+from torch import nn
 
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.data.in_memory import Batches
+from sbi_ignite.data.source import Batches
 from sbi_ignite.engine.host import Host
 from sbi_ignite.engine.state import Snapshots, Stateful, restore
 from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError
@@ -35,7 +35,7 @@ def persistence(
     model: nn.Module,
     parts: Mapping[str, Stateful],
     state: TrainingState,
-    train_loader: Any,
+    batches: Batches,
     snapshots: Snapshots,
 ) -> Iterator[Persistence | NoPersistence]:
     """Hold the run directory that the settings or the host name, for the time of a training.
@@ -46,7 +46,7 @@ def persistence(
         model: The network.
         parts: The parts of the training that remember something.
         state: The training's numbers.
-        train_loader: Batches, whose tensors are what the run is recognised by.
+        batches: Training data, whose fingerprint identifies the run.
         snapshots: Take snapshots of the parts.
     """
     method, manifest = host.method or type(model).__name__, {}
@@ -55,7 +55,7 @@ def persistence(
             method=method,
             settings=settings.to_dict(),
             seed=settings.train.seed,
-            data=tensors_of(train_loader),
+            data=batches.fingerprint(),
             network=model,
         )
         manifest.update(host.manifest)
@@ -75,9 +75,9 @@ def persistence(
             parts,
             state,
             snapshots,
-            mid_epoch=isinstance(train_loader, Batches),
+            mid_epoch=batches.resumes_inside_epoch,
             # A thread that writes must not run while a loader forks its workers.
-            background=not getattr(train_loader, "num_workers", 0),
+            background=not batches.uses_processes,
         )
 
 
@@ -255,13 +255,6 @@ class Persistence:
     def _note_end(self, status: str, **values: Any) -> None:
         with contextlib.suppress(CheckpointError):
             self._directory.update_manifest(status=status, **values)
-
-
-def tensors_of(loader: Any) -> tuple[Tensor, ...] | None:
-    """Return the tensors behind batches; None where a loader does not show them."""
-    source = getattr(loader, "dataset", loader)
-    source = getattr(source, "dataset", source)
-    return getattr(source, "tensors", None)
 
 
 def _line(error: BaseException) -> str:

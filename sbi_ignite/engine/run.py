@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.data.placing import indexed
+from sbi_ignite.data.foreign import as_batches
+from sbi_ignite.data.source import Batches
+from sbi_ignite.data.transfer import indexed
 from sbi_ignite.engine.checks import check_arguments, check_device
 from sbi_ignite.engine.compiling import Compiler
 from sbi_ignite.engine.denormals import denormals_as_zeros
@@ -123,9 +125,11 @@ def run_training(
     settings = host.settings or resolve(
         train=config, early_stopping=early_stopping, logging=logging, checkpoint=checkpoint
     )
-    settings = filled_in(settings, train_loader)
-    config, as_sbi = settings.train, settings.train.sbi_compat
     check_arguments(model, loss_fn, train_loader, val_loader, optimizer, scheduler)
+    train_batches = as_batches(train_loader, "train_loader")
+    val_batches = None if val_loader is None else as_batches(val_loader, "val_loader")
+    settings = filled_in(settings, train_batches)
+    config, as_sbi = settings.train, settings.train.sbi_compat
     loggers = make_loggers((*settings.logging, *host.loggers))
 
     # What is trained, and by which rules.
@@ -135,9 +139,9 @@ def run_training(
     optimizer = optimizer or make_optimizer(config, model.parameters())
     callbacks = tuple(callbacks or ())
     state = host.state or TrainingState(model=model)
-    state.validated = val_loader is not None
+    state.validated = val_batches is not None
     schedulers = (
-        Schedulers(scheduler) if scheduler else make_schedulers(config, optimizer, train_loader)
+        Schedulers(scheduler) if scheduler else make_schedulers(config, optimizer, train_batches)
     )
     schedule = Schedule(schedulers, optimizer, state)
     stepping = FlatOptimizer(optimizer)
@@ -153,14 +157,15 @@ def run_training(
     # The norm of one tensor is found faster and rounded otherwise, as is a fused step.
     flat = stepping if stepping.fused else None
     clipping = GradientClipping(model.parameters(), config.clip_max_norm, flat)
-    train_loss = _epoch_mean(train_loader, as_sbi)
-    validation_loss = _epoch_mean(() if val_loader is None else val_loader, as_sbi)
+    train_loss = _epoch_mean(train_batches, as_sbi)
+    validation_loss = _epoch_mean(val_batches, as_sbi)
+    num_val_batches = 0 if val_batches is None else len(val_batches)
     spread = ValidationSpread()
     asks_for_spread = any(stage.min_improvement for stage in config.stages)
 
     def validate() -> float:
         with validation_randomness(as_sbi, device):
-            evaluator.run(val_loader, max_epochs=1, epoch_length=len(val_loader or ()))
+            evaluator.run(val_batches, max_epochs=1, epoch_length=num_val_batches)
         return validation_loss.value
 
     def validate_epoch() -> float:
@@ -192,7 +197,7 @@ def run_training(
     add_up = summed_as_sbi if as_sbi else summed
     # Handlers that attach to the engine may change the network between any two steps.
     watchful = any(hasattr(callback, "attach") for callback in callbacks)
-    sure = sure_epochs(settings, len(train_loader))
+    sure = sure_epochs(settings, len(train_batches))
     sure = min(sure, epochs_to_train(config, schedulers) - state.epoch)
     compiler = Compiler(
         config,
@@ -202,8 +207,8 @@ def run_training(
         known_safe=host.traceable,
         watchful=watchful,
         epoch=lambda: epochs.now()[0],
-        sure_steps=sure * len(train_loader),
-        sure_validation_steps=sure * len(() if val_loader is None else val_loader),
+        sure_steps=sure * len(train_batches),
+        sure_validation_steps=sure * num_val_batches,
     )
     gradients, losses = compiler.gradients(optimizer), compiler.losses()
     trainer = _engine(host.train_step or TrainStep(gradients, stepping, device, add_up, epochs.now))
@@ -245,8 +250,7 @@ def run_training(
             "best_epochs": None if stages is None else stages.best_epochs,
             "train_loss": train_loss,
             "clipping": clipping,
-            "batches": train_loader,
-            "indices": getattr(train_loader, "batch_sampler", None),
+            "batches": train_batches,
             **{f"rule-{i}": rule for i, rule in enumerate(rules)},
             **host.parts,
         }
@@ -254,12 +258,12 @@ def run_training(
     snapshots = Snapshots(parts, state, host.keep_snapshot, extra={"loggers": loggers})
     snapshots.attach(trainer)
 
-    with persistence(settings, host, model, parts, state, train_loader, snapshots) as files:
+    with persistence(settings, host, model, parts, state, train_batches, snapshots) as files:
         files.attach(trainer)
         files.resume()
         if files.found is not None:
             schedule.note_rate()
-            epochs.continue_at(len(train_loader), parts, files.found)
+            epochs.continue_at(len(train_batches), parts, files.found)
         resumed_from = state.epoch
         budget = epochs_to_train(config, schedulers)
         stopping.ask_before_training()
@@ -275,9 +279,9 @@ def run_training(
         ):
             if state.stop_reason is None and state.epoch < budget:
                 trainer.run(
-                    train_loader,
+                    train_batches,
                     max_epochs=budget - epochs.before_this_engine,
-                    epoch_length=len(train_loader),
+                    epoch_length=len(train_batches),
                 )
             train_loss.read()
 
@@ -313,10 +317,10 @@ def _engine(step: Step) -> Engine:
     return engine
 
 
-def _epoch_mean(loader: Any, sbi_compat: bool) -> EpochMean:
+def _epoch_mean(batches: Batches | None, sbi_compat: bool) -> EpochMean:
     """Return the mean over the rows seen, or over as many as sbi takes for granted."""
-    size: int | None = getattr(loader, "batch_size", None)
-    return EpochMean(rows=len(loader) * size if sbi_compat and size else None)
+    size = None if batches is None else batches.batch_size
+    return EpochMean(rows=len(batches) * size if batches and sbi_compat and size else None)
 
 
 def _parts(candidates: Mapping[str, Any]) -> dict[str, Stateful]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -16,7 +15,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from sbi_ignite.engine.recipe import count_rows
+from sbi_ignite.data.source import Batches
 from sbi_ignite.exceptions import SettingsError
 from sbi_ignite.handlers.schedule import Schedulers
 from sbi_ignite.settings import LRSchedule, TrainConfig
@@ -31,13 +30,13 @@ ONE_CYCLE_BEGIN = 25.0
 """What the peak of a cycle is divided by for its first rate; torch's default."""
 
 
-def make_schedulers(config: TrainConfig, optimizer: Optimizer, train_loader: Any) -> Schedulers:
+def make_schedulers(config: TrainConfig, optimizer: Optimizer, batches: Batches) -> Schedulers:
     """Return the schedulers that the settings ask for.
 
     Args:
         config: Gives lr_schedule, max_epochs and sbi_compat.
         optimizer: The optimizer to schedule.
-        train_loader: Batches of an epoch, by which a length is counted.
+        batches: Training data, by which a length is counted.
 
     Raises:
         SettingsError: If a schedule needs a length and none can be derived.
@@ -51,35 +50,35 @@ def make_schedulers(config: TrainConfig, optimizer: Optimizer, train_loader: Any
         return _plateau(wanted, optimizer)
     if wanted.kind == "constant":
         return Schedulers(warmup=_warmup(wanted, optimizer), warmup_steps=wanted.warmup_steps)
-    epochs = length_in_epochs(wanted, config, train_loader)
-    steps = epochs * len(train_loader)
+    epochs = length_in_epochs(wanted, config, batches)
+    steps = epochs * len(batches)
     make = _cosine if wanted.kind == "cosine" else _one_cycle
     main, last_step = make(wanted, optimizer, steps)
     return Schedulers(main, per_iteration=True, last_step=last_step, epochs=epochs)
 
 
-def length_in_epochs(schedule: LRSchedule, config: TrainConfig, train_loader: Any) -> int:
+def length_in_epochs(schedule: LRSchedule, config: TrainConfig, batches: Batches) -> int:
     """Return the length of a cosine or a cycle, as `LRSchedule` says.
 
     Args:
         schedule: May name its length.
         config: May bound the training.
-        train_loader: Batches, whose rows decide where neither does.
+        batches: Training data, whose rows decide where neither does.
 
     Raises:
-        SettingsError: If neither does and the loader does not show its rows.
+        SettingsError: If neither does and the batches do not show their rows.
     """
     if schedule.total_epochs is not None:
         return schedule.total_epochs
     if config.max_epochs != UNBOUNDED:
         # sbi's budget is one epoch longer than its name says.
         return config.max_epochs + config.sbi_compat
-    rows = count_rows(train_loader)
+    rows = batches.num_rows
     if rows is None:
         raise SettingsError(
             f"lr_schedule: {schedule.kind!r} needs a length, expected total_epochs in the "
-            "LRSchedule, or max_epochs, or a loader that shows its number of rows; got a "
-            f"{type(train_loader).__name__}. Write LRSchedule({schedule.kind!r}, total_epochs=...)."
+            "LRSchedule, or max_epochs, or a loader that shows its number of rows, which "
+            f"{batches.name} does not. Write LRSchedule({schedule.kind!r}, total_epochs=...)."
         )
     return derived_length(rows)
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from sbi_ignite.data.in_memory import (
-    Batches,
     BatchIndices,
+    InMemoryBatches,
     OrderedBatches,
     SbiOrderBatches,
     ShuffledBatches,
 )
-from sbi_ignite.data.placing import indexed, placed
 from sbi_ignite.data.split import check_split, split_rows
+from sbi_ignite.data.transfer import indexed, placed
 from sbi_ignite.exceptions import DataError
 from sbi_ignite.inference.arguments import Call
 from sbi_ignite.inference.losses import is_sbis_own
@@ -165,7 +165,7 @@ def make_loaders(
             len(tensors[0]) if call.exclude_invalid_x is None else len(train_rows) + len(val_rows)
         )
         num_train = int((1 - validation_fraction) * num_rows)
-        return _brought_to(
+        return _delivered_on(
             device,
             SbiOrderBatches(tensors, train_rows, min(batch_size, num_train)),
             SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train)),
@@ -175,7 +175,7 @@ def make_loaders(
     if dataloader_kwargs is None:
         if _any_batch_will_do(trainer, call, train_size):
             val_size = min(_large_batch(tensors, val_size, device), len(val_rows))
-        return _brought_to(
+        return _delivered_on(
             device,
             ShuffledBatches(tensors, train_rows, train_size, seed),
             OrderedBatches(tensors, val_rows, val_size),
@@ -186,11 +186,13 @@ def make_loaders(
     )
 
 
-def _brought_to(device: torch.device, train: Batches, val: Batches) -> tuple[Batches, Batches]:
+def _delivered_on(
+    device: torch.device, train: InMemoryBatches, validation: InMemoryBatches
+) -> tuple[InMemoryBatches, InMemoryBatches]:
     """Return batches for training and validation that arrive on a device."""
-    for batches in (train, val):
-        batches.bring_to(device)
-    return train, val
+    train.to(device)
+    validation.to(device)
+    return train, validation
 
 
 def _seed_of_the_order() -> int:

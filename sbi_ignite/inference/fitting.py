@@ -16,8 +16,8 @@ from ignite.engine import Engine
 from sbi.inference import NeuralInference
 
 from sbi_ignite.callback import TrainingState
+from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.engine.optimizers import make_optimizer
-from sbi_ignite.engine.persistence import tensors_of
 from sbi_ignite.engine.run import Host, run_training
 from sbi_ignite.engine.steps import Step
 from sbi_ignite.handlers.epoch_mean import StepOutput
@@ -141,7 +141,7 @@ def _manifest(trainer: Any, call: Call, now: Round, train_loader: Any) -> dict[s
     known = getattr(trainer, "_ignite_network", None)
     if known is None or call.settings.train.retrain_from_scratch:
         # Masks come third and are nothing to a builder, which sees training rows alone.
-        tensors = (tensors_of(train_loader) or ())[:2]
+        tensors = (as_batches(train_loader).tensors or ())[:2]
         rows = rows_for_builder(trainer, call, tensors)
         known = describe_network(trainer._build_neural_net, *(t[rows] for t in tensors))
         trainer._ignite_network = known

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.engine.recipe import filled_in
 from sbi_ignite.inference import seam
 from sbi_ignite.inference.arguments import Call, parse_call
@@ -71,7 +72,7 @@ def _loaders(trainer: Any, call: Call) -> tuple[Call, Any, Any]:
             config.validation_fraction,
             dataloader_kwargs=None if kwargs is None else dict(kwargs),
         )
-        return replace(call, settings=filled_in(call.settings, loaders[0])), *loaders
+        return replace(call, settings=filled_in(call.settings, as_batches(loaders[0]))), *loaders
     x = trainer.get_samples()
     split(trainer, call, x, config.validation_fraction)
     call = call.with_recipe(len(trainer.train_indices))

@@ -16,6 +16,7 @@ from typing import Any
 from ignite.utils import manual_seed
 from sbi.utils.torchutils import check_if_prior_on_device, process_device
 
+from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.engine.recipe import filled_in
 from sbi_ignite.exceptions import NoSimulationsError
 from sbi_ignite.inference.arguments import Call, parse_call
@@ -171,7 +172,7 @@ def run_training_loop(
     """
     call = active_call(trainer) or _implied_call(trainer, train_config)
     # Still to be filled in where a user's own get_dataloaders made the loaders.
-    call = replace(call, settings=filled_in(call.settings, train_loader))
+    call = replace(call, settings=filled_in(call.settings, as_batches(train_loader)))
     loss = loss_of(trainer, loss_args, call.sbi_compat)
     fit(trainer, call, loss, train_loader, val_loader, loss_args, summarization_kwargs or {})
     report_end(trainer, call)

@@ -26,7 +26,7 @@ from sbi_ignite import (
     TrainConfig,
     run_training,
 )
-from sbi_ignite.engine.recipe import count_rows
+from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.engine.schedules import derived_length
 from sbi_ignite.handlers.events import TrainingEvents
 from tests.small import SBI_WARNS, ready, same, train
@@ -208,10 +208,10 @@ def test_a_schedule_whose_length_nobody_knows_is_refused_with_advice():
 
 def test_rows_are_counted_where_a_loader_shows_them():
     data = TensorDataset(torch.zeros(10, 1))
-    assert count_rows(DataLoader(data, batch_size=4)) == 10
-    assert count_rows(DataLoader(data, sampler=range(7))) == 7
-    assert count_rows(BATCHES) == 12
-    assert count_rows(Endless()) is None
+    assert as_batches(DataLoader(data, batch_size=4)).num_rows == 10
+    assert as_batches(DataLoader(data, sampler=range(7))).num_rows == 7
+    assert as_batches(BATCHES).num_rows == 12
+    assert as_batches(Endless()).num_rows is None
 
 
 SCHEDULES = {
