@@ -1,26 +1,21 @@
-"""An epoch of batches has been trained on; its numbers go into the state, and all are told."""
+"""Counting epochs, validating after each, and keeping the history."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
 
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.engine.mode import set_training
 from sbi_ignite.engine.state import Stateful, restore
-from sbi_ignite.engine.steps import fixed_random_state
+from sbi_ignite.engine.validation import Validation
 from sbi_ignite.exceptions import ArgumentError
 from sbi_ignite.handlers.epoch_mean import EpochMean
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.handlers.gradient_clipping import GradientClipping
-
-VALIDATION_SEED = 20201127
-"""Seed of the random state under which every validation runs, the same in all trainings."""
 
 
 class Epochs:
@@ -30,7 +25,7 @@ class Epochs:
         state: The state to keep.
         train_loss: Mean training loss of the epoch.
         clipping: Knows the gradient norm.
-        validate: Returns the validation loss; None without validation data.
+        validation: Gives the validation loss; None without validation data.
         before_rules: Called with the epoch's start (seconds since 1970) when its numbers are known.
         keep_best: Looks at the epoch for better weights.
     """
@@ -40,12 +35,13 @@ class Epochs:
         state: TrainingState,
         train_loss: EpochMean,
         clipping: GradientClipping,
-        validate: Callable[[], float] | None,
-        before_rules: Callable[[float], None] | None,
+        validation: Validation | None,
+        before_rules: Callable[[float], None],
         keep_best: Callable[[TrainingState], None],
     ) -> None:
         self._state, self._train_loss, self._clipping = state, train_loss, clipping
-        self._validate, self._before_rules, self._keep_best = validate, before_rules, keep_best
+        self._validation, self._keep_best = validation, keep_best
+        self._before_rules = before_rules
         self._first_epoch, self._first_iteration = state.epoch, state.iteration
         self._started = 0.0
         self._rate = state.learning_rate
@@ -114,12 +110,12 @@ class Epochs:
         set_training(state.model, False)
         state.epoch = self.now()[0]
         state.train_loss = self._train_loss.value
-        if self._validate is not None:
-            state.validation_loss = self._validate()
+        if self._validation is not None:
+            state.validation_loss = self._validation.loss()
+            state.validation_error = self._validation.error
         state.gradient_norm = self._clipping.mean_norm
         self._record(time.time() - self._started)
-        if self._before_rules is not None:
-            self._before_rules(self._started)
+        self._before_rules(self._started)
         self._keep_best(state)
         self._engine.fire_event(TrainingEvents.VALIDATED)
 
@@ -135,18 +131,3 @@ class Epochs:
         self._engine.state.metrics.update(numbers)
         for name, value in {**numbers, "epoch_durations_sec": seconds}.items():
             getattr(history, name).append(value)
-
-
-@contextmanager
-def validation_randomness(as_it_runs: bool, device: torch.device) -> Iterator[None]:
-    """Validate under one fixed random state, or under the running one, as sbi does.
-
-    Args:
-        as_it_runs: Whether to leave the random state alone.
-        device: Where the model is.
-    """
-    if as_it_runs:
-        yield
-    else:
-        with fixed_random_state(VALIDATION_SEED, device):
-            yield

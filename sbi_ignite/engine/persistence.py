@@ -1,7 +1,4 @@
-"""A run directory and the parts of a training come in; what is there to continue goes out.
-
-Without a directory nothing is read and nothing is saved.
-"""
+"""The run directory of a training: what is there to continue, and when it is saved."""
 
 from __future__ import annotations
 
@@ -12,80 +9,66 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine
-from torch import nn
 
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.data.source import Batches
-from sbi_ignite.engine.host import Host
 from sbi_ignite.engine.state import Snapshots, Stateful, restore
+from sbi_ignite.engine.training import Training
 from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError
 from sbi_ignite.handlers.checkpoint import CheckpointHandler, ends_epoch
 from sbi_ignite.handlers.signals import StopOnSignals
 from sbi_ignite.runs.directory import RunDirectory
 from sbi_ignite.runs.fingerprint import differences
 from sbi_ignite.runs.manifest import make_manifest
-from sbi_ignite.settings import CheckpointConfig, Resolved
+from sbi_ignite.settings import CheckpointConfig
 from sbi_ignite.summary import TrainingSummary
 
 
 @contextmanager
-def persistence(
-    settings: Resolved,
-    host: Host,
-    model: nn.Module,
-    parts: Mapping[str, Stateful],
-    state: TrainingState,
-    batches: Batches,
-    snapshots: Snapshots,
-) -> Iterator[Persistence | NoPersistence]:
-    """Hold the run directory that the settings or the host name, for the time of a training.
+def persistence(training: Training) -> Iterator[Persistence | NoPersistence]:
+    """Hold the run directory of a training, if it has one, while it runs.
 
     Args:
-        settings: All settings.
-        host: What a host library brings along.
-        model: The network.
-        parts: The parts of the training that remember something.
-        state: The training's numbers.
-        batches: Training data, whose fingerprint identifies the run.
-        snapshots: Take snapshots of the parts.
+        training: The training.
     """
-    method, manifest = host.method or type(model).__name__, {}
-    if settings.checkpoint is not None or settings.logging:
-        manifest = make_manifest(
-            method=method,
-            settings=settings.to_dict(),
-            seed=settings.train.seed,
-            data=batches.fingerprint(),
-            network=model,
-        )
-        manifest.update(host.manifest)
+    settings, state, place = training.settings, training.state, training.hooks.place
+    manifest = _manifest(training) if settings.checkpoint is not None or settings.logging else {}
     if settings.checkpoint is None:
         # There is nothing to continue from, but what is logged ends with the right status.
         names = ("SIGTERM",) if settings.logging else ()
         signals = StopOnSignals(state, names, only_deadly=True)
-        yield NoPersistence(method, manifest, parts, host.resume_from, signals)
+        yield NoPersistence(manifest, training.parts, training.hooks.resume_from, signals)
         return
-    path = host.directory or settings.checkpoint.directory
+    path = place.directory or settings.checkpoint.directory
     with RunDirectory.open(path, settings.checkpoint.keep_last) as directory:
         yield Persistence(
             directory,
             settings.checkpoint,
-            method,
             manifest,
-            parts,
+            training.parts,
             state,
-            snapshots,
-            mid_epoch=batches.resumes_inside_epoch,
+            training.snapshots,
+            mid_epoch=training.train_batches.resumes_inside_epoch,
             # A thread that writes must not run while a loader forks its workers.
-            background=not batches.uses_processes,
+            background=not training.train_batches.uses_processes,
         )
+
+
+def _manifest(training: Training) -> dict[str, Any]:
+    """Return what identifies the training."""
+    manifest = make_manifest(
+        method=training.method,
+        settings=training.settings.to_dict(),
+        seed=training.settings.train.seed,
+        data=training.train_batches.fingerprint(),
+        network=training.model,
+    )
+    return {**manifest, **training.hooks.place.manifest}
 
 
 class NoPersistence:
     """A training without a run directory; it may continue an earlier call of the same process.
 
     Args:
-        method: Name of the method.
         manifest: What the training is about.
         parts: The parts of the training that remember something.
         found: Snapshot of an earlier call; None for a fresh training.
@@ -96,13 +79,12 @@ class NoPersistence:
 
     def __init__(
         self,
-        method: str,
         manifest: Mapping[str, Any],
         parts: Mapping[str, Stateful],
         found: Mapping[str, Any] | None,
         signals: StopOnSignals,
     ) -> None:
-        self.method, self.manifest, self.found = method, manifest, found
+        self.manifest, self.found = manifest, found
         self._parts, self._signals = parts, signals
 
     def attach(self, engine: Engine) -> None:
@@ -138,7 +120,6 @@ class Persistence:
     Args:
         directory: The directory, held by this process.
         config: How often to save and whether to continue.
-        method: Name of the method.
         manifest: What the training is about, from `make_manifest`.
         parts: The parts of the training that remember something.
         state: The training's numbers.
@@ -154,7 +135,6 @@ class Persistence:
         self,
         directory: RunDirectory,
         config: CheckpointConfig,
-        method: str,
         manifest: Mapping[str, Any],
         parts: Mapping[str, Stateful],
         state: TrainingState,
@@ -163,7 +143,7 @@ class Persistence:
         background: bool = True,
     ) -> None:
         self._directory, self._config = directory, config
-        self.method, self.manifest = method, manifest
+        self.manifest = manifest
         self._parts, self._state, self._mid_epoch = parts, state, mid_epoch
         self._signals = StopOnSignals(state)
         self._engine: Engine | None = None
