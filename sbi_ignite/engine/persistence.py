@@ -75,6 +75,7 @@ def persistence(
             parts,
             state,
             snapshots,
+            host.resume_from,
             mid_epoch=isinstance(train_loader, Batches),
             # A thread that writes must not run while a loader forks its workers.
             background=not getattr(train_loader, "num_workers", 0),
@@ -143,6 +144,7 @@ class Persistence:
         parts: The parts of the training that remember something.
         state: The training's numbers.
         snapshots: Take snapshots of the parts.
+        earlier: Snapshot of an earlier call, to go on from where the directory has nothing.
         mid_epoch: Whether the batches know their position inside an epoch.
         background: Whether to write in another thread.
 
@@ -159,6 +161,7 @@ class Persistence:
         parts: Mapping[str, Stateful],
         state: TrainingState,
         snapshots: Snapshots,
+        earlier: Mapping[str, Any] | None,
         mid_epoch: bool,
         background: bool = True,
     ) -> None:
@@ -170,7 +173,7 @@ class Persistence:
         self._handler = CheckpointHandler(
             directory, config, snapshots.take, state, mid_epoch, background
         )
-        self.found = self._find()
+        self.found = self._find() or earlier
 
     def _find(self) -> Mapping[str, Any] | None:
         """Return the states to continue from, if there are any and they belong to this training."""

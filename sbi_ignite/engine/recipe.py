@@ -12,12 +12,15 @@ from sbi_ignite.exceptions import SettingsError
 from sbi_ignite.settings import Resolved
 
 
-def filled_in(settings: Resolved, train_loader: Any) -> Resolved:
+def filled_in(
+    settings: Resolved, train_loader: Any, apart_from: Sequence[str] = ("batch_size",)
+) -> Resolved:
     """Fill in the recipe by the rows of a loader, whose batch size stays as it is.
 
     Args:
         settings: All settings; without a recipe, or filled in already, they are returned.
         train_loader: Batches of training data.
+        apart_from: Fields that are left alone.
 
     Raises:
         SettingsError: If the loader does not show how many rows it has.
@@ -31,7 +34,7 @@ def filled_in(settings: Resolved, train_loader: Any) -> Resolved:
             "expected a torch DataLoader or a sequence of batches, got a "
             f"{type(train_loader).__name__}, which does not show it. Name the fields yourself."
         )
-    return settings.with_recipe(rows, apart_from=("batch_size",))
+    return settings.with_recipe(rows, apart_from=apart_from)
 
 
 def count_rows(loader: Any) -> int | None:

@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import torch
 from ignite.engine import Engine
+from ignite.utils import manual_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.data.placing import indexed
-from sbi_ignite.engine.checks import check_arguments, check_device
+from sbi_ignite.engine.checks import check_arguments
 from sbi_ignite.engine.compiling import Compiler
 from sbi_ignite.engine.denormals import denormals_as_zeros
 from sbi_ignite.engine.epochs import Epochs, validation_randomness
@@ -27,9 +28,22 @@ from sbi_ignite.engine.flat import FlatOptimizer
 from sbi_ignite.engine.host import Host
 from sbi_ignite.engine.length import sure_epochs
 from sbi_ignite.engine.optimizers import make_optimizer
+from sbi_ignite.engine.options import (
+    check_compile,
+    check_options,
+    checked_device,
+    decay_of,
+    left_out_of_recipe,
+    observed,
+)
 from sbi_ignite.engine.persistence import NoPersistence, Persistence, persistence
 from sbi_ignite.engine.recipe import filled_in
-from sbi_ignite.engine.schedules import epochs_to_train, make_schedulers
+from sbi_ignite.engine.schedules import (
+    continue_schedule,
+    epochs_to_train,
+    make_schedulers,
+    warn_of_idle,
+)
 from sbi_ignite.engine.state import Snapshots, Stateful
 from sbi_ignite.engine.steps import (
     Step,
@@ -39,7 +53,7 @@ from sbi_ignite.engine.steps import (
     summed,
     summed_as_sbi,
 )
-from sbi_ignite.exceptions import NonFiniteLossError
+from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, SettingsError
 from sbi_ignite.handlers.averaging import AveragedWeights, TrainedWeights
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.callbacks import UserCallbacks
@@ -80,7 +94,11 @@ def run_training(
     """Train a torch module and return it, with its best weights, and a summary.
 
     The runner that sbi's enhancement proposal EP-01 asks for. It needs no sbi object, and sbi's
-    trainers go through it.
+    trainers go through it. What an argument decides is said by it alone: an `optimizer` beside an
+    `optimizer`, `learning_rate` or `weight_decay` in the settings, a `scheduler` beside an
+    `lr_schedule`, another `device`, and loaders with another `batch_size`, `validation_fraction` or
+    other `dataloader_kwargs` are refused. Arguments win over environment and file where both say
+    the same thing, and the summary's `config` tells what ran.
 
     Args:
         config: Training settings; None takes environment, file and defaults.
@@ -123,16 +141,24 @@ def run_training(
     settings = host.settings or resolve(
         train=config, early_stopping=early_stopping, logging=logging, checkpoint=checkpoint
     )
-    settings = filled_in(settings, train_loader)
-    config, as_sbi = settings.train, settings.train.sbi_compat
     check_arguments(model, loss_fn, train_loader, val_loader, optimizer, scheduler)
+    standalone = host.settings is None
+    arguments = {"optimizer": optimizer, "scheduler": scheduler, "device": device}
+    arguments = arguments if standalone else {}
+    if standalone:
+        check_options(settings, train_loader, val_loader, **arguments)
+    settings = filled_in(settings, train_loader, left_out_of_recipe(arguments))
+    config, as_sbi = settings.train, settings.train.sbi_compat
+    if standalone and config.seed is not None:
+        manual_seed(config.seed)
     loggers = make_loggers((*settings.logging, *host.loggers))
 
     # What is trained, and by which rules.
-    device = _device(device or config.device, model)
-    check_device(config, device)
+    device = _device(settings, device, model)
+    check_compile(settings, device)
     model.to(device)
     optimizer = optimizer or make_optimizer(config, model.parameters())
+    settings = observed(settings, optimizer, train_loader, val_loader, arguments)
     callbacks = tuple(callbacks or ())
     state = host.state or TrainingState(model=model)
     state.validated = val_loader is not None
@@ -144,7 +170,8 @@ def run_training(
     averages = AveragedWeights(model, config.averages.share, stepping) if config.averages else None
     best = host.best_weights or BestWeights()
     rules = tuple(host.rules if host.rules is not None else map(make_rule, settings.early_stopping))
-    stage_rule = StageRule(config.stages, config.weight_decay) if config.stages else None
+    decay = decay_of(config, optimizer, arguments)
+    stage_rule = StageRule(config.stages, decay) if config.stages else None
     rules = rules if stage_rule is None else (*rules, stage_rule)
     stopping = StopOnRules(rules, state)
     users = UserCallbacks(callbacks, state)
@@ -257,12 +284,16 @@ def run_training(
     with persistence(settings, host, model, parts, state, train_loader, snapshots) as files:
         files.attach(trainer)
         files.resume()
-        if files.found is not None:
-            schedule.note_rate()
-            epochs.continue_at(len(train_loader), parts, files.found)
-        resumed_from = state.epoch
-        budget = epochs_to_train(config, schedulers)
-        stopping.ask_before_training()
+        resumed_from, budget = state.epoch, epochs_to_train(config, schedulers)
+        with _best_weights_if_refused(model, best, files):
+            if files.found is not None:
+                schedule.note_rate()
+                epochs.continue_at(len(train_loader), parts, files.found)
+            stopping.ask_before_training()
+            if state.stop_reason is None and state.epoch < budget:
+                continue_schedule(settings, schedule, budget, len(train_loader))
+                scheduled = bool(callbacks) or schedulers != Schedulers()
+                warn_of_idle(settings, optimizer, scheduled, budget, len(train_loader))
         loggers.start(_run_info(settings, host, files, state, rules, budget))
         users.on_train_start()
 
@@ -294,13 +325,19 @@ def run_training(
             host.keep_identity(loggers.state_dict())
         users.on_train_end(summary)
         files.conclude(summary)
+    if standalone and config.show_train_summary:
+        print(summary)
     return model, summary
 
 
-def _device(device: str | torch.device | None, model: nn.Module) -> torch.device:
+def _device(
+    settings: Resolved, device: str | torch.device | None, model: nn.Module
+) -> torch.device:
     """Return where to train: as asked, else where the model is."""
     if device is not None:
-        return indexed(device)
+        return indexed(checked_device(device, "the call run_training(device=...)"))
+    if settings.train.device is not None:
+        return indexed(checked_device(settings.train.device, settings.origin("train.device")))
     first = next(model.parameters(), None)
     return torch.device("cpu") if first is None else first.device
 
@@ -348,6 +385,19 @@ def _run_info(
         show_progress=host.show_progress,
         identity=(files.found or {}).get("loggers") or host.identity,
     )
+
+
+@contextmanager
+def _best_weights_if_refused(
+    model: nn.Module, best: BestWeights, files: Persistence | NoPersistence
+) -> Iterator[None]:
+    """Give a model its best weights back, if the training that it was to go on with is refused."""
+    try:
+        yield
+    except (SettingsError, ArgumentError):
+        if files.found is not None:
+            best.restore(model)
+        raise
 
 
 def _nothing() -> None:

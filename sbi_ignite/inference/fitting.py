@@ -17,6 +17,7 @@ from sbi.inference import NeuralInference
 
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.engine.optimizers import make_optimizer
+from sbi_ignite.engine.options import rates_of
 from sbi_ignite.engine.persistence import tensors_of
 from sbi_ignite.engine.run import Host, run_training
 from sbi_ignite.engine.steps import Step
@@ -25,6 +26,7 @@ from sbi_ignite.inference.arguments import LOSS_KEYWORDS, Call
 from sbi_ignite.inference.books import TrainerBooks, TrainersTracker
 from sbi_ignite.inference.building import rows_for_builder
 from sbi_ignite.inference.losses import is_sbis_own
+from sbi_ignite.inference.options import kept_on_resume
 from sbi_ignite.inference.rounds import Round, begin_round, directory_of, end_round
 from sbi_ignite.inference.rules import rules_of
 from sbi_ignite.inference.splines import (
@@ -169,7 +171,8 @@ def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] |
         trainer.optimizer = make_optimizer(config, trainer._neural_net.parameters())
         trainer.epoch, trainer._val_loss = 0, math.inf
         trainer._ignite_state, trainer._ignite_snapshot = None, None
-        trainer._ignite_rate = config.learning_rate
+        trainer._ignite_rate = rates_of(trainer.optimizer)[0]
+        trainer._ignite_kept_on_resume = kept_on_resume(call.settings)
         return _noted(trainer, state), None
     state.epoch = trainer.epoch
     earlier: TrainingState | None = getattr(trainer, "_ignite_state", None)
