@@ -9,19 +9,19 @@ keyword; environment and file are weaker than an argument for the same thing.
 | `optimizer` | `learning_rate`, `weight_decay` | error if the optimizer has others, from anywhere |
 | `scheduler` | `lr_schedule` | error; an argument wins over environment and file |
 | `device` | `device` | error if they differ; an argument wins over environment and file |
-| `train_loader` | `batch_size` | error if the loader has another; it wins over environment and file |
+| `train_loader` | `batch_size` | error if the loader has another; it wins over what is outside |
 | both loaders | `validation_fraction` | error if their rows are split otherwise; likewise |
 | `train_loader` | `dataloader_kwargs` | error if the loader has others, or knows none; likewise |
 | `train_loader` | `recipe` | the loader keeps its batch size |
 | `optimizer`, `scheduler` | `recipe` | the recipe leaves out what they decide |
-| none | `resume_training`, `retrain_from_scratch`, `discard_prior_samples` | error; from environment \
-or file a warning, because they may be meant for trainers |
+| none | `resume_training`, `retrain_from_scratch`, `discard_prior_samples` | error; a warning \
+if they come from environment or file, because they may be meant for trainers |
 
 Within the settings, `TrainConfig` refuses a callable `optimizer` beside `learning_rate` or
-`weight_decay`, a `batch_size` beside one in `dataloader_kwargs`, `averaging` beside `ema_decay`, and
-`recipe` beside `sbi_compat`. `max_epochs`, `max_time`, stopping rules and stages are no rivals: the
-first that is met ends the training. `clip_max_norm`, `seed`, `compile`, `precision` and
-`show_train_summary` are said in one place only.
+`weight_decay`, a `batch_size` beside one in `dataloader_kwargs`, `averaging` beside `ema_decay`,
+and `recipe` beside `sbi_compat`. `max_epochs`, `max_time`, stopping rules and stages are no rivals:
+the first that is met ends the training. `clip_max_norm`, `seed`, `compile`, `precision` and
+`show_train_summary` are said in one place only. What trainers add stands in `inference.options`.
 """
 
 from __future__ import annotations
@@ -150,9 +150,9 @@ def check_loader_kwargs(kwargs: Mapping[str, Any] | None, origin: Origin) -> Non
     for name, value in (kwargs or {}).items():
         if name not in valid:
             raise WrongTypeError(
-                f"dataloader_kwargs: torch's DataLoader takes no {name!r}{suggestion(name, valid)}, "
-                f"got {name}={shorten(value, name)} from {origin}. Expected some of: "
-                f"{', '.join(valid)}"
+                f"dataloader_kwargs: torch's DataLoader takes no {name!r}"
+                f"{suggestion(name, valid)}, got {name}={shorten(value, name)} from {origin}. "
+                f"Expected some of: {', '.join(valid)}"
             )
 
 
@@ -346,15 +346,12 @@ def _is_split_by(fraction: float, split: tuple[int, int]) -> bool:
 
 
 def _refuse_for_trainers(settings: Resolved, name: str) -> None:
-    origin = settings.origin(f"train.{name}")
+    origin, advice = settings.origin(f"train.{name}"), "Leave it out"
+    if name == "resume_training":
+        advice = 'Name a run directory by checkpoint="...", which is continued if it holds a run'
     text = (
-        f"{name}: run_training() trains the model that it is given, in one go, got {name}=True from "
-        f"{origin}, which only a trainer's train() knows. "
-        + (
-            'Name a run directory by checkpoint=..., which resume="auto" continues'
-            if name == "resume_training"
-            else "Leave it out"
-        )
+        f"{name}: run_training() trains the model that it is given, expected it to be left to a "
+        f"trainer's train(), got {name}=True from {origin}. {advice}"
     )
     if origin.source == "call":
         raise SettingsError(text)

@@ -145,16 +145,15 @@ def continue_schedule(
     if schedule.is_short:
         raise SettingsError(
             f"lr_schedule: the {wanted.kind!r} schedule of the training that is resumed ends with "
-            f"epoch {length}, and its rate {stays} from there on, expected at most {length} epochs, "
-            f"got {budget} from {_budget_origin(settings)}. Ask for a longer schedule by "
-            f'LRSchedule({wanted.kind!r}, on_extend="stretch"), or for a last rate by its min_lr, or '
-            "train anew"
+            f"epoch {length}, and its rate {stays} from there on, expected at most {length} "
+            f"epochs, got {budget} from {_budget_origin(settings)}. Ask for a longer schedule by "
+            f'LRSchedule({wanted.kind!r}, on_extend="stretch"), or train anew'
         )
     if not any(rule.kind == "lr_threshold" for rule in settings.early_stopping):
         _warn(
             f"lr_schedule: total_epochs={length} from {settings.origin('train.lr_schedule')} is "
-            f"less than the {budget} epochs from {_budget_origin(settings)}: the rate {stays} after "
-            f"epoch {length}. Leave total_epochs out, or name a min_lr above 0."
+            f"less than the {budget} epochs from {_budget_origin(settings)}: the rate {stays} "
+            f"after epoch {length}. Leave total_epochs out, or name a min_lr above 0."
         )
 
 

@@ -121,8 +121,8 @@ def _two_wishes(call: Call) -> None:
     if not call.sbi_form:
         raise ArgumentError(f"{text}Leave one of them out")
     warnings.warn(
-        f"{text}As in sbi, the new network is not trained, because the optimizer is that of the old "
-        "one. Leave one of them out.",
+        f"{text}As in sbi, the new network is not trained, because the optimizer is that of the "
+        "old one. Leave one of them out.",
         SbiIgniteWarning,
         stacklevel=6,
     )

@@ -23,8 +23,8 @@ class Origin:
     """Where the value of one setting came from.
 
     Args:
-        source: The layer: the call, the environment, the file, the recipe or the default; "optimizer"
-            and "loader" for what such an object decides where no setting does.
+        source: The layer: the call, the environment, the file, the recipe or the default;
+            "optimizer" and "loader" for what such an object decides where no setting does.
         where: The place in that layer: an argument ("TrainConfig(batch_size=...)"), the name of an
             environment variable, a file with its table, a recipe with the number of rows for which
             it was filled in, or where the object came from; "" for a default.

@@ -241,8 +241,8 @@ def _refuse_never_beside_others(rules: Sequence[EarlyStopping], patience: int | 
     else:
         other = f"EarlyStopping.{others[0].kind}(...)"
     raise ArgumentError(
-        "early_stopping: expected EarlyStopping.never() alone, because any other rule may stop, got "
-        f"EarlyStopping.never() and {other}. Leave one of them out"
+        "early_stopping: expected EarlyStopping.never() alone, because any other rule may stop, "
+        f"got EarlyStopping.never() and {other}. Leave one of them out"
     )
 
 

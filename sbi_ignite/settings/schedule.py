@@ -48,10 +48,10 @@ class LRSchedule(Settings):
     A cosine or a cycle needs a length. It is `total_epochs`, else the `max_epochs` that was asked
     for, else `300 * sqrt(1000 / N)` epochs for N training rows, at least 30 and at most 300. Where
     no `max_epochs` was asked for, the training ends with its schedule; where it goes on longer, the
-    last rate stays, which without a `min_lr` is next to nothing: a `total_epochs` below `max_epochs`
-    then warns. A resumed training keeps the length with which it began. With more epochs it is
-    refused, because they would train at that last rate, unless there is a `min_lr` above 0, or
-    `on_extend="stretch"` asks for the longer schedule.
+    last rate stays, which without a `min_lr` is next to nothing: then a `total_epochs` below
+    `max_epochs` warns. A resumed training keeps the length with which it began. With more epochs
+    it is refused, because they would train at that last rate, unless there is a `min_lr` above 0,
+    or `on_extend="stretch"` asks for the longer schedule.
 
     Args:
         kind: "constant", "plateau", "cosine" or "one_cycle"; may be passed by position.
@@ -63,9 +63,9 @@ class LRSchedule(Settings):
         patience: Epochs without improvement that count as a plateau.
         min_lr: The rate at which a schedule ends.
         total_epochs: The length of a cosine or a cycle; None: see above.
-        on_extend: What becomes of a cosine or a cycle when its training is resumed with more epochs.
-            "keep": it keeps its length. "stretch": it becomes as long as the training, and its rates
-            are from then on those of a schedule that had this length from the start.
+        on_extend: What becomes of a cosine or a cycle when its training is resumed with more
+            epochs. "keep": it keeps its length. "stretch": it becomes as long as the training, and
+            its rates are from then on those of a schedule that had this length from the start.
 
     Raises:
         SettingsError: If a field was set that this kind does not have, or a `warmup_start` without
@@ -99,7 +99,7 @@ class LRSchedule(Settings):
     )
     on_extend: Annotated[Literal["keep", "stretch"], choice(*_ON_EXTEND)] = Field(
         default="keep",
-        description="What a resumed training with more epochs does: 'keep' the length or 'stretch'.",
+        description="Whether more epochs 'keep' a resumed schedule's length or 'stretch' it.",
     )
 
     if TYPE_CHECKING:  # `kind` may be passed by position, which pydantic cannot say

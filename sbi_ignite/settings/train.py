@@ -263,8 +263,8 @@ class TrainConfig(Settings):
             if callable(self.optimizer) and name in self.model_fields_set:
                 raise SettingsError(
                     f"TrainConfig.{name}: a callable optimizer decides about it, expected one of "
-                    f"the two, got {name}={getattr(self, name)!r} from {_origin(origins, name)} and "
-                    f"optimizer={shorten(self.optimizer)} from {_origin(origins, 'optimizer')}. "
+                    f"the two, got {name}={getattr(self, name)!r} from {_origin(origins, name)} "
+                    f"and optimizer={shorten(self.optimizer)} from {_origin(origins, 'optimizer')}. "
                     f"Leave {name} out and let the callable set its {argument}, or name the "
                     "optimizer: 'adam', 'adamw' or 'sgd'"
                 )

@@ -218,8 +218,8 @@ SCHEDULES = {
     "constant": LRSchedule("constant", warmup_steps=8),
     "constant, from a third": LRSchedule("constant", warmup_steps=8, warmup_start=0.33),
     "plateau": LRSchedule("plateau", warmup_steps=8, patience=0, factor=0.5),
-    "cosine": LRSchedule("cosine", warmup_steps=8, total_epochs=4),
-    "one_cycle": LRSchedule("one_cycle", total_epochs=4),
+    "cosine": LRSchedule("cosine", warmup_steps=8, total_epochs=4, min_lr=1e-5),
+    "one_cycle": LRSchedule("one_cycle", total_epochs=4, min_lr=1e-5),
 }
 
 

@@ -33,7 +33,7 @@ def resolved(environment) -> Resolved:
             lr_schedule=LRSchedule("cosine"),
             dataloader_kwargs={"worker_init_fn": print, "auth_token": "swordfish", "n": 2},
         ),
-        early_stopping=[EarlyStopping.never(), EarlyStopping.when(bool)],
+        early_stopping=[EarlyStopping.lr_threshold(), EarlyStopping.when(bool)],
         logging=[LoggingConfig("mlflow", tracking_uri="http://me:swordfish@host"), object()],
     )
 
