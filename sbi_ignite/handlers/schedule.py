@@ -106,8 +106,8 @@ class Schedule:
         names = ("max_lr", "initial_lr", "lr")
         peaks = [next(group[n] for n in names if n in group) for group in self._groups]
         twin = SGD([{"params": [torch.zeros(1)], "lr": float(peak)} for peak in peaks], lr=1.0)
-        twin.step()  # or torch would take the schedulers' steps for too early ones
         scheduler = self._asked.remake(twin)
+        twin.step()  # or torch would take the scheduler's steps for too early ones
         for _ in range(min(self._state.iteration, self._asked.last_step or 0)):
             scheduler.step()
         self._main.load_state_dict(scheduler.state_dict())

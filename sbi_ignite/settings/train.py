@@ -264,9 +264,9 @@ class TrainConfig(Settings):
                 raise SettingsError(
                     f"TrainConfig.{name}: a callable optimizer decides about it, expected one of "
                     f"the two, got {name}={getattr(self, name)!r} from {_origin(origins, name)} "
-                    f"and optimizer={shorten(self.optimizer)} from {_origin(origins, 'optimizer')}. "
-                    f"Leave {name} out and let the callable set its {argument}, or name the "
-                    "optimizer: 'adam', 'adamw' or 'sgd'"
+                    f"and optimizer={shorten(self.optimizer)} from "
+                    f"{_origin(origins, 'optimizer')}. Leave {name} out and let the callable set "
+                    f"its {argument}, or name the optimizer: 'adam', 'adamw' or 'sgd'"
                 )
 
     def _check_batches(self, origins: Mapping[str, Origin]) -> None:

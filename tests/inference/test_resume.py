@@ -8,7 +8,14 @@ import pickle
 import pytest
 import torch
 
-from sbi_ignite import ArgumentError, DataError, EarlyStopping, LRSchedule, TrainConfig
+from sbi_ignite import (
+    ArgumentError,
+    DataError,
+    EarlyStopping,
+    LRSchedule,
+    SbiIgniteWarning,
+    TrainConfig,
+)
 from sbi_ignite.engine import state
 from tests.small import SBI_WARNS, append, draw, ready, same, standing_still, train
 
