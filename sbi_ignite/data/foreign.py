@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler
 from typing_extensions import Self
 
 from sbi_ignite.data.fingerprint import fingerprint_data
@@ -39,11 +40,14 @@ class ForeignBatches:
     @property
     def num_rows(self) -> int | None:
         """Rows in one pass; None if the loader does not show it."""
-        indices = getattr(self._batch_sampler, "indices", None)
+        sampler = self._batch_sampler
+        indices = getattr(sampler, "indices", None)
         if isinstance(indices, Tensor):
             return len(indices)
         if isinstance(self.loader, Sequence):
             return sum(map(num_rows, self.loader))
+        if sampler is not None and type(sampler) is not BatchSampler:
+            return None  # it may leave rows out
         for source in (getattr(self.loader, "sampler", None), self._dataset):
             if hasattr(source, "__len__"):
                 return len(source)  # type: ignore[arg-type] # just asked
@@ -51,8 +55,14 @@ class ForeignBatches:
 
     @property
     def batch_size(self) -> int | None:
-        """The loader's own batch size; None if it has none."""
-        return getattr(self.loader, "batch_size", None)
+        """Rows of a full batch; None if the loader does not show it."""
+        for source in (self.loader, self._batch_sampler):
+            size = getattr(source, "batch_size", None)
+            if isinstance(size, int) and not isinstance(size, bool):
+                return size
+        if isinstance(self.loader, Sequence) and len(self.loader):
+            return max(map(num_rows, self.loader))
+        return None
 
     @property
     def uses_processes(self) -> bool:
@@ -119,6 +129,39 @@ class ForeignBatches:
     @property
     def _dataset(self) -> Any:
         return getattr(self.loader, "dataset", None)
+
+
+class WholePass(ForeignBatches):
+    """A loader as the only batch, for a user's method that goes through an epoch by itself.
+
+    Args:
+        batches: What the method is given.
+        name: The argument it came as, for error messages.
+    """
+
+    def __init__(self, batches: Batches, name: str = "train_loader") -> None:
+        super().__init__([getattr(batches, "loader", batches)], name)
+        self._inside = batches
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of the loader."""
+        return self._inside.num_rows
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of a full batch of the loader."""
+        return self._inside.batch_size
+
+    @property
+    def uses_processes(self) -> bool:
+        """Whether the loader has worker processes."""
+        return self._inside.uses_processes
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...] | None:
+        """Tensors behind the loader."""
+        return self._inside.tensors
 
 
 def as_batches(loader: Any, name: str = "train_loader") -> Batches:

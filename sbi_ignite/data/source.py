@@ -30,7 +30,7 @@ class Batches(Protocol):
 
     @property
     def batch_size(self) -> int | None:
-        """Largest number of rows in a batch, over all ranks; None if the source does not know."""
+        """Rows of a full batch, over all ranks; None if the source does not know."""
         ...
 
     @property

@@ -79,11 +79,11 @@ class Epochs:
         self._first_epoch = self._first_iteration = 0
         epochs, inside = divmod(self._state.iteration, epoch_length)
         if epochs != self._state.epoch:
+            until_now = _batches_an_epoch(self._state.iteration, self._state.epoch)
             raise ArgumentError(
-                "resume: expected as many batches an epoch as until now, "
-                f"{self._state.iteration} in {self._state.epoch} finished epochs, got "
-                f"{epoch_length} an epoch. Take the batch_size and the data that the training "
-                "began with, or train anew without resume_training."
+                f"resume: expected {until_now} batches an epoch, as until now, got {epoch_length} "
+                "batches an epoch. Take the batch_size and the data that the training began with, "
+                "or train anew without resume_training."
             )
         self._engine.load_state_dict(
             {
@@ -131,3 +131,13 @@ class Epochs:
         self._engine.state.metrics.update(numbers)
         for name, value in {**numbers, "epoch_durations_sec": seconds}.items():
             getattr(history, name).append(value)
+
+
+def _batches_an_epoch(iterations: int, epochs: int) -> str:
+    """Say how many batches an epoch had, after so many epochs and perhaps a part of the next."""
+    least, most = iterations // (epochs + 1) + 1, iterations // epochs if epochs else None
+    if most is None:
+        return f"at least {least}"
+    if epochs * most == iterations:
+        return str(most)  # most likely the end of an epoch
+    return str(most) if least == most else f"{least} to {most}"

@@ -47,6 +47,7 @@ def persistence(training: Training) -> Iterator[Persistence | NoPersistence]:
             training.parts,
             state,
             training.snapshots,
+            training.hooks.resume_from,
             mid_epoch=training.train_batches.resumes_inside_epoch,
             # A thread that writes must not run while a loader forks its workers.
             background=not training.train_batches.uses_processes,
@@ -124,6 +125,7 @@ class Persistence:
         parts: The parts of the training that remember something.
         state: The training's numbers.
         snapshots: Take snapshots of the parts.
+        earlier: Snapshot of an earlier call, to go on from where the directory has nothing.
         mid_epoch: Whether the batches know their position inside an epoch.
         background: Whether to write in another thread.
 
@@ -139,6 +141,7 @@ class Persistence:
         parts: Mapping[str, Stateful],
         state: TrainingState,
         snapshots: Snapshots,
+        earlier: Mapping[str, Any] | None,
         mid_epoch: bool,
         background: bool = True,
     ) -> None:
@@ -150,7 +153,7 @@ class Persistence:
         self._handler = CheckpointHandler(
             directory, config, snapshots.take, state, mid_epoch, background
         )
-        self.found = self._find()
+        self.found = self._find() or earlier
 
     def _find(self) -> Mapping[str, Any] | None:
         """Return the states to continue from, if there are any and they belong to this training."""

@@ -8,16 +8,19 @@ from copy import deepcopy
 from typing import Any, Literal
 
 import torch
+from ignite.utils import manual_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.engine.checks import check_arguments
 from sbi_ignite.engine.denormals import denormals_as_zeros
+from sbi_ignite.engine.options import check_options
 from sbi_ignite.engine.persistence import NoPersistence, Persistence, persistence
+from sbi_ignite.engine.schedules import continue_schedule, warn_of_idle
 from sbi_ignite.engine.steps import reads_later
 from sbi_ignite.engine.training import Training, assemble
-from sbi_ignite.exceptions import NonFiniteLossError
+from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, SettingsError
 from sbi_ignite.loggers import RunInfo
 from sbi_ignite.settings import CheckpointConfig, EarlyStopping, TrainConfig, resolve
 from sbi_ignite.summary import TrainingSummary
@@ -42,6 +45,11 @@ def run_training(
 
     The standalone runner of sbi's enhancement proposal EP-01. It needs no sbi object; trainers of
     sbi go through the same assembly and the same loop.
+
+    Say each thing once: an `optimizer` beside an `optimizer`, `learning_rate` or `weight_decay` in
+    the settings, a `scheduler` beside an `lr_schedule`, another `device`, and loaders with another
+    `batch_size`, `validation_fraction` or other `dataloader_kwargs` are refused. Arguments win over
+    environment and file where both say the same thing, and the summary's `config` tells what ran.
 
     Args:
         config: Training settings; None takes environment, file and defaults.
@@ -83,18 +91,26 @@ def run_training(
         train=config, early_stopping=early_stopping, logging=logging, checkpoint=checkpoint
     )
     check_arguments(model, loss_fn, train_loader, val_loader, optimizer, scheduler)
+    train_batches = as_batches(train_loader, "train_loader")
+    val_batches = None if val_loader is None else as_batches(val_loader, "val_loader")
+    check_options(settings, train_batches, val_batches, optimizer, scheduler, device)
+    if settings.train.seed is not None:
+        manual_seed(settings.train.seed)
     training = assemble(
         settings,
         model,
         loss_fn,
-        as_batches(train_loader, "train_loader"),
-        None if val_loader is None else as_batches(val_loader, "val_loader"),
+        train_batches,
+        val_batches,
         optimizer=optimizer,
         scheduler=scheduler,
         callbacks=tuple(callbacks or ()),
         device=device,
     )
-    return model, run(training)
+    summary = run(training)
+    if settings.train.show_train_summary:
+        print(summary)
+    return model, summary
 
 
 def run(training: Training) -> TrainingSummary:
@@ -118,11 +134,33 @@ def run(training: Training) -> TrainingSummary:
 def _resume(training: Training, files: Persistence | NoPersistence) -> int:
     """Continue where a checkpoint or an earlier call stopped; return the epochs done before."""
     files.resume()
-    if files.found is not None:
-        training.schedule.note_rate()
-        training.epochs.continue_at(len(training.train_batches), training.parts, files.found)
-    training.stopping.ask_before_training()
-    return training.state.epoch
+    state, schedule, epoch_length = training.state, training.schedule, len(training.train_batches)
+    resumed_from = state.epoch
+    with _best_weights_if_refused(training, files):
+        if files.found is not None:
+            schedule.note_rate()
+            training.epochs.continue_at(epoch_length, training.parts, files.found)
+        training.stopping.ask_before_training()
+        if state.stop_reason is None and state.epoch < training.budget:
+            settings, budget = training.settings, training.budget
+            continue_schedule(settings, schedule, budget, epoch_length)
+            warn_of_idle(
+                settings, training.optimizer, training.rate_may_change, budget, epoch_length
+            )
+    return resumed_from
+
+
+@contextmanager
+def _best_weights_if_refused(
+    training: Training, files: Persistence | NoPersistence
+) -> Iterator[None]:
+    """Give a model its best weights back, if the training that it was to go on with is refused."""
+    try:
+        yield
+    except (SettingsError, ArgumentError):
+        if files.found is not None:
+            training.best.restore(training.model)
+        raise
 
 
 def _begin(training: Training, files: Persistence | NoPersistence) -> None:

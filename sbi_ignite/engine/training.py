@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.data.source import Batches
 from sbi_ignite.data.transfer import indexed
-from sbi_ignite.engine.checks import check_device
 from sbi_ignite.engine.compiling import Compiler
 from sbi_ignite.engine.epochs import Epochs
 from sbi_ignite.engine.flat import FlatOptimizer
@@ -22,6 +21,13 @@ from sbi_ignite.engine.hooks import TrainingHooks
 from sbi_ignite.engine.length import sure_epochs
 from sbi_ignite.engine.make_engine import make_engine
 from sbi_ignite.engine.optimizers import make_optimizer
+from sbi_ignite.engine.options import (
+    check_compile,
+    checked_device,
+    decay_of,
+    left_out_of_recipe,
+    observed,
+)
 from sbi_ignite.engine.recipe import filled_in
 from sbi_ignite.engine.schedules import epochs_to_train, make_schedulers
 from sbi_ignite.engine.state import Snapshots, Stateful
@@ -68,6 +74,7 @@ class Training:
         parts: Everything with a state, by the name under which checkpoints hold it.
         snapshots: Takes snapshots of the parts.
         budget: Epochs after which training ends at the latest, counted over all its legs.
+        rate_may_change: Whether a schedule or a callback may change the learning rate.
     """
 
     settings: Resolved
@@ -91,6 +98,7 @@ class Training:
     parts: Mapping[str, Stateful]
     snapshots: Snapshots
     budget: int
+    rate_may_change: bool
 
     @property
     def method(self) -> str:
@@ -124,21 +132,26 @@ def assemble(
         scheduler: A torch scheduler; None makes what the settings ask for.
         callbacks: Objects with methods of `Callback`, or with ignite's `attach(engine)`.
         device: Where to train; None takes the settings' device, else the model's.
-        hooks: What a host library decides.
+        hooks: What a host library decides; None takes optimizer, scheduler and device for the
+            arguments of a user, which are noted in the settings.
 
     Raises:
         SettingsError: If settings and arguments do not go together.
     """
-    hooks = hooks or TrainingHooks()
-    settings = filled_in(settings, train_batches)
+    arguments: dict[str, Any] = {}
+    if hooks is None:
+        arguments = {"optimizer": optimizer, "scheduler": scheduler, "device": device}
+        hooks = TrainingHooks()
+    settings = filled_in(settings, train_batches, left_out_of_recipe(arguments))
     config, as_sbi = settings.train, settings.train.sbi_compat
     loggers = make_loggers((*settings.logging, *hooks.loggers))
 
     # What is trained, and by which rules.
-    device = _device(device or config.device, model)
-    check_device(config, device)
+    device = _device(settings, device, model)
+    check_compile(settings, device)
     model.to(device)
     optimizer = optimizer or make_optimizer(config, model.parameters())
+    settings = observed(settings, optimizer, train_batches, val_batches, arguments)
     state = hooks.state(model)
     state.validated = val_batches is not None
     schedulers = (
@@ -150,19 +163,20 @@ def assemble(
     best = hooks.best_weights()
     rules = hooks.rules()
     rules = tuple(map(make_rule, settings.early_stopping)) if rules is None else tuple(rules)
-    stage_rule = StageRule(config.stages, config.weight_decay) if config.stages else None
+    decay = decay_of(config, optimizer, arguments)
+    stage_rule = StageRule(config.stages, decay) if config.stages else None
     stopping = StopOnRules(rules if stage_rule is None else (*rules, stage_rule), state)
     users = UserCallbacks(callbacks, state)
 
     # How batches are computed.
-    train_loss = _epoch_mean(train_batches, as_sbi)
+    train_loss = _epoch_mean(train_batches, as_sbi and hooks.steps.train is None)
     # The norm of one tensor is found faster and rounded otherwise, as is a fused step.
     flat = stepping if stepping.fused else None
     clipping = GradientClipping(model.parameters(), config.clip_max_norm, flat)
     asks_for_error = any(stage.min_improvement for stage in config.stages)
     validation = None
     if val_batches is not None:
-        mean = _epoch_mean(val_batches, as_sbi)
+        mean = _epoch_mean(val_batches, as_sbi and hooks.steps.validate is None)
         validation = Validation(val_batches, mean, as_sbi, device, asks_for_error)
     stages = None
     if stage_rule is not None:
@@ -257,13 +271,18 @@ def assemble(
         parts=parts,
         snapshots=snapshots,
         budget=budget,
+        rate_may_change=bool(callbacks) or schedulers != Schedulers(),
     )
 
 
-def _device(device: str | torch.device | None, model: nn.Module) -> torch.device:
+def _device(
+    settings: Resolved, device: str | torch.device | None, model: nn.Module
+) -> torch.device:
     """Return where to train: as asked, else where the model is."""
     if device is not None:
-        return indexed(device)
+        return indexed(checked_device(device, "the call run_training(device=...)"))
+    if settings.train.device is not None:
+        return indexed(checked_device(settings.train.device, settings.origin("train.device")))
     first = next(model.parameters(), None)
     return torch.device("cpu") if first is None else first.device
 

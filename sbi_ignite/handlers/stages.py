@@ -200,6 +200,8 @@ class StageChanges:
     def begin(self) -> None:
         """Set the rate and the weight decay of the stage that the training is in."""
         self._schedule.scale(self._rule.stage.lr_factor)
+        if not self._sets_decay:
+            return  # each group keeps its own
         for group in self._optimizer.param_groups:
             if "weight_decay" in group:
                 group["weight_decay"] = self._rule.weight_decay
@@ -250,9 +252,14 @@ class StageChanges:
         first = deepcopy(self._first_state)
         self._optimizer.load_state_dict({"state": first, "param_groups": groups})
 
+    @property
+    def _sets_decay(self) -> bool:
+        return any(stage.weight_decay is not None for stage in self._rule.stages)
+
     def _check_optimizer(self) -> None:
-        asked = {stage.weight_decay for stage in self._rule.stages} - {None}
-        if asked and not all("weight_decay" in group for group in self._optimizer.param_groups):
+        if self._sets_decay and not all(
+            "weight_decay" in group for group in self._optimizer.param_groups
+        ):
             raise ArgumentError(
                 "stages: expected an optimizer with a weight_decay, because a stage sets one, got "
                 f"{type(self._optimizer).__name__}. Leave weight_decay out of the stages."

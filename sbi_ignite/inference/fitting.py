@@ -16,10 +16,11 @@ from ignite.engine import Engine
 from sbi.inference import NeuralInference
 
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.data.foreign import ForeignBatches, as_batches
+from sbi_ignite.data.foreign import WholePass, as_batches
 from sbi_ignite.data.source import Batches
 from sbi_ignite.engine.hooks import Place, Steps, TrainingHooks
 from sbi_ignite.engine.optimizers import make_optimizer
+from sbi_ignite.engine.options import rates_of
 from sbi_ignite.engine.run import run
 from sbi_ignite.engine.steps import Step
 from sbi_ignite.engine.training import assemble
@@ -30,6 +31,7 @@ from sbi_ignite.inference.arguments import LOSS_KEYWORDS, Call
 from sbi_ignite.inference.books import TrainerBooks, TrainersTracker
 from sbi_ignite.inference.building import rows_for_builder
 from sbi_ignite.inference.losses import is_sbis_own
+from sbi_ignite.inference.options import kept_on_resume
 from sbi_ignite.inference.rounds import Round, begin_round, directory_of, end_round
 from sbi_ignite.inference.rules import rules_of
 from sbi_ignite.inference.splines import (
@@ -85,10 +87,10 @@ def fit(
     train_step = validation_step = None
     if hasattr(trainer, "_train_epoch") and not is_sbis_own(trainer, "_train_epoch"):
         train_step = _whole_epoch(trainer._train_epoch, config.clip_max_norm, loss_args)
-        train_batches = ForeignBatches([train_loader])
+        train_batches = WholePass(train_batches)
     if hasattr(trainer, "_validate_epoch") and not is_sbis_own(trainer, "_validate_epoch"):
         validation_step = _whole_epoch(trainer._validate_epoch, loss_args)
-        val_batches = ForeignBatches([val_loader], "val_loader")
+        val_batches = WholePass(val_batches, "val_loader")
     steps = Steps(train_step, validation_step, traceable=is_traceable(trainer, loss))
 
     splines = nullcontext()
@@ -219,7 +221,8 @@ def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] |
         trainer.optimizer = make_optimizer(config, trainer._neural_net.parameters())
         trainer.epoch, trainer._val_loss = 0, math.inf
         trainer._ignite_state, trainer._ignite_snapshot = None, None
-        trainer._ignite_rate = config.learning_rate
+        trainer._ignite_rate = rates_of(trainer.optimizer)[0]
+        trainer._ignite_kept_on_resume = kept_on_resume(call.settings)
         return _noted(trainer, state), None
     state.epoch = trainer.epoch
     earlier: TrainingState | None = getattr(trainer, "_ignite_state", None)

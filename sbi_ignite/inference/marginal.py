@@ -18,6 +18,7 @@ from sbi_ignite.inference.batches import make_loaders, split
 from sbi_ignite.inference.books import close_books, warn_budget_spent
 from sbi_ignite.inference.fitting import fit
 from sbi_ignite.inference.losses import is_sbis_own
+from sbi_ignite.inference.options import check_call
 from sbi_ignite.inference.version import check_sbi_version
 from sbi_ignite.methods.marginal import MarginalLoss
 
@@ -39,12 +40,13 @@ def train(
     check_sbi_version()
     call = parse_call(trainer, sbi_train, args, kwargs)
     seam.check_simulations(trainer)
+    check_call(trainer, call)
     return carry_out(trainer, call)
 
 
 def carry_out(trainer: Any, call: Call) -> Any:
     """Carry out a call that has been understood and checked."""
-    seam.prepare(trainer, call.settings.train)
+    seam.prepare(trainer, call.settings)
     trainer._round = 0  # sbi sets it too, for what it shares with other trainers
 
     call, train_loader, val_loader = _loaders(trainer, call)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from operator import eq
 from typing import Any
 
 from torch import Tensor, nn
+
+from sbi_ignite.settings.schedule import same_course
 
 BUDGETS = frozenset(
     {
@@ -20,6 +23,9 @@ BUDGETS = frozenset(
     }
 )
 """Fields of TrainConfig that may change between two starts of a run."""
+
+OBSERVED = ("optimizer", "loader")
+"""Origins of what no setting decides, such as the rate of a callable optimizer."""
 
 _ADVICE = (
     'Start with resume="never", which moves the old run\'s files aside, or in another directory.'
@@ -73,12 +79,20 @@ def _settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
     before = saved.get("settings", {}).get("train", {})
     after = now.get("settings", {}).get("train", {})
     for name in before.keys() & after.keys() - BUDGETS - {"seed"}:
-        if before[name]["value"] != after[name]["value"]:
+        if not _is_same(name, before[name], after[name]):
             origin = after[name].get("where") or after[name].get("origin", "")
             yield (
                 f"The setting {name} differs: the run has {before[name]['value']!r}, now it is "
                 f"{after[name]['value']!r}{f' ({origin})' if origin else ''}."
             )
+
+
+def _is_same(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Return whether two entries of a setting are the same, or cannot be compared."""
+    if after.get("origin") in OBSERVED and before.get("origin") not in OBSERVED:
+        return True  # an older run noted what was asked for, not what ran
+    same = same_course if name == "lr_schedule" else eq
+    return same(before["value"], after["value"])
 
 
 def _network(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -67,7 +67,8 @@ class Settings(BaseModel):
         Raises:
             SettingsError: If a text cannot be read as its field's type.
         """
-        return cls.from_origins(values, dict.fromkeys(values, origin), from_text(origin))
+        origins = {name: origin.of(name) for name in values}
+        return cls.from_origins(values, origins, from_text(origin))
 
     @classmethod
     def from_origins(

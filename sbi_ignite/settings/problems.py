@@ -56,11 +56,27 @@ def _line(problem: Any, owner: str, fields: Sequence[str], origins: Mapping[str,
     if problem["type"] == "extra_forbidden":
         return _unknown(owner, name, problem["input"], fields, origin)
     if problem["type"] == "missing":
-        return f"{owner}.{name}: expected a value, this field has no default"
+        return _missing(owner, name, problem["input"], origins)
     if isinstance(cause, SettingsError):
         return f"{owner}.{name}: {cause}"
     arrived = shorten(problem["input"], field)
     return f"{owner}.{name}: {_message(problem)}, got {arrived} from {origin}"
+
+
+def _missing(owner: str, name: str, given: object, origins: Mapping[str, Origin]) -> str:
+    """Say that a field without a default was left out, beside what, and how to name it there."""
+    text = f"{owner}.{name}: expected a value, because this field has no default"
+    if not isinstance(given, Mapping) or not given:
+        return f"{text}, got none. Name it: {owner}({name}=...)"
+    beside = next(iter(given))
+    origin = origins.get(beside, Origin("call", f"{owner}({beside}=...)"))
+    text = f"{text}, got only {', '.join(map(str, given))} from {origin}"
+    if origin.source == "environment":
+        group = origin.where.split(", ")[0]
+        if group.upper().endswith(f"__{beside}".upper()):
+            group = group[: -len(f"__{beside}")]
+        return f"{text}. Set {group}__{name.upper()} too"
+    return f"{text}. Name {name} beside it"
 
 
 def _unknown(owner: str, name: str, value: object, fields: Sequence[str], origin: Origin) -> str:

@@ -48,9 +48,9 @@ def foreign():
     return {
         "DataLoader": (DataLoader(data, batch_size=5), 22, 5),
         "DataLoader of a subset": (DataLoader(Subset(data, [1, 2, 3]), batch_size=2), 3, 2),
-        "DataLoader with our sampler": (DataLoader(data, batch_sampler=even), 11, None),
+        "DataLoader with our sampler": (DataLoader(data, batch_sampler=even), 11, 4),
         "stream": (DataLoader(Stream(), batch_size=4), 22, 4),
-        "list": ([(THETA[:3], X[:3]), (THETA[3:5], X[3:5])], 5, None),
+        "list": ([(THETA[:3], X[:3]), (THETA[3:5], X[3:5])], 5, 3),
     }
 
 

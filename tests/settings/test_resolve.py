@@ -50,7 +50,7 @@ STAGES = st.lists(
         },
     ),
     max_size=3,
-)
+).map(lambda stages: [{**stage, "max_relative_length": None} for stage in stages[:1]] + stages[1:])
 
 VALUES = {
     "batch_size": COUNT,
@@ -679,6 +679,26 @@ def test_the_directory_of_the_call_wins_and_the_rest_is_filled(environment, aske
     assert resolve(checkpoint=asked).checkpoint == CheckpointConfig("runs/b", every_seconds=60)
 
 
-def test_nothing_is_saved_without_a_directory(environment):
-    environment(CHECKPOINT__KEEP_LAST="3")
+def test_nothing_is_saved_without_a_directory():
     assert resolve().checkpoint is None
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [("RESUME", "must"), ("KEEP_LAST", "3"), ("EVERY_EPOCHS", "2"), ("EVERY_SECONDS", "60")],
+)
+def test_settings_of_checkpoints_without_a_directory_are_refused(environment, file, field, text):
+    """They would do nothing; the error names the variable or the file, and what is missing."""
+    environment(**{f"CHECKPOINT__{field}": text})
+    with pytest.raises(SettingsError, match=rf"directory.*{text}.*SBI_IGNITE_CHECKPOINT__{field}"):
+        resolve()
+    assert resolve(checkpoint=False).checkpoint is None
+    found = resolve(checkpoint="runs/a").checkpoint
+    assert found is not None
+    assert str(getattr(found, field.lower())).startswith(text)
+
+
+def test_a_file_about_checkpoints_without_a_directory_is_refused(file):
+    file("[checkpoint]\nkeep_last = 3")
+    with pytest.raises(SettingsError, match=r"expected a directory.*keep_last=3 from the file"):
+        resolve()
