@@ -257,17 +257,31 @@ def _single(values: Sequence[Any]) -> Any:
 def _of_optimizer(
     settings: Resolved, optimizer: Optimizer, is_argument: bool
 ) -> dict[str, tuple[Any, Origin]]:
-    config, rate = settings.train, _single(rates_of(optimizer))
-    if is_argument or callable(config.optimizer):
-        asked = settings.origin("train.optimizer").where
+    if is_argument or callable(settings.train.optimizer):
+        asked, rate = settings.origin("train.optimizer").where, _single(rates_of(optimizer))
         origin = Origin("optimizer", "run_training(optimizer=...)" if is_argument else asked)
         decay = _single(_of_groups(optimizer, "weight_decay"))
         return {"learning_rate": (rate, origin), "weight_decay": (decay, origin)}
-    # A resumed training goes on with its rate; in the typed form unless the call names another.
-    rate_is_asked_for = settings.origin("train.learning_rate").source != "default"
-    if rate == config.learning_rate or (rate_is_asked_for and not config.sbi_compat):
-        return {}
-    return {"learning_rate": (rate, Origin("optimizer", "of the training that is continued"))}
+    return _of_earlier_optimizer(settings, optimizer)
+
+
+def _of_earlier_optimizer(
+    settings: Resolved, optimizer: Optimizer
+) -> dict[str, tuple[Any, Origin]]:
+    """Note with what a resumed training goes on, whatever the defaults are."""
+    config, origin = settings.train, Origin("optimizer", "of the training that is continued")
+    rate = _single(rates_of(optimizer))
+    seen: dict[str, tuple[Any, Origin]] = {}
+    if type(optimizer).__name__.lower() != config.optimizer:
+        seen["optimizer"] = qualified_name(optimizer), origin
+    # In the typed form, a rate that the call names is the one that counts.
+    named = settings.origin("train.learning_rate").source != "default" and not config.sbi_compat
+    if rate != config.learning_rate and not named:
+        seen["learning_rate"] = rate, origin
+    decay = _single(_of_groups(optimizer, "weight_decay"))
+    if decay != config.weight_decay and not config.stages:
+        seen["weight_decay"] = decay, origin
+    return seen
 
 
 def _in_kwargs(settings: Resolved) -> bool:

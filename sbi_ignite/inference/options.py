@@ -11,6 +11,7 @@ can contradict:
 | `resume_training` | `checkpoint` with `resume="never"` | error | error |
 | `resume_training` | another `optimizer`, `weight_decay`, `lr_schedule`, `validation_fraction` or \
 `seed` than that of the training it continues | error | sbi's behaviour |
+| `resume_training` | no `lr_schedule`, where that training has one | error | sbi has none |
 | `resume_training` | another `learning_rate` | the new one counts | sbi's behaviour: the old one |
 | `compile`, `precision` | a trainer with its own `_train_epoch` | error | error |
 | `dataloader_kwargs` | a keyword that torch's DataLoader lacks | error | error |
@@ -101,14 +102,16 @@ def _check_resume(trainer: Any, call: Call) -> None:
     earlier = getattr(trainer, "_ignite_kept_on_resume", {})
     for name, value in kept_on_resume(settings).items():
         origin = settings.origin(f"train.{name}")
-        if origin.source in ("default", "recipe") or name not in earlier:
-            continue
-        if not _is_same(name, earlier[name], value):
+        # Left out, a schedule would be dropped, and the last of its rates stay for good.
+        dropped = name == "lr_schedule" and value is None
+        unsaid = origin.source in ("default", "recipe") and not dropped
+        if not unsaid and name in earlier and not _is_same(name, earlier[name], value):
             raise ArgumentError(
                 f"resume_training: the training that is continued has "
                 f"{name}={shorten(earlier[name], name)}, which cannot change on the way, got "
                 f"{name}={shorten(value, name)} from {origin} and resume_training=True from "
-                f"{resume}. Leave {name} out, or train anew without resume_training"
+                f"{resume}. {'Name it again' if dropped else f'Leave {name} out'}, or train anew "
+                "without resume_training"
             )
 
 

@@ -124,7 +124,7 @@ class LRSchedule(Settings):
 
     @override
     def _check(self, origins: Mapping[str, Origin]) -> None:
-        refuse_foreign(self, f"kind {self.kind!r}", ("kind", *_TAKES[self.kind]), origins)
+        refuse_foreign(self, "kind", _TAKES, origins)
         if self.warmup_start is not None and not self.warmup_steps:
             origin = origins.get("warmup_start", Origin("call", "LRSchedule(warmup_start=...)"))
             raise SettingsError(
