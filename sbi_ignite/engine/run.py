@@ -49,7 +49,7 @@ from sbi_ignite.handlers.gradient_clipping import GradientClipping
 from sbi_ignite.handlers.schedule import Schedule, Schedulers
 from sbi_ignite.handlers.spread import ValidationSpread
 from sbi_ignite.handlers.stages import StageChanges, StageRule
-from sbi_ignite.handlers.stopping import Rule, StopOnRules, make_rule
+from sbi_ignite.handlers.stopping import StopOnRules, make_rule
 from sbi_ignite.handlers.time_limit import TimeLimit
 from sbi_ignite.loggers import Loggers, RunInfo, make_loggers
 from sbi_ignite.settings import CheckpointConfig, EarlyStopping, Resolved, TrainConfig, resolve
@@ -230,9 +230,9 @@ def run_training(
         handler.attach(trainer)
     if config.max_time is not None:
         TimeLimit(config.max_time, state).attach(trainer)
-    loggers.attach(trainer, state)
     if stages is not None:
         stages.attach(trainer)
+    loggers.attach(trainer, state)
 
     parts = _parts(
         {
@@ -263,7 +263,7 @@ def run_training(
         resumed_from = state.epoch
         budget = epochs_to_train(config, schedulers)
         stopping.ask_before_training()
-        loggers.start(_run_info(settings, host, files, state, rules, budget))
+        loggers.start(_run_info(settings, host, files, state, budget))
         users.on_train_start()
 
         undo = _kept_aside(model, optimizer) if reads_later(device) else _nothing
@@ -329,11 +329,9 @@ def _run_info(
     host: Host,
     files: Persistence | NoPersistence,
     state: TrainingState,
-    rules: Sequence[Rule],
     budget: int,
 ) -> RunInfo:
     """Return what loggers are told before the first step."""
-    patience = [rule.patience for rule in rules if hasattr(rule, "patience")]  # type: ignore[attr-defined] # just asked
     return RunInfo(
         method=files.method,
         round_index=host.round_index,
@@ -344,7 +342,7 @@ def _run_info(
         first_iteration=host.first_iteration,
         epochs_done=state.epoch,
         max_epochs=budget - settings.train.sbi_compat,
-        patience=patience[0] if patience else None,
+        validated=state.validated,
         show_progress=host.show_progress,
         identity=(files.found or {}).get("loggers") or host.identity,
     )
@@ -416,6 +414,7 @@ def _summary(
         run_directory=None if files.path is None else str(files.path),
         device=str(device),
         config=settings.to_dict(),
+        validated=state.validated,
     )
 
 
