@@ -112,16 +112,17 @@ def mlflow_runs(uri: str, experiment: str) -> list[Any]:
 
 def wandb(folder: Path, run_id: str = "*") -> Rows:
     """Read the offline files of a run, in the order in which they were written."""
-    rows = _wandb_rows(folder, run_id)
+    rows = wandb_rows(folder, run_id)
     return [(row["epoch"], _metrics(row)) for row in rows if "training_loss" in row]
 
 
 def wandb_iterations(folder: Path) -> list[Any]:
     """Read (iteration, learning rate, loss)."""
-    return [_iteration(row) for row in _wandb_rows(folder, "*") if "iteration_loss" in row]
+    return [_iteration(row) for row in wandb_rows(folder, "*") if "iteration_loss" in row]
 
 
-def _wandb_rows(folder: Path, run_id: str) -> list[dict[str, Any]]:
+def wandb_rows(folder: Path, run_id: str = "*") -> list[dict[str, Any]]:
+    """Return everything that was logged to a run's offline files, call by call."""
     from sbi_ignite.loggers.wandb import logged_rows
 
     paths = folder.glob(f"wandb/*run-2*-{run_id}/run-*.wandb")

@@ -15,7 +15,6 @@ from sbi_ignite.engine.schedules import derived_length
 from sbi_ignite.loggers import make_loggers
 from tests.loggers.small import Play
 
-
 _LAST_WORDS = (
     "stopped by max_epochs after epoch 3; best validation loss 7.0000 at epoch 3; "
     "last training loss 7.5000, validation loss 7.0000"
@@ -108,7 +107,7 @@ def test_a_notebook_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_notebook_without_ipywidgets_gets_the_bar_of_terminals(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """tqdm's bar for notebooks raises ImportError there; logging goes on."""
+    """Tqdm's bar for notebooks raises ImportError there; logging goes on."""
     shell = SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))  # type: ignore[arg-type]
 
