@@ -26,7 +26,8 @@ class Epochs:
         train_loss: Mean training loss of the epoch.
         clipping: Knows the gradient norm.
         validation: Gives the validation loss; None without validation data.
-        before_rules: Called with the epoch's start (seconds since 1970) when its numbers are known.
+        before_rules: Called when the epoch's numbers are known, with the current time less the
+            epoch's duration (seconds since 1970), whatever the system clock did meanwhile.
         keep_best: Looks at the epoch for better weights.
     """
 
@@ -99,7 +100,7 @@ class Epochs:
 
     def _epoch_started(self) -> None:
         set_training(self._state.model, True)
-        self._started = time.time()
+        self._started = time.perf_counter()
 
     def _iteration_completed(self) -> None:
         self._state.iteration = self.now()[1]
@@ -114,14 +115,16 @@ class Epochs:
             state.validation_loss = self._validation.loss()
             state.validation_error = self._validation.error
         state.gradient_norm = self._clipping.mean_norm
-        self._record(time.time() - self._started)
-        self._before_rules(self._started)
+        seconds = time.perf_counter() - self._started
+        self._record(seconds)
+        # Whoever subtracts it from the current time gets the duration, even if the clock was set.
+        self._before_rules(time.time() - seconds)
         self._keep_best(state)
         self._engine.fire_event(TrainingEvents.VALIDATED)
 
     def _record(self, seconds: float) -> None:
         """Append the epoch to the history, and show it to ignite handlers of users."""
-        state, history = self._state, self._state.history
+        state = self._state
         numbers = {
             "training_loss": state.train_loss,
             "validation_loss": state.validation_loss,
@@ -129,8 +132,7 @@ class Epochs:
             "gradient_norm": state.gradient_norm,
         }
         self._engine.state.metrics.update(numbers)
-        for name, value in {**numbers, "epoch_durations_sec": seconds}.items():
-            getattr(history, name).append(value)
+        state.history.append(**numbers, epoch_durations_sec=seconds)
 
 
 def _batches_an_epoch(iterations: int, epochs: int) -> str:

@@ -95,7 +95,7 @@ class TrainingHooks:
         """Look at an epoch before any rule is asked.
 
         Args:
-            epoch_started: When it started, in seconds since 1970.
+            epoch_started: The current time less the duration of the epoch, in seconds since 1970.
         """
 
     def on_end(self, logged_to: Mapping[str, Any]) -> None:

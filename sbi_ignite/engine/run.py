@@ -242,8 +242,7 @@ def _undo(training: Training) -> Callable[[], None]:
 
 def _run_info(training: Training, files: Persistence | NoPersistence) -> RunInfo:
     """Return what loggers are told before the first step."""
-    rules, place = training.stopping.rules, training.hooks.place
-    patience = [rule.patience for rule in rules if hasattr(rule, "patience")]  # type: ignore[attr-defined] # just asked
+    place = training.hooks.place
     return RunInfo(
         method=training.method,
         round_index=place.round_index,
@@ -254,7 +253,7 @@ def _run_info(training: Training, files: Persistence | NoPersistence) -> RunInfo
         first_iteration=place.first_iteration,
         epochs_done=training.state.epoch,
         max_epochs=training.budget - training.settings.train.sbi_compat,
-        patience=patience[0] if patience else None,
+        validated=training.state.validated,
         show_progress=place.show_progress,
         identity=(files.found or {}).get("loggers") or place.logged_to,
     )
@@ -283,4 +282,5 @@ def _summary(
         run_directory=None if files.path is None else str(files.path),
         device=str(training.device),
         config=training.settings.to_dict(),
+        validated=state.validated,
     )

@@ -227,9 +227,9 @@ def assemble(
         handler.attach(engine)
     if config.max_time is not None:
         TimeLimit(config.max_time, state).attach(engine)
-    loggers.attach(engine, state)
     if stages is not None:
         stages.attach(engine)
+    loggers.attach(engine, state)
 
     parts = _parts(
         {

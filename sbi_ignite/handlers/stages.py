@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from fractions import Fraction
 from typing import Any
 
 from ignite.engine import Engine
@@ -73,6 +74,19 @@ class StageRule:
         fruitless_steps = self.iteration - self.fruitful_iteration
         patient = self.fruitless_epochs < stage.patience or fruitless_steps < stage.patience_steps
         return not patient or self.epochs >= self._longest()
+
+    @property
+    def patience_left(self) -> int:
+        """Fruitless epochs that the stage still lets pass, its steps counted as epochs.
+
+        How long it may take at most says nothing about it.
+        """
+        stage, epochs_done = self.stage, self.earlier_epochs + self.epochs
+        left = stage.patience - self.fruitless_epochs
+        if self.iteration:
+            steps = stage.patience_steps - (self.iteration - self.fruitful_iteration)
+            left = max(left, math.ceil(Fraction(steps * epochs_done, self.iteration)))
+        return max(left, 0)
 
     def observe(self, loss: float, iteration: int, error: float = math.nan) -> bool:
         """Take in an epoch and say whether the stage ends with it.

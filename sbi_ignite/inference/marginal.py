@@ -15,7 +15,7 @@ from sbi_ignite.engine.recipe import filled_in
 from sbi_ignite.inference import seam
 from sbi_ignite.inference.arguments import Call, parse_call
 from sbi_ignite.inference.batches import make_loaders, split
-from sbi_ignite.inference.books import close_books, warn_budget_spent
+from sbi_ignite.inference.books import close_books, say_how_it_ended, warn_budget_spent
 from sbi_ignite.inference.fitting import fit
 from sbi_ignite.inference.losses import is_sbis_own
 from sbi_ignite.inference.options import check_call
@@ -58,7 +58,9 @@ def carry_out(trainer: Any, call: Call) -> Any:
     own = is_sbis_own(trainer, "loss")
     loss = MarginalLoss() if own else (lambda model, batch: trainer.loss(batch[0]))
     fit(trainer, call, loss, train_loader, val_loader)
-    if config.sbi_compat and trainer.epoch > config.max_epochs:
+    if not config.sbi_compat:
+        say_how_it_ended(trainer, call)
+    elif trainer.epoch > config.max_epochs:
         warn_budget_spent(config.max_epochs)
     close_books(trainer, config)
     return trainer._neural_net

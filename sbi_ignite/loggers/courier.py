@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.loggers.base import Backend, EpochRow, RunInfo
+from sbi_ignite.loggers.clock import now
 
 if TYPE_CHECKING:
     from sbi_ignite.summary import TrainingSummary
@@ -79,7 +80,7 @@ class Courier(Backend):
 
     def log_iteration(self, iteration: int, values: Mapping[str, float]) -> None:
         """Send the numbers."""
-        self._send("log_iteration", iteration, values)
+        self._send("log_iteration", iteration, values, now())
 
     def finish(self, summary: TrainingSummary) -> None:
         """Send the summary."""

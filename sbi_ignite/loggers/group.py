@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.exceptions import SbiIgniteWarning
 from sbi_ignite.loggers.base import Backend, EpochRow, RunInfo
+from sbi_ignite.loggers.clock import now
 from sbi_ignite.settings.plain import redact
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class Loggers:
 
     def attach(self, engine: Engine, state: TrainingState) -> None:
         """Log when an epoch is validated, and every n iterations for those that ask.
+
+        Attach it behind what changes the best weights or stops the training.
 
         Args:
             engine: The training engine, which knows `TrainingEvents`.
@@ -167,26 +170,12 @@ class Loggers:
 
     def _row(self, index: int, epoch: int) -> EpochRow:
         """Return the numbers of one epoch from the history, which is what the summary gets."""
-        history = self._state.history  # type: ignore[union-attr] # asked by the caller
-        losses = history.validation_loss[: index + 1]
-        watched = losses if any(map(math.isfinite, losses)) else history.training_loss[: index + 1]
-        finite = [loss for loss in watched if not math.isnan(loss)]
-        best = min(finite, default=math.inf)
-        patience = self._info.patience
-        fruitless = index - watched.index(best) if finite else index + 1
+        state: Any = self._state  # asked by the caller
         return EpochRow(
             step=self._info.first_step + epoch,
-            values={
-                "training_loss": history.training_loss[index],
-                "validation_loss": history.validation_loss[index],
-                "best_validation_loss": best,
-                "learning_rate": history.learning_rate[index],
-                "epoch_durations_sec": history.epoch_durations_sec[index],
-                "gradient_norm": history.gradient_norm[index],
-            },
-            time=time.time(),
+            values=state.history.row(index, state.validated),
+            time=now(),
             replayed=epoch <= self._info.epochs_done,
-            patience_left=None if patience is None else max(patience - fruitless, 0),
         )
 
     def _note_rate(self) -> None:

@@ -27,6 +27,7 @@ from sbi_ignite.loggers.base import (
     run_record,
     warm_up_figures,
 )
+from sbi_ignite.loggers.clock import now
 
 try:
     import fcntl
@@ -89,6 +90,7 @@ class Mlflow(Backend):
         self._run_id = ""
         self._have: dict[str, set[int]] = {}
         self._refused: Exception | None = None
+        self._began = self._ended = 0
 
     def worth_retrying(self, error: Exception) -> bool:
         """Say that a server may come back, unless it is the request that is wrong."""
@@ -102,7 +104,7 @@ class Mlflow(Backend):
         self._info = info
         self._client = self._client or self._connect()
         run = self._find(identity["id"]) or self._create(identity["id"])
-        self._run_id = run.info.run_id
+        self._run_id, self._began = run.info.run_id, run.info.start_time or 0
         self._client.update_run(self._run_id, status="RUNNING")
         known = {f"origin.{name}": value for name, value in origins(info).items()}
         self._log_parameters({**parameters(info), **known}, have=run.data.params)
@@ -117,28 +119,37 @@ class Mlflow(Backend):
         if row.step not in self._have.get("training_loss", ()):
             self._log_metrics(row.values, row.step, row.time)
 
-    def log_iteration(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Log the numbers of an iteration."""
+    def log_iteration(
+        self, iteration: int, values: Mapping[str, float], seconds: float | None = None
+    ) -> None:
+        """Log the numbers of an iteration, as of a time in seconds since 1970."""
         if iteration not in self._have.get("iteration_loss", ()):
-            self._log_metrics(values, iteration, 0.0)
+            self._log_metrics(values, iteration, seconds or now())
 
     def finish(self, summary: TrainingSummary) -> None:
         """Log results and figure and mark the run as finished."""
         found = results(summary)
         numbers = {n: v for n, v in found.items() if type(v) in (int, float)}
-        own = {n: v for n, v in numbers.items() if n != "best_validation_loss"}
+        # Epochs have the best loss already.
+        own = {n: v for n, v in numbers.items() if not n.endswith("_loss")}
         tags = {n: str(v) for n, v in found.items() if n not in numbers}
-        self._log_metrics(own, self._info.first_step + summary.epochs_trained, 0.0, tags)
+        step = self._info.first_step + summary.epochs_trained
+        self._log_metrics(own, step, self._end_time() / 1000, tags)
         figure = summary.plot()
         self._attach(lambda: self._client.log_figure(self._run_id, figure, "loss_curve.png"))
-        self._client.set_terminated(self._run_id, "FINISHED")
+        self._client.set_terminated(self._run_id, "FINISHED", self._end_time())
         if self._refused is not None:
             raise self._refused
 
     def fail(self, status: str, message: str) -> None:
         """Note what happened and mark the run as failed or killed."""
         self._client.set_tag(self._run_id, "error", message[:5000])
-        self._client.set_terminated(self._run_id, status.upper())
+        self._client.set_terminated(self._run_id, status.upper(), self._end_time())
+
+    def _end_time(self) -> int:
+        """Return the end in milliseconds, never before the start, and the same one each time."""
+        self._ended = self._ended or max(int(now() * 1000), self._began)
+        return self._ended
 
     def _connect(self) -> Any:
         """Return a client whose waits are bounded."""
@@ -184,7 +195,8 @@ class Mlflow(Backend):
             "mlflow.user": os.environ.get("USER", ""),
         }
         name = self.run_name or new_run_name(self._info.method)
-        return self._client.create_run(self._experiment_id(), tags=tags, run_name=name)
+        start = int(now() * 1000)
+        return self._client.create_run(self._experiment_id(), start, tags=tags, run_name=name)
 
     def _log_parameters(self, values: Mapping[str, Any], have: Iterable[str]) -> None:
         """Log what the run does not have: parameters cannot change."""

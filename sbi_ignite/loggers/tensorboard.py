@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from sbi_ignite.loggers.base import (
     parameters,
     results,
 )
+from sbi_ignite.loggers.clock import now
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 COMPARED = ("best_validation_loss", "validation_loss", "training_loss")
 """The columns that TensorBoard's page of hyperparameters compares."""
+
+COMPARED_UNVALIDATED = ("best_training_loss", "training_loss")
+"""Those of a training without validation data."""
 
 
 class TensorBoard(Backend):
@@ -75,7 +78,8 @@ class TensorBoard(Backend):
             self._iterations = EventFile(self.log_dir / "iterations", purge)
         values = {**parameters(info), **{f"tag.{name}": v for name, v in self.tags.items()}}
         known = {name: _hparam(value) for name, value in values.items() if value is not None}
-        begin, session, self._session_end = hparams(known, dict.fromkeys(COMPARED, 0.0))
+        compared = COMPARED if info.validated else COMPARED_UNVALIDATED
+        begin, session, self._session_end = hparams(known, dict.fromkeys(compared, 0.0))
         self._epochs.add(begin, info.last_step_kept)
         self._epochs.add(session, info.last_step_kept)
         self._epochs.add(text("settings", _table(values, origins(info))), info.last_step_kept)
@@ -150,8 +154,7 @@ class EventFile:
 
         self._proto: Any = event_pb2  # its classes are made at import, unseen by type checkers
         directory.mkdir(parents=True, exist_ok=True)
-        # Readers take files in the order of their names.
-        name = f"events.out.tfevents.{time.time_ns():020d}.{os.getpid()}"
+        name = f"events.out.tfevents.{_next_number(directory):020d}.{os.getpid()}"
         self._file = (directory / name).open("wb", buffering=0)
         self._buffer = io.BytesIO()
         self._records = RecordWriter(self._buffer)
@@ -178,7 +181,7 @@ class EventFile:
         self._file.close()
 
     def _write(self, **fields: Any) -> None:
-        event = self._proto.Event(wall_time=time.time(), **fields)
+        event = self._proto.Event(wall_time=now(), **fields)
         self._records.write(event.SerializeToString())
 
 
@@ -192,6 +195,13 @@ def _scalars(values: Mapping[str, float]) -> Any:
             if not math.isnan(value)
         ]
     )
+
+
+def _next_number(directory: Path) -> int:
+    """Return a number above those of all event files: readers go by the order of their names."""
+    taken = (path.name.split(".")[3] for path in directory.glob("events.out.tfevents.*.*"))
+    latest = max((int(number) for number in taken if number.isdecimal()), default=0)
+    return max(int(now() * 1e9), latest + 1)
 
 
 def _image(tag: str, figure: Figure) -> Any:

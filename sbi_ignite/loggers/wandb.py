@@ -24,6 +24,7 @@ from sbi_ignite.loggers.base import (
     results,
     warm_up_figures,
 )
+from sbi_ignite.loggers.clock import now
 
 if TYPE_CHECKING:
     from sbi_ignite.summary import TrainingSummary
@@ -121,12 +122,14 @@ class Wandb(Backend):
     def log_epoch(self, row: EpochRow) -> None:
         """Log the numbers of an epoch."""
         if row.step > self._have.get("epoch", 0):
-            self._run.log({"epoch": row.step, **row.values})
+            self._run.log({"epoch": row.step, **row.values, "_timestamp": row.time or now()})
 
-    def log_iteration(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Log the numbers of an iteration."""
+    def log_iteration(
+        self, iteration: int, values: Mapping[str, float], seconds: float | None = None
+    ) -> None:
+        """Log the numbers of an iteration, as of a time in seconds since 1970."""
         if iteration > self._have.get("iteration", 0):
-            self._run.log({"iteration": iteration, **values})
+            self._run.log({"iteration": iteration, **values, "_timestamp": seconds or now()})
 
     def finish(self, summary: TrainingSummary) -> None:
         """Put the results into the run's summary, log the figure, and close."""

@@ -211,8 +211,8 @@ def _rules(
     else:
         pairs = [(rule, _passed(rule)) for rule in _as_rules(asked)]
         if patience is not None:
+            _refuse_never_beside_patience([rule for rule, _ in pairs], patience)
             pairs.append(_added_rule(patience, fallback, [rule for rule, _ in pairs]))
-        _refuse_never_beside_others([rule for rule, _ in pairs], patience)
     for (rule, said), prefix in zip(
         pairs, item_prefixes("early_stopping", len(pairs)), strict=True
     ):
@@ -232,18 +232,13 @@ def _as_rules(asked: object) -> list[EarlyStopping]:
     return rules
 
 
-def _refuse_never_beside_others(rules: Sequence[EarlyStopping], patience: int | None) -> None:
-    others = [rule for rule in rules if rule.kind != "never"]
-    if not others or len(others) == len(rules):
-        return
-    if patience is not None and len(others) == 1:
-        other = f"stop_after_epochs={patience}"
-    else:
-        other = f"EarlyStopping.{others[0].kind}(...)"
-    raise ArgumentError(
-        "early_stopping: expected EarlyStopping.never() alone, because any other rule may stop, "
-        f"got EarlyStopping.never() and {other}. Leave one of them out"
-    )
+def _refuse_never_beside_patience(rules: Sequence[EarlyStopping], patience: int) -> None:
+    """Refuse sbi's patience beside never(); in a list, never() takes nothing from other rules."""
+    if any(rule.kind == "never" for rule in rules):
+        raise ArgumentError(
+            "early_stopping: expected one wish, got EarlyStopping.never() and "
+            f"stop_after_epochs={patience}. Leave one of them out"
+        )
 
 
 def _inferred_rule(

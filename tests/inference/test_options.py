@@ -66,10 +66,8 @@ def test_a_keyword_beside_a_callable_optimizer_is_refused_by_both_names():
         ready().train(TrainConfig(optimizer=quarter), learning_rate=0.1)
 
 
-def test_never_stopping_beside_another_rule_is_refused_by_both_names():
+def test_never_stopping_beside_sbis_patience_is_refused_by_both_names():
     never = EarlyStopping.never()
-    with pytest.raises(ArgumentError, match=r"never\(\) and EarlyStopping\.lr_threshold"):
-        ready().train(TrainConfig(), early_stopping=[never, EarlyStopping.lr_threshold()])
     with pytest.raises(ArgumentError, match=r"never\(\) and stop_after_epochs=3"):
         ready().train(early_stopping=never, stop_after_epochs=3)
 
