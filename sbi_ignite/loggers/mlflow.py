@@ -330,6 +330,8 @@ class Mlflow(Backend):
 def is_local(tracking_uri: str) -> bool:
     """Say whether a store is a file or folder of this machine; "" is MLflow's default, a file."""
     scheme = urlsplit(tracking_uri).scheme
+    if tracking_uri.startswith("databricks"):  # a name without a scheme
+        return False
     # One letter is a drive of Windows.
     return scheme in ("", "file", "sqlite") or len(scheme) == 1
 

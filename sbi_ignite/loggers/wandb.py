@@ -99,7 +99,7 @@ class Wandb(Backend):
         if not wanted.continued and any(self._have.values()):
             # Only now is it known that the run that the environment names has a curve already.
             wanted = self._step_aside(self._run.id, "", continued=False)
-            self._leave()
+            self._close(exit_code=0)
             self._open(info, wanted)
             self._have = {}
         files = Path(self._run.dir)
@@ -141,14 +141,14 @@ class Wandb(Backend):
 
         self._run.summary.update(results(summary))
         self._run.log({"loss_curve": wandb.Image(summary.plot())})
-        self._run.finish(exit_code=0)
+        self._close(exit_code=0)
         if self._moved is not None:
             raise OSError(self._moved)
 
     def fail(self, status: str, message: str) -> None:
         """Note what happened and close as failed."""
         self._run.summary.update({"status": status, "error": message})
-        self._run.finish(exit_code=_EXIT_CODES[status])
+        self._close(exit_code=_EXIT_CODES[status])
 
     def _open(self, info: RunInfo, wanted: _Wanted) -> None:
         """Open a run; what is None is left to wandb, which asks its environment."""
@@ -226,12 +226,19 @@ class Wandb(Backend):
         here, there = last_logged(folder, self._run.id), self._run.summary
         return {n: max(here.get(n, 0), int(there.get(n) or 0)) for n in ("epoch", "iteration")}
 
-    def _leave(self) -> None:
-        """Close a run that is not ours as it was, and forget what wandb has read so far."""
+    def _close(self, exit_code: int) -> None:
+        """Close the run and wait until its file is whole.
+
+        `finish` returns before wandb's service has written the end of the file, or all of a short
+        one; the service writes it before it ends. A new one starts when it is needed.
+        """
         import wandb
 
-        self._run.finish()
-        wandb.teardown()
+        self._run.finish(exit_code=exit_code)
+        try:
+            wandb.teardown()
+        except SystemExit as ended:
+            raise OSError(f"wandb's service ended with exit code {ended.code}") from None
 
 
 @dataclass(frozen=True)
