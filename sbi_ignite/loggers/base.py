@@ -143,6 +143,15 @@ class Backend:
     trouble: str | None = None
     """What is going wrong while the backend goes on trying; None while all is well."""
 
+    moved_at: float = -math.inf
+    """When local work of the backend was last seen to move, on the monotonic clock."""
+
+    doing: str = "at work"
+    """What that work is."""
+
+    local: bool = False
+    """Whether the backend needs this machine only; asked in a courier's process only."""
+
     def __init__(
         self,
         *,
@@ -193,6 +202,12 @@ class Backend:
 
     def abandon(self) -> None:
         """Let go of whatever still runs; called once, at the end or after a failure."""
+
+    def say(self, line: str) -> None:
+        """Tell the user; a courier's process puts its own way of doing so here."""
+
+    def still_moving(self) -> None:
+        """Note that work goes on; a courier's process puts its own way of doing so here."""
 
     def worth_retrying(self, error: Exception) -> bool:
         """Say whether a call that raised may succeed later; asked in a courier's process only."""
