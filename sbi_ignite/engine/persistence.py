@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.data.in_memory import Batches
 from sbi_ignite.engine.host import Host
-from sbi_ignite.engine.state import Snapshots, Stateful, restore
+from sbi_ignite.engine.state import Saved, Snapshots, Stateful, restore
 from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError
 from sbi_ignite.handlers.checkpoint import CheckpointHandler, ends_epoch
 from sbi_ignite.handlers.signals import StopOnSignals
 from sbi_ignite.runs.directory import RunDirectory
 from sbi_ignite.runs.fingerprint import differences
 from sbi_ignite.runs.manifest import make_manifest
+from sbi_ignite.runs.remembered import recall, remember
+from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.settings import CheckpointConfig, Resolved
 from sbi_ignite.summary import TrainingSummary
 
@@ -37,6 +39,7 @@ def persistence(
     state: TrainingState,
     train_loader: Any,
     snapshots: Snapshots,
+    loggers: Saved,
 ) -> Iterator[Persistence | NoPersistence]:
     """Hold the run directory that the settings or the host name, for the time of a training.
 
@@ -48,6 +51,7 @@ def persistence(
         state: The training's numbers.
         train_loader: Batches, whose tensors are what the run is recognised by.
         snapshots: Take snapshots of the parts.
+        loggers: Remember where they log to.
     """
     method, manifest = host.method or type(model).__name__, {}
     if settings.checkpoint is not None or settings.logging:
@@ -75,6 +79,7 @@ def persistence(
             parts,
             state,
             snapshots,
+            loggers,
             mid_epoch=isinstance(train_loader, Batches),
             # A thread that writes must not run while a loader forks its workers.
             background=not getattr(train_loader, "num_workers", 0),
@@ -109,14 +114,23 @@ class NoPersistence:
         """Save nothing, and look out for signals."""
         self._signals.attach(engine)
 
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """What the loggers of the call that is continued remembered."""
+        return dict((self.found or {}).get("loggers", {}))
+
+    def require_writable(self) -> None:
+        """Nothing will be written."""
+
     def resume(self) -> None:
         """Bring all parts to where the snapshot stood."""
         if self.found is not None:
             restore(self._parts, self.found)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, trains: bool = True) -> Iterator[None]:
         """Hold signals off for the time of the training."""
+        del trains
         with self._signals:
             yield
 
@@ -143,6 +157,7 @@ class Persistence:
         parts: The parts of the training that remember something.
         state: The training's numbers.
         snapshots: Take snapshots of the parts.
+        loggers: Remember where they log to.
         mid_epoch: Whether the batches know their position inside an epoch.
         background: Whether to write in another thread.
 
@@ -159,6 +174,7 @@ class Persistence:
         parts: Mapping[str, Stateful],
         state: TrainingState,
         snapshots: Snapshots,
+        loggers: Saved,
         mid_epoch: bool,
         background: bool = True,
     ) -> None:
@@ -167,8 +183,10 @@ class Persistence:
         self._parts, self._state, self._mid_epoch = parts, state, mid_epoch
         self._signals = StopOnSignals(state)
         self._engine: Engine | None = None
+        self._snapshots, self._loggers = snapshots, loggers
+        self._only_reads = False
         self._handler = CheckpointHandler(
-            directory, config, snapshots.take, state, mid_epoch, background
+            directory, config, self._take, state, mid_epoch, background
         )
         self.found = self._find()
 
@@ -188,6 +206,29 @@ class Persistence:
                 'Use resume="auto" to start anew.'
             )
         return None if checkpoint is None else checkpoint.states
+
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """What the loggers of the run remembered, as far as it is still the run's own."""
+        directory = self._directory
+        identity = None if directory.read_only else directory.identity
+        return recall((self.found or {}).get("loggers", {}), directory.path, identity)
+
+    def _remembering(self) -> dict[str, Any]:
+        """Return what the loggers remember, as checkpoints hold it."""
+        directory = self._directory
+        return remember(self._loggers.state_dict(), directory.path, directory.identity)
+
+    def _take(self) -> Snapshot:
+        return self._snapshots.take().with_words(loggers=self._remembering())
+
+    def require_writable(self) -> None:
+        """See that a training that goes on can be saved.
+
+        Raises:
+            CheckpointError: If the run can only be read.
+        """
+        self._directory.require_writable()
 
     def resume(self) -> None:
         """Bring all parts to where the checkpoint stood."""
@@ -210,9 +251,24 @@ class Persistence:
         self._handler.attach(engine)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Hold signals off for the time of the training, and note how it ended."""
-        self._directory.write_manifest(self.manifest)
+    def running(self, trains: bool = True) -> Iterator[None]:
+        """Hold signals off for the time of the training, and note how it ended.
+
+        Args:
+            trains: Whether there is anything left to train. A complete run that has all its files
+                is not written again.
+        """
+        directory = self._directory
+        if not trains:
+            known = (self.found or {}).get("loggers", {}) == self._remembering()
+            self._only_reads = directory.read_only or (known and directory.is_whole())
+        if self._only_reads:
+            with self._signals:
+                yield
+            return
+        saved = {} if trains else directory.read_manifest() or {}
+        # A run that was complete is so at every moment, for others that read it meanwhile.
+        directory.write_manifest(saved if saved.get("status") == "complete" else self.manifest)
         self._handler.start()
         self._handler.save_now()
         try:
@@ -225,6 +281,8 @@ class Persistence:
 
     def finish(self) -> None:
         """Save the last state, from which a longer training would go on."""
+        if self._only_reads:
+            return
         # Between batches of a foreign loader nothing can be continued: its last epoch's end stays.
         if self._mid_epoch or self._state.iteration == 0 or self._at_epoch_end():
             self._handler.finish()
@@ -237,11 +295,12 @@ class Persistence:
             KeyboardInterrupt: If Ctrl-C ended it.
             SystemExit: If SIGTERM or SIGUSR1 ended it, with the shell's exit code for it.
         """
-        if summary.complete:
-            self._directory.write_summary(summary.to_dict())
-        self._note_end(
-            "complete" if summary.complete else "interrupted", stop_reason=summary.stop_reason
-        )
+        if not self._only_reads:
+            if summary.complete:
+                self._directory.write_summary(summary.to_dict())
+            self._note_end(
+                "complete" if summary.complete else "interrupted", stop_reason=summary.stop_reason
+            )
         self._signals.pass_on()
 
     @property

@@ -254,7 +254,9 @@ def run_training(
     snapshots = Snapshots(parts, state, host.keep_snapshot, extra={"loggers": loggers})
     snapshots.attach(trainer)
 
-    with persistence(settings, host, model, parts, state, train_loader, snapshots) as files:
+    with persistence(
+        settings, host, model, parts, state, train_loader, snapshots, loggers
+    ) as files:
         files.attach(trainer)
         files.resume()
         if files.found is not None:
@@ -263,17 +265,20 @@ def run_training(
         resumed_from = state.epoch
         budget = epochs_to_train(config, schedulers)
         stopping.ask_before_training()
-        loggers.start(_run_info(settings, host, files, state, rules, budget))
+        trains = state.stop_reason is None and state.epoch < budget
+        if trains:
+            files.require_writable()
+        loggers.start(_run_info(settings, host, files, state, rules, budget, trains))
         users.on_train_start()
 
         undo = _kept_aside(model, optimizer) if reads_later(device) else _nothing
         with (
             _errors_reported(model, best, users, loggers, undo),
-            files.running(),
+            files.running(trains),
             denormals_as_zeros(wanted=not as_sbi),
             stepping.lent_memory(),
         ):
-            if state.stop_reason is None and state.epoch < budget:
+            if trains and state.stop_reason is None:
                 trainer.run(
                     train_loader,
                     max_epochs=budget - epochs.before_this_engine,
@@ -331,6 +336,7 @@ def _run_info(
     state: TrainingState,
     rules: Sequence[Rule],
     budget: int,
+    trains: bool,
 ) -> RunInfo:
     """Return what loggers are told before the first step."""
     patience = [rule.patience for rule in rules if hasattr(rule, "patience")]  # type: ignore[attr-defined] # just asked
@@ -346,7 +352,8 @@ def _run_info(
         max_epochs=budget - settings.train.sbi_compat,
         patience=patience[0] if patience else None,
         show_progress=host.show_progress,
-        identity=(files.found or {}).get("loggers") or host.identity,
+        identity={**host.identity, **files.remembered},
+        trains=trains,
     )
 
 
