@@ -210,14 +210,19 @@ class Persistence:
     @property
     def remembered(self) -> dict[str, Any]:
         """What the loggers of the run remembered, as far as it is still the run's own."""
-        directory = self._directory
-        identity = None if directory.read_only else directory.identity
-        return recall((self.found or {}).get("loggers", {}), directory.path, identity)
+        directory, saved = self._directory, (self.found or {}).get("loggers", {})
+        return recall(saved, directory.path, directory.run, directory.identity)
 
     def _remembering(self) -> dict[str, Any]:
         """Return what the loggers remember, as checkpoints hold it."""
         directory = self._directory
         return remember(self._loggers.state_dict(), directory.path, directory.identity)
+
+    def _logs_elsewhere(self) -> bool:
+        """Say whether a logger remembers something that the run does not."""
+        saved = (self.found or {}).get("loggers", {})
+        now = self._remembering()
+        return any(saved.get(name) != state for name, state in now.items() if name != "iterations")
 
     def _take(self) -> Snapshot:
         return self._snapshots.take().with_words(loggers=self._remembering())
@@ -260,8 +265,9 @@ class Persistence:
         """
         directory = self._directory
         if not trains:
-            known = (self.found or {}).get("loggers", {}) == self._remembering()
-            self._only_reads = directory.read_only or (known and directory.is_whole())
+            self._only_reads = directory.read_only or (
+                directory.is_whole() and not self._logs_elsewhere()
+            )
         if self._only_reads:
             with self._signals:
                 yield

@@ -24,7 +24,7 @@ def remember(states: Mapping[str, Any], directory: Path, identity: str) -> dict[
     return {**told, "run": identity} if states else {}
 
 
-def recall(states: Mapping[str, Any], directory: Path, identity: str | None) -> dict[str, Any]:
+def recall(states: Mapping[str, Any], directory: Path, run: str, identity: str) -> dict[str, Any]:
     """Return what loggers remembered, as far as it is still the run's own.
 
     A run whose directory was moved has all its logs; a copy has those that were copied along, and
@@ -33,12 +33,13 @@ def recall(states: Mapping[str, Any], directory: Path, identity: str | None) -> 
     Args:
         states: What `remember` returned, also that of version 0.1, which knew absolute paths only.
         directory: The run directory as it is called now.
-        identity: That of the run; None takes it for the one that wrote `states`.
+        run: What the run has in common with its copies; the identity of what was never copied.
+        identity: That of the run, see `RunDirectory`.
 
     Returns:
         A state for each logger that goes on where it was.
     """
-    copied = identity is not None and states.get("run", identity) != identity
+    copied = states.get("run", run) != identity
     found = {}
     for name, state in states.items():
         if name == "run":
