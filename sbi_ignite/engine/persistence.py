@@ -11,7 +11,7 @@ from typing import Any
 from ignite.engine import Engine
 
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.engine.state import Snapshots, Stateful, restore
+from sbi_ignite.engine.state import Saved, Snapshots, Stateful, restore
 from sbi_ignite.engine.training import Training
 from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError
 from sbi_ignite.handlers.checkpoint import CheckpointHandler, ends_epoch
@@ -19,6 +19,8 @@ from sbi_ignite.handlers.signals import StopOnSignals
 from sbi_ignite.runs.directory import RunDirectory
 from sbi_ignite.runs.fingerprint import differences
 from sbi_ignite.runs.manifest import make_manifest
+from sbi_ignite.runs.remembered import recall, remember
+from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.settings import CheckpointConfig
 from sbi_ignite.summary import TrainingSummary
 
@@ -47,6 +49,7 @@ def persistence(training: Training) -> Iterator[Persistence | NoPersistence]:
             training.parts,
             state,
             training.snapshots,
+            training.loggers,
             training.hooks.resume_from,
             mid_epoch=training.train_batches.resumes_inside_epoch,
             # A thread that writes must not run while a loader forks its workers.
@@ -92,14 +95,23 @@ class NoPersistence:
         """Save nothing, and look out for signals."""
         self._signals.attach(engine)
 
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """What the loggers of the call that is continued remembered."""
+        return dict((self.found or {}).get("loggers", {}))
+
+    def require_writable(self) -> None:
+        """Nothing will be written."""
+
     def resume(self) -> None:
         """Bring all parts to where the snapshot stood."""
         if self.found is not None:
             restore(self._parts, self.found)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, trains: bool = True) -> Iterator[None]:
         """Hold signals off for the time of the training."""
+        del trains
         with self._signals:
             yield
 
@@ -125,6 +137,7 @@ class Persistence:
         parts: The parts of the training that remember something.
         state: The training's numbers.
         snapshots: Take snapshots of the parts.
+        loggers: Remember where they log to.
         earlier: Snapshot of an earlier call, to go on from where the directory has nothing.
         mid_epoch: Whether the batches know their position inside an epoch.
         background: Whether to write in another thread.
@@ -141,6 +154,7 @@ class Persistence:
         parts: Mapping[str, Stateful],
         state: TrainingState,
         snapshots: Snapshots,
+        loggers: Saved,
         earlier: Mapping[str, Any] | None,
         mid_epoch: bool,
         background: bool = True,
@@ -150,8 +164,10 @@ class Persistence:
         self._parts, self._state, self._mid_epoch = parts, state, mid_epoch
         self._signals = StopOnSignals(state)
         self._engine: Engine | None = None
+        self._snapshots, self._loggers = snapshots, loggers
+        self._only_reads = False
         self._handler = CheckpointHandler(
-            directory, config, snapshots.take, state, mid_epoch, background
+            directory, config, self._take, state, mid_epoch, background
         )
         self.found = self._find() or earlier
 
@@ -171,6 +187,34 @@ class Persistence:
                 'Use resume="auto" to start anew.'
             )
         return None if checkpoint is None else checkpoint.states
+
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """What the loggers of the run remembered, as far as it is still the run's own."""
+        directory, saved = self._directory, (self.found or {}).get("loggers", {})
+        return recall(saved, directory.path, directory.run, directory.identity)
+
+    def _remembering(self) -> dict[str, Any]:
+        """Return what the loggers remember, as checkpoints hold it."""
+        directory = self._directory
+        return remember(self._loggers.state_dict(), directory.path, directory.identity)
+
+    def _logs_elsewhere(self) -> bool:
+        """Say whether a logger remembers something that the run does not."""
+        saved = (self.found or {}).get("loggers", {})
+        now = self._remembering()
+        return any(saved.get(name) != state for name, state in now.items() if name != "iterations")
+
+    def _take(self) -> Snapshot:
+        return self._snapshots.take().with_words(loggers=self._remembering())
+
+    def require_writable(self) -> None:
+        """See that a training that goes on can be saved.
+
+        Raises:
+            CheckpointError: If the run can only be read.
+        """
+        self._directory.require_writable()
 
     def resume(self) -> None:
         """Bring all parts to where the checkpoint stood."""
@@ -193,9 +237,25 @@ class Persistence:
         self._handler.attach(engine)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Hold signals off for the time of the training, and note how it ended."""
-        self._directory.write_manifest(self.manifest)
+    def running(self, trains: bool = True) -> Iterator[None]:
+        """Hold signals off for the time of the training, and note how it ended.
+
+        Args:
+            trains: Whether there is anything left to train. A complete run that has all its files
+                is not written again.
+        """
+        directory = self._directory
+        if not trains:
+            self._only_reads = directory.read_only or (
+                directory.is_whole() and not self._logs_elsewhere()
+            )
+        if self._only_reads:
+            with self._signals:
+                yield
+            return
+        saved = {} if trains else directory.read_manifest() or {}
+        # A run that was complete is so at every moment, for others that read it meanwhile.
+        directory.write_manifest(saved if saved.get("status") == "complete" else self.manifest)
         self._handler.start()
         self._handler.save_now()
         try:
@@ -208,6 +268,8 @@ class Persistence:
 
     def finish(self) -> None:
         """Save the last state, from which a longer training would go on."""
+        if self._only_reads:
+            return
         # Between batches of a foreign loader nothing can be continued: its last epoch's end stays.
         if self._mid_epoch or self._state.iteration == 0 or self._at_epoch_end():
             self._handler.finish()
@@ -220,11 +282,12 @@ class Persistence:
             KeyboardInterrupt: If Ctrl-C ended it.
             SystemExit: If SIGTERM or SIGUSR1 ended it, with the shell's exit code for it.
         """
-        if summary.complete:
-            self._directory.write_summary(summary.to_dict())
-        self._note_end(
-            "complete" if summary.complete else "interrupted", stop_reason=summary.stop_reason
-        )
+        if not self._only_reads:
+            if summary.complete:
+                self._directory.write_summary(summary.to_dict())
+            self._note_end(
+                "complete" if summary.complete else "interrupted", stop_reason=summary.stop_reason
+            )
         self._signals.pass_on()
 
     @property

@@ -125,8 +125,11 @@ def run(training: Training) -> TrainingSummary:
     with persistence(training) as files:
         files.attach(training.engine)
         resumed_from = _resume(training, files)
-        _begin(training, files)
-        with _errors_reported(training), files.running():
+        trains = _has_epochs_left(training)
+        if trains:
+            files.require_writable()
+        _begin(training, files, trains)
+        with _errors_reported(training), files.running(trains):
             _loop(training)
         return _conclude(training, files, resumed_from)
 
@@ -141,7 +144,7 @@ def _resume(training: Training, files: Persistence | NoPersistence) -> int:
             schedule.note_rate()
             training.epochs.continue_at(epoch_length, training.parts, files.found)
         training.stopping.ask_before_training()
-        if state.stop_reason is None and state.epoch < training.budget:
+        if _has_epochs_left(training):
             settings, budget = training.settings, training.budget
             continue_schedule(settings, schedule, budget, epoch_length)
             warn_of_idle(
@@ -163,20 +166,24 @@ def _best_weights_if_refused(
         raise
 
 
-def _begin(training: Training, files: Persistence | NoPersistence) -> None:
+def _has_epochs_left(training: Training) -> bool:
+    return training.state.stop_reason is None and training.state.epoch < training.budget
+
+
+def _begin(training: Training, files: Persistence | NoPersistence, trains: bool) -> None:
     """Tell loggers and callbacks that training begins."""
-    training.loggers.start(_run_info(training, files))
+    training.loggers.start(_run_info(training, files, trains))
     training.callbacks.on_train_start()
 
 
 def _loop(training: Training) -> None:
     """Train until a rule, the budget, a limit or a signal ends it."""
-    state, epochs_left = training.state, training.budget - training.epochs.before_this_engine
+    epochs_left = training.budget - training.epochs.before_this_engine
     with (
         denormals_as_zeros(wanted=not training.settings.train.sbi_compat),
         training.stepping.lent_memory(),
     ):
-        if state.stop_reason is None and state.epoch < training.budget:
+        if _has_epochs_left(training):
             training.engine.run(
                 training.train_batches,
                 max_epochs=epochs_left,
@@ -240,7 +247,7 @@ def _undo(training: Training) -> Callable[[], None]:
     return undo
 
 
-def _run_info(training: Training, files: Persistence | NoPersistence) -> RunInfo:
+def _run_info(training: Training, files: Persistence | NoPersistence, trains: bool) -> RunInfo:
     """Return what loggers are told before the first step."""
     place = training.hooks.place
     return RunInfo(
@@ -255,7 +262,8 @@ def _run_info(training: Training, files: Persistence | NoPersistence) -> RunInfo
         max_epochs=training.budget - training.settings.train.sbi_compat,
         validated=training.state.validated,
         show_progress=place.show_progress,
-        identity=(files.found or {}).get("loggers") or place.logged_to,
+        identity={**place.logged_to, **files.remembered},
+        trains=trains,
     )
 
 

@@ -58,6 +58,7 @@ class RunInfo:
         first_iteration: Optimizer steps of earlier rounds.
         iterations_done: Optimizer steps of this round that the interrupted run had finished;
             `Loggers` fills it in.
+        trains: Whether there are epochs left to train; without, nothing that was logged is void.
     """
 
     method: str = ""
@@ -73,6 +74,7 @@ class RunInfo:
     identity: Mapping[str, Any] = field(default_factory=dict)
     first_iteration: int = 0
     iterations_done: int = 0
+    trains: bool = True
 
     @property
     def last_iteration_kept(self) -> int:

@@ -13,11 +13,11 @@ from sbi_ignite.loggers.base import (
     Backend,
     EpochRow,
     RunInfo,
-    new_run_name,
     origins,
     parameters,
     results,
 )
+from sbi_ignite.loggers.places import Finder, Place
 
 if TYPE_CHECKING:
     from sbi_ignite.summary import TrainingSummary
@@ -31,7 +31,8 @@ class JsonLines(Backend):
     finite are null. Beside the file lies the loss curve, `loss.png`.
 
     Args:
-        log_dir: Where the file goes; None: `logs` in the run directory, or `sbi-logs/RUN_NAME`.
+        log_dir: Where the file goes, in a folder of the run's own where another run has written
+            there; None: `logs` in the run directory, or `sbi-logs/RUN_NAME`.
         run_name: See `Backend`, likewise the others.
         tags: Kept with the settings.
         every_n_iterations: Steps between two lines with "iteration".
@@ -50,17 +51,27 @@ class JsonLines(Backend):
         super().__init__(run_name=run_name, tags=tags, every_n_iterations=every_n_iterations)
         self._log_dir = log_dir
         self.path: Path | None = None
+        self._place: Place | None = None
         self._steps: set[int] = set()
+        self._is_whole = False
 
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
-        """Open the file, cut off what lies beyond the last step kept, write the settings."""
-        self.path = self._place(info, identity)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._steps = set()
-        if identity or info.last_step_kept:
-            self._keep_until(info)
-        else:
-            self._set_aside()
+        """Open the file, cut off what lies beyond the last step kept, write the settings.
+
+        A training of which nothing is left but its summary is not written a second time.
+        """
+        self._place = _FINDER.find(info, identity, self._log_dir, self.run_name)
+        self.path = self._place.folder / _FILE
+        if self._log_dir is None and info.run_directory is None:
+            self.run_name = self._place.name
+        lines = _lines(self.path) if self._place.continued else []
+        self._is_whole = not info.trains and _has_summary(lines, info)
+        if self._place.continued and not self._is_whole:
+            lines = self._rewrite(lines, info)
+        self._steps = {line["epoch"] for line in lines if "epoch" in line}
+        if self._is_whole:
+            return
+        self._place.folder.mkdir(parents=True, exist_ok=True)
         self._write(
             {
                 "settings": parameters(info),
@@ -68,6 +79,7 @@ class JsonLines(Backend):
                 "run_name": self.run_name,
                 "tags": self.tags,
                 "round": info.round_index,
+                "id": self._place.id,
             }
         )
 
@@ -83,6 +95,8 @@ class JsonLines(Backend):
 
     def finish(self, summary: TrainingSummary) -> None:
         """Append the results and draw the loss curve."""
+        if self._is_whole:
+            return
         self._write({"summary": results(summary), "status": "finished"})
         if self.path is not None:
             summary.plot().savefig(self.path.with_name("loss.png"))
@@ -92,44 +106,27 @@ class JsonLines(Backend):
         self._write({"status": status, "message": message})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the file's path."""
-        return {} if self.path is None else {"path": str(self.path)}
+        """Return where the file is, and the run's id in it."""
+        if self._place is None:
+            return {}
+        return {"path": str(self._place.folder), "id": self._place.id}
 
-    def _place(self, info: RunInfo, identity: Mapping[str, Any]) -> Path:
-        if "path" in identity:
-            return Path(identity["path"])
-        if self._log_dir is not None:
-            return Path(self._log_dir).absolute() / "metrics.jsonl"
-        if info.run_directory is not None:
-            return info.run_directory.absolute() / "logs" / "metrics.jsonl"
-        self.run_name = self.run_name or new_run_name(info.method)
-        return Path("sbi-logs", self.run_name, "metrics.jsonl").absolute()
-
-    def _keep_until(self, info: RunInfo) -> None:
-        """Rewrite the file without half a line and without steps that do not count."""
+    def _rewrite(self, lines: list[dict[str, Any]], info: RunInfo) -> list[dict[str, Any]]:
+        """Rewrite the file without half a line and, before training, without void steps."""
         path = self.path
-        if path is None or not path.exists():
-            return
-        kept = [line for line in map(_parsed, path.read_text().splitlines()) if line]
-        kept = [
-            line
-            for line in kept
-            if line.get("epoch", 0) <= info.last_step_kept
-            and line.get("iteration", 0) <= info.last_iteration_kept
-        ]
-        self._steps = {line["epoch"] for line in kept if "epoch" in line}
+        if path is None:
+            return []
+        if info.trains:
+            lines = [
+                line
+                for line in lines
+                if line.get("epoch", 0) <= info.last_step_kept
+                and line.get("iteration", 0) <= info.last_iteration_kept
+            ]
         draft = path.with_name(path.name + ".part")
-        draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        draft.write_text("".join(json.dumps(line) + "\n" for line in lines))
         draft.replace(path)
-
-    def _set_aside(self) -> None:
-        """Give another run's file that is in the way a number."""
-        if self.path is None or not self.path.exists():
-            return
-        number = 1
-        while (aside := self.path.with_name(f"metrics.{number}.jsonl")).exists():
-            number += 1
-        self.path.replace(aside)
+        return lines
 
     def _write(self, line: Mapping[str, Any]) -> None:
         """Append a line at once, so that a reader or a crash finds whole lines."""
@@ -150,9 +147,37 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects in a file, without a line that was cut off."""
+    if not path.exists():
+        return []
+    return [line for line in map(_parsed, path.read_text().splitlines()) if line]
+
+
 def _parsed(line: str) -> dict[str, Any] | None:
     """Return a line's object, None for a line that was cut off."""
     try:
         return json.loads(line)
     except ValueError:
         return None
+
+
+def _has_summary(lines: list[dict[str, Any]], info: RunInfo) -> bool:
+    """Say whether the training of this round was logged to its end."""
+    current = -1
+    for line in lines:
+        current = line.get("round", current)
+        epochs = line.get("summary", {}).get("epochs_trained")
+        if current == info.round_index and epochs == info.epochs_done:
+            return True
+    return False
+
+
+def _id_in(folder: Path) -> str | None:
+    """Return the id of the run that a file begins with."""
+    with (folder / _FILE).open() as file:
+        return (_parsed(file.readline()) or {}).get("id")
+
+
+_FILE = "metrics.jsonl"
+_FINDER = Finder(_FILE, lambda folder: (folder / _FILE).exists(), _id_in, by_name=False)

@@ -31,6 +31,7 @@ from typing_extensions import Self
 
 from sbi_ignite.exceptions import CheckpointError, SbiIgniteWarning
 from sbi_ignite.runs.files import (
+    FULL,
     Chunk,
     DamagedError,
     Header,
@@ -48,6 +49,7 @@ from sbi_ignite.runs.files import (
     write_whole,
 )
 from sbi_ignite.runs.lock import Lock
+from sbi_ignite.runs.original import original_of
 from sbi_ignite.runs.packing import pack, unpack
 from sbi_ignite.runs.snapshot import BEST, BestCopy, Snapshot, from_file
 
@@ -85,6 +87,14 @@ class _KnownBest:
 class RunDirectory:
     """The files of one run, held by one process. Make one with `RunDirectory.open`.
 
+    A run that is moved stays the same run. One that is copied, so that the original is still where
+    it was, has another `identity` from then on.
+
+    Attributes:
+        path: The directory.
+        run: What the files of the run have in common, those of its copies included.
+        identity: What tells the run from its copies.
+
     Example:
         >>> import tempfile
         >>> with RunDirectory.open(tempfile.mkdtemp()) as directory:
@@ -93,9 +103,15 @@ class RunDirectory:
         {'state': {'epoch': 1}}
     """
 
-    def __init__(self, path: Path, lock: Lock, keep_last: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        lock: Lock | None,
+        keep_last: int,
+        refusal: CheckpointError | None = None,
+    ) -> None:
         self.path, self.keep_last = path, keep_last
-        self._lock = lock
+        self._lock, self._refusal = lock, refusal
         self._writer: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
         self._warned = False
@@ -111,12 +127,16 @@ class RunDirectory:
     def open(cls, path: str | os.PathLike[str], keep_last: int = 2) -> Self:
         """Create the directory if need be, keep other processes out, and tidy up.
 
+        A complete run is opened for reading where it cannot be held: on a read-only disk, or while
+        another process holds it.
+
         Args:
             path: The directory.
             keep_last: How many of the newest checkpoints are kept.
 
         Raises:
-            CheckpointError: If another process trains there, or nothing can be written there.
+            CheckpointError: If another process trains there, or nothing can be written there, and
+                there is no complete run to read.
         """
         path = Path(path)
         try:
@@ -125,14 +145,46 @@ class RunDirectory:
             raise CheckpointError(
                 f"{path} cannot be used as a run directory: {error.strerror}."
             ) from error
-        lock = Lock(path / ".lock")
+        lock = None
         try:
+            lock = Lock(path / ".lock")
             _check_writable(path)
             remove_temporary_files(path)
             return cls(path, lock, keep_last)
-        except BaseException:
-            lock.release()
+        except BaseException as error:
+            if lock is not None:
+                lock.release()
+            if isinstance(error, CheckpointError) and _is_complete(path):
+                return cls(path, None, keep_last, refusal=error)
             raise
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the run can only be read."""
+        return self._refusal is not None
+
+    def require_writable(self) -> None:
+        """See that the run can be written.
+
+        Raises:
+            CheckpointError: If it can only be read; the message says why.
+        """
+        if self._refusal is not None:
+            raise CheckpointError(
+                f"{self._refusal} The run in it is complete and can be read, but not changed or "
+                "continued."
+            ) from self._refusal
+
+    def is_whole(self) -> bool:
+        """Say whether the run is complete and all that people read of it is there."""
+        found = metrics_checksum(self.path)
+        if found is None or not _is_complete(self.path):
+            return False
+        try:
+            summary = read_summary(self.path, self.run)
+        except CheckpointError:
+            return False
+        return summary is not None and summary["metrics_checksum"] == found
 
     def close(self) -> None:
         """Finish what is being written and let other processes in."""
@@ -142,7 +194,8 @@ class RunDirectory:
             if self._writer is not None:
                 self._writer.shutdown()
                 self._writer = None
-            self._lock.release()
+            if self._lock is not None:
+                self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -172,6 +225,7 @@ class RunDirectory:
         Raises:
             CheckpointError: If the snapshot holds something that cannot be saved.
         """
+        self.require_writable()
         self.wait()
         snapshot.require_savable()
         try:
@@ -187,6 +241,7 @@ class RunDirectory:
 
         A failure is reported by a warning at the next call, or by `wait`.
         """
+        self.require_writable()
         self.wait()
         snapshot.require_savable()
         if self._writer is None:
@@ -269,6 +324,7 @@ class RunDirectory:
         Raises:
             CheckpointError: If it cannot be written.
         """
+        self.require_writable()
         self.wait()
         self._last_best = None
         meta = dict(meta or {})
@@ -298,25 +354,25 @@ class RunDirectory:
     # --- words and numbers
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        """Write run.json.
+        """Write run.json; if that fails, there is a warning, and the earlier one stays.
 
         Args:
-            manifest: Plain data, see `sbi_ignite.runs.manifest`. The identity of the run, the time
-                of its creation, the time of this writing and a checksum are added.
-
-        Raises:
-            CheckpointError: If it cannot be written.
+            manifest: Plain data, see `sbi_ignite.runs.manifest`. The identity of the run, where it
+                is, the time of its creation, the time of this writing and a checksum are added.
         """
+        self.require_writable()
         own = {
-            "run": self.run,
-            "created": self._created,
+            **self._who(),
             "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "best_digest": self._best_digest() if manifest.get("status") == "complete" else None,
         }
-        self._save(lambda: write_json(self._manifest_path, {**manifest, **own}), "run.json")
+        try:
+            write_json(self._manifest_path, {**manifest, **own})
+        except OSError as error:
+            self.report(error)
 
     def update_manifest(self, **values: Any) -> None:
-        """Change some values in run.json, such as `status="complete"`."""
+        """Change some values in run.json, such as `status="complete"`; see `write_manifest`."""
         self.write_manifest({**(self.read_manifest() or {}), **values})
 
     def read_manifest(self) -> dict[str, Any] | None:
@@ -331,6 +387,7 @@ class RunDirectory:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
+        self.require_writable()
         with (self.path / "metrics.jsonl").open("ab") as file:
             file.write(json_line(row))
 
@@ -340,6 +397,7 @@ class RunDirectory:
         Raises:
             OSError: If it cannot be written; the old file is untouched.
         """
+        self.require_writable()
         write_whole(self.path / "metrics.jsonl", map(json_line, rows))
 
     def write_summary(self, summary: Mapping[str, Any]) -> bool:
@@ -352,6 +410,7 @@ class RunDirectory:
             Whether it was written. If not, there is a warning: a training that has ended is not
             lost for want of a file.
         """
+        self.require_writable()
         self.wait()
         try:
             found = metrics_checksum(self.path)
@@ -378,9 +437,11 @@ class RunDirectory:
         Returns:
             The folder, None if there was nothing to move.
         """
+        self.require_writable()
         self.wait()
         names = [*self._checkpoints(), *sorted(self.path.glob("best*.pt"))]
-        names += [*sorted(self.path.glob("round-*")), self.path / "summary.json"]
+        names += [*sorted(self.path.glob("round-*")), self.path / "logs"]
+        names += [self.path / "summary.json"]
         names += [self.path / "metrics.jsonl", self._manifest_path]
         there = [path for path in names if path.exists()]
         if not there:
@@ -416,6 +477,21 @@ class RunDirectory:
             manifest = {}  # said with more words when somebody needs it
         self.run = str(manifest.get("run", uuid.uuid4().hex))
         self._created = manifest.get("created", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        self.identity = str(manifest.get("identity", self.run))
+        self._copied_from = manifest.get("copied_from")
+        original = None if self.read_only else original_of(self.path, manifest)
+        if original is not None:
+            self.identity, self._copied_from = uuid.uuid4().hex, str(original)
+
+    def _who(self) -> dict[str, Any]:
+        """Return what run.json says about who the run is."""
+        return {
+            "run": self.run,
+            "identity": self.identity,
+            "home": str(self.path.resolve()),
+            "copied_from": self._copied_from,
+            "created": self._created,
+        }
 
     def _require_manifest(self) -> dict[str, Any]:
         manifest = read_manifest(self.path)
@@ -459,7 +535,7 @@ class RunDirectory:
     def _write(self, epoch: int, iteration: int, snapshot: Snapshot) -> None:
         """Write best weights and checkpoint, then prune; may run in the writer's thread."""
         if not self._manifest_path.exists():
-            write_json(self._manifest_path, {"run": self.run, "created": self._created})
+            write_json(self._manifest_path, self._who())
         best = None
         if snapshot.best is not None and snapshot.best is self._last_best:
             best = self._digest_of_unchanged_best()
@@ -523,14 +599,6 @@ class RunDirectory:
         for name in os.listdir(self.path):
             if name.startswith("best-") and name.endswith(".pt") and name not in needed:
                 (self.path / name).unlink(missing_ok=True)
-
-    def _save(self, write: Callable[[], None], name: str) -> None:
-        try:
-            write()
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.path / name} cannot be written: {error.strerror}."
-            ) from error
 
 
 # --- reading without holding the directory
@@ -624,9 +692,18 @@ def _check_writable(path: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be used as a run directory: {error.strerror}."
-        ) from error
+        # A full disk may have room again before the training has ended.
+        if error.errno not in FULL:
+            raise CheckpointError(
+                f"{path} cannot be used as a run directory: {error.strerror}."
+            ) from error
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        return (read_json(path / "run.json") or {}).get("status") == "complete"
+    except (DamagedError, UnknownVersionError):
+        return False
 
 
 def _mark(path: Path) -> tuple[int, int, int] | None:

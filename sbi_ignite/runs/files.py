@@ -6,6 +6,7 @@ JSON is strict: NaN is written as null, and the infinities as the texts "Infinit
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -24,6 +25,9 @@ VERSION = 3
 """Version of everything in a run directory; readers refuse all others."""
 
 Chunk = bytes | memoryview
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Errors of a disk, or of a user's share of it, that is full."""
 
 
 class DamagedError(Exception):

@@ -82,6 +82,8 @@ def load_run(path: str | os.PathLike[str]) -> Run:
             "writes it anew."
         )
     summary = None if plain is None else summary_from(plain)
+    if summary is not None and summary.run_directory is not None:
+        summary = dataclasses.replace(summary, run_directory=str(path))  # it may have been moved
     return Run(path, manifest, _read_metrics(path / "metrics.jsonl"), summary, rounds)
 
 

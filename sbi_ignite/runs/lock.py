@@ -75,8 +75,10 @@ class Lock:
                 stacklevel=2,
             )
         me = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(me).encode() + b"\n", 0)
+        # On a full disk the lock holds all the same; only who holds it stays unsaid.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(me).encode() + b"\n", 0)
 
 
 def _holder(descriptor: int) -> str:

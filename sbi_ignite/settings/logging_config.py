@@ -39,6 +39,12 @@ class LoggingConfig(Settings):
     jsonl, `project`, `entity` and `mode` suit wandb, `experiment_name` and `tracking_uri` suit
     mlflow. Keys and tokens are no fields: the backends read them from their own places.
 
+    Several trainings may share a `log_dir`, also at the same time. The first writes to `log_dir`
+    itself (tensorboard with a `run_name`: to the folder `log_dir/RUN_NAME`); every other fresh one
+    gets a folder of its own below, named `RUN_NAME` or after the method and the time. A resumed
+    training and later rounds of the same inference go on where they wrote before. Without a
+    `log_dir`, files go to `logs` in the run directory, or else to `sbi-logs/RUN_NAME`.
+
     Raises:
         SettingsError: If a value is wrong or the backend does not take a field.
 
@@ -57,7 +63,7 @@ class LoggingConfig(Settings):
         default="stdout", description="What receives the numbers."
     )
     log_dir: Annotated[Directory | None, OrNone] = Field(
-        default=None, description="The directory that tensorboard or jsonl writes to."
+        default=None, description="The directory that tensorboard or jsonl writes to, or below."
     )
     project: Annotated[Text | None, OrNone] = Field(default=None, description="The wandb project.")
     entity: Annotated[Text | None, OrNone] = Field(

@@ -83,12 +83,3 @@ def test_memory_and_stdout_do_not_repeat(capsys: pytest.CaptureFixture[str]) -> 
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:-1]] == ["4", "5"]
     assert "continues after epoch 3" in lines[0]
-
-
-def test_another_run_does_not_overwrite(tmp_path: Path) -> None:
-    """A fresh run in a used folder puts the older file aside."""
-    config = LoggingConfig("jsonl", log_dir=tmp_path)
-    for epochs in (3, 2):
-        Play(make_loggers([config])).epochs(epochs).end()
-    assert len(read.jsonl(tmp_path / "metrics.jsonl")) == 2
-    assert len(read.jsonl(tmp_path / "metrics.1.jsonl")) == 3

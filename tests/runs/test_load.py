@@ -30,6 +30,7 @@ from sbi.neural_nets.embedding_nets import FCEmbedding
 from sbi.neural_nets.ratio_estimators import RatioEstimator
 from torch import nn
 
+from sbi_ignite.data.fingerprint import fingerprint_data
 from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError
 from sbi_ignite.runs.directory import RunDirectory
 from sbi_ignite.runs.load import load_estimator, load_run
@@ -65,7 +66,11 @@ def save(path, build, inputs):
     with RunDirectory.open(path) as directory:
         directory.write_manifest(
             make_manifest(
-                method="test", settings={}, data=inputs, network=network, estimator=description
+                method="test",
+                settings={},
+                data=fingerprint_data(inputs),
+                network=network,
+                estimator=description,
             )
         )
         directory.write_best(network.state_dict(), {"epoch": 1})
