@@ -297,7 +297,7 @@ def warm_up(name: str, way: Way, training: Training, found: Compared) -> None:
     for epoch in range(way.warm_up):
         # Where data lie is decided when a training begins.
         staged = way.staged and epoch == 0
-        share = mock.patch("sbi_ignite.data.placing.SHARE_OF_MEMORY", 0.0)
+        share = mock.patch("sbi_ignite.data.transfer.SHARE_OF_MEMORY", 0.0)
         with share if staged else contextlib.nullcontext():
             seconds = training.epoch().wall
         if seconds > MOST_SECONDS and not way.patient:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,10 @@ class History:
         validation_loss: Mean loss over the validation rows after the epoch.
         learning_rate: Rate of the first parameter group during the epoch's last step.
         gradient_norm: Mean total gradient norm before clipping; NaN where it could not be measured.
-        epoch_durations_sec: Wall-clock seconds of training and validation.
+        epoch_durations_sec: Seconds of training and validation.
+        best_validation_loss: Loss of the best weights as of the end of the epoch; of the training
+            loss where nothing is validated. NaN where nobody noted it (older checkpoints).
+        patience_left: `TrainingState.patience_left` as of the end of the epoch; NaN for None.
     """
 
     training_loss: list[float] = field(default_factory=list)
@@ -40,15 +44,68 @@ class History:
     learning_rate: list[float] = field(default_factory=list)
     gradient_norm: list[float] = field(default_factory=list)
     epoch_durations_sec: list[float] = field(default_factory=list)
+    best_validation_loss: list[float] = field(default_factory=list)
+    patience_left: list[float] = field(default_factory=list)
+
+    def append(self, **values: float) -> None:
+        """Begin the row of an epoch that has just been trained and validated.
+
+        Args:
+            **values: What was measured, by the names of the lists; the rest is NaN until noted.
+        """
+        for name, column in vars(self).items():
+            column.append(values.get(name, math.nan))
+
+    def note(self, **values: float) -> None:
+        """Write into the newest row; without any epoch nothing happens.
+
+        Args:
+            **values: Values by the names of their lists.
+        """
+        for name, value in values.items():
+            column = getattr(self, name)
+            if column:
+                column[-1] = value
+
+    def row(self, index: int, validated: bool = True) -> dict[str, float]:
+        """Return the values of one epoch under the names by which they are logged.
+
+        What is not known has no value: `patience_left` where no rule counts epochs, the best loss
+        of epochs in older checkpoints. Where nothing is validated there is no validation loss
+        either; the best loss is then `best_training_loss`.
+
+        Args:
+            index: Number of the epoch, from 0.
+            validated: Whether there is validation data.
+
+        Example:
+            >>> history = History()
+            >>> history.append(training_loss=0.5, best_validation_loss=0.5, patience_left=3)
+            >>> [*history.row(0, validated=False)][0], history.row(0)["patience_left"]
+            ('training_loss', 3)
+        """
+        row = {name: values[index] for name, values in vars(self).items()}
+        best, left = row.pop("best_validation_loss"), row.pop("patience_left")
+        if not validated:
+            del row["validation_loss"]
+        if not math.isnan(best):
+            row["best_validation_loss" if validated else "best_training_loss"] = best
+        if not math.isnan(left):
+            row["patience_left"] = int(left)
+        return row
 
     def state_dict(self) -> dict[str, list[float]]:
         """Return the lists as plain data."""
         return {name: list(values) for name, values in vars(self).items()}
 
     def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
-        """Continue from lists that `state_dict` returned."""
-        for name in vars(self):
-            setattr(self, name, list(state[name]))
+        """Continue from lists that `state_dict` returned; older ones may lack the last two."""
+        unknown = [math.nan] * len(state["training_loss"])
+        for column in dataclasses.fields(self):
+            setattr(self, column.name, list(state.get(column.name, unknown)))
+
+    def __setstate__(self, state: Mapping[str, list[float]]) -> None:
+        self.load_state_dict(state)
 
 
 @dataclass
@@ -66,6 +123,8 @@ class TrainingState:
         best_validation_loss: Validation loss of the best weights so far, the lowest one unless they
             are a mean, see `Stage`; infinite before the first.
         best_epoch: Epoch of that loss, counted from 1; 0 before the first.
+        patience_left: Epochs without improvement that the stopping rules still let pass, of several
+            rules the fewest; None if no rule counts them.
         learning_rate: Current rate of the first parameter group.
         learning_rate_rises: Whether the last step of the schedule raised it, as in a warm-up.
         gradient_norm: Mean gradient norm of the last finished epoch before clipping.
@@ -89,6 +148,7 @@ class TrainingState:
     validation_error: float = math.nan
     best_validation_loss: float = math.inf
     best_epoch: int = 0
+    patience_left: int | None = None
     learning_rate: float = math.nan
     learning_rate_rises: bool = False
     gradient_norm: float = math.nan
@@ -109,6 +169,25 @@ class TrainingState:
         self.stop_reason = reason if reason in STOP_REASONS else "callback"
         self.stop_message = "" if reason in STOP_REASONS else reason
 
+    def note_best(self, loss: float, epoch: int) -> None:
+        """Take in which weights are the best; whoever keeps them says so.
+
+        Args:
+            loss: Their loss.
+            epoch: Their epoch, counted from 1.
+        """
+        self.best_validation_loss, self.best_epoch = loss, epoch
+        self.history.note(best_validation_loss=loss)
+
+    def note_patience(self, left: int | None) -> None:
+        """Take in how patient the stopping rules still are; they say so after every epoch.
+
+        Args:
+            left: Epochs; None if no rule counts them.
+        """
+        self.patience_left = left
+        self.history.note(patience_left=math.nan if left is None else float(left))
+
     def state_dict(self) -> dict[str, Any]:
         """Return the numbers, without model and stop request, as plain data."""
         names = (
@@ -118,6 +197,7 @@ class TrainingState:
             "validation_loss",
             "best_validation_loss",
             "best_epoch",
+            "patience_left",
             "learning_rate",
             "learning_rate_rises",
             "gradient_norm",

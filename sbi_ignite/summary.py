@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from sbi_ignite.html import table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainingSummary:
     """What one call of `train()` or `run_training()` did.
 
@@ -21,7 +25,7 @@ class TrainingSummary:
         best_epoch: Epoch whose weights were returned, or at whose end they were averaged, counted
             from 1; 0 if there was none.
         best_validation_loss: Validation loss of those weights; that of a mean may be above the
-            lowest one, see `Stage`.
+            lowest one, see `Stage`. Where nothing was validated, their training loss.
         training_loss: One value per epoch, likewise the four below.
         validation_loss: NaN throughout where there was no validation data.
         learning_rate: Rate of the first parameter group.
@@ -36,6 +40,7 @@ class TrainingSummary:
         device: Where the network was trained.
         world_size: Number of processes.
         config: All settings as plain data, each with its value and origin.
+        validated: Whether there was validation data.
 
     Example:
         >>> summary = TrainingSummary(method="NPE_C", epochs_trained=1, best_epoch=1,
@@ -62,34 +67,69 @@ class TrainingSummary:
     run_directory: str | None = None
     device: str = "cpu"
     world_size: int = 1
-    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    validated: bool = True
+
+    def __repr__(self) -> str:
+        """Return one line; all values are in `to_dict()`."""
+        return (
+            f"TrainingSummary(method={self.method!r}, epochs_trained={self.epochs_trained}, "
+            f"best_epoch={self.best_epoch}, best_{self.best_kind}_loss="
+            f"{self.best_validation_loss:.4f}, stop_reason={self.stop_reason!r})"
+        )
 
     def __str__(self) -> str:
         """Return a short table."""
-        reason = self.stop_reason + (f" ({self.stop_message})" if self.stop_message else "")
+        rows = self._rows()
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+    def _repr_html_(self) -> str:
+        """Return the short table, as notebooks show it."""
+        return table("TrainingSummary", self._rows().items())
+
+    @property
+    def best_kind(self) -> str:
+        """Which loss decided about the best weights: "validation", or without data "training"."""
+        return "validation" if self.validated else "training"
+
+    @property
+    def ended_by(self) -> str:
+        """The stop reason, with the words that were given."""
+        return self.stop_reason + (f" ({self.stop_message})" if self.stop_message else "")
+
+    @property
+    def last_losses(self) -> dict[str, float]:
+        """Losses of the last epoch, if there was one, by their kind: "training", "validation"."""
+        kinds = {"training": self.training_loss[-1:]}
+        if self.validated:
+            kinds["validation"] = self.validation_loss[-1:]
+        return {kind: loss for kind, losses in kinds.items() for loss in losses}
+
+    def _rows(self) -> dict[str, str]:
         seconds = sum(self.epoch_durations_sec)
         rows = {
             "method": self.method,
             "epochs trained": str(self.epochs_trained)
             + (f" (resumed from {self.resumed_from_epoch})" if self.resumed_from_epoch else ""),
             "best epoch": str(self.best_epoch),
-            "best validation loss": f"{self.best_validation_loss:.4f}",
-            "final training loss": f"{self.training_loss[-1]:.4f}" if self.training_loss else "-",
+            f"best {self.best_kind} loss": f"{self.best_validation_loss:.4f}",
+            **{f"final {kind} loss": f"{loss:.4f}" for kind, loss in self.last_losses.items()},
             "final learning rate": f"{self.learning_rate[-1]:.3g}" if self.learning_rate else "-",
-            "stopped by": reason,
+            "stopped by": self.ended_by,
             "complete": "yes" if self.complete else "no, it can be continued",
             "time in epochs": f"{seconds:.1f} s",
             "device": self.device,
         }
         if self.run_directory is not None:
             rows["run directory"] = self.run_directory
-        width = max(map(len, rows))
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+        return rows
 
     def plot(self) -> Figure:
         """Return a figure of the loss curves with the best epoch marked.
 
-        The figure belongs to no pyplot state; save it with `figure.savefig("loss.png")`.
+        The figure belongs to no pyplot state; save it with `figure.savefig("loss.png")`. A notebook
+        shows it as a cell's last value.
         """
         from matplotlib.figure import Figure
 
@@ -99,7 +139,8 @@ class TrainingSummary:
         axes = figure.add_subplot()
         epochs = range(1, len(self.training_loss) + 1)
         axes.plot(epochs, self.training_loss, color="C0", label="training")
-        axes.plot(epochs, self.validation_loss, color="C1", label="validation")
+        if self.validated:
+            axes.plot(epochs, self.validation_loss, color="C1", label="validation")
         if self.best_epoch:
             axes.axvline(self.best_epoch, color="0.6", linewidth=1, linestyle="--")
             axes.plot(
@@ -114,9 +155,19 @@ class TrainingSummary:
         )
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(loc="upper right", edgecolor="none")
+        # IPython draws figures by itself only where pyplot has been imported. An attribute of the
+        # object, because wandb takes subclasses of Figure for arrays.
+        vars(figure)["_repr_png_"] = partial(_png, figure)
         return figure
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain data (lists instead of tuples), ready for JSON."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {n: list(v) if isinstance(v, tuple) else v for n, v in plain.items()}
+
+
+def _png(figure: Figure) -> bytes:
+    """Return a figure as an image."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,1 +1,1 @@
-"""Rows come in; batches go out."""
+"""Simulations as batches: the contract, its implementations, and the split."""

@@ -1,9 +1,10 @@
-"""Tensors and row numbers come in; batches go out, sliced by index, never collated by row."""
+"""Batches of tensors in memory, sliced by index and never collated row by row."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from itertools import pairwise
 from typing import Any
 
@@ -11,29 +12,41 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler, TensorDataset
+from typing_extensions import Self
 
-from sbi_ignite.data.placing import Staging
+from sbi_ignite.data.fingerprint import fingerprint_data
+from sbi_ignite.data.transfer import Staging
+from sbi_ignite.exceptions import ArgumentError
 
 
-class Batches(ABC):
-    """One pass over chosen rows of some tensors, batch by batch, from where it stands.
-
-    A source knows its position inside the epoch, so that a training can be cut at any batch and
-    continued with the next one. `rows` holds the row numbers of the batch handed out last.
+class InMemoryBatches(ABC):
+    """One pass over chosen rows of some tensors; see `Batches` for the contract.
 
     Attributes:
         tensors: Tensors that share their first dimension, for example theta (num_rows, dim_theta),
             x (num_rows, ...) and the prior mask (num_rows, 1).
         indices: Row numbers that belong to this source, shape (num_selected,).
         batch_size: Rows in a batch, at most.
+        rows: Row numbers of the latest batch, shape (batch,).
+        name: What users call this source, for error messages.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], indices: Tensor, batch_size: int) -> None:
-        self.tensors = tuple(tensors)
+    resumes_inside_epoch = True
+    uses_processes = False
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        indices: Tensor,
+        batch_size: int,
+        name: str = "the simulations",
+    ) -> None:
+        self.tensors, self.name = tuple(tensors), name
         self.indices = indices.to(self.tensors[0].device)
         self.batch_size = batch_size
-        self._batch_of: Callable[[Tensor], tuple[Tensor, ...]] = self._gather
         self.rows = indices[:0]
+        self._batch_of: Callable[[Tensor], tuple[Tensor, ...]] = self.rows_at
+        self._rank, self._num_ranks = 0, 1
         self._handed_out = 0
         self._skip = 0
 
@@ -41,6 +54,11 @@ class Batches(ABC):
     def dataset(self) -> TensorDataset:
         """All rows, of which `indices` are handed out, as on a torch DataLoader."""
         return TensorDataset(*self.tensors)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that this source chooses from in one pass, over all ranks."""
+        return len(self.indices)
 
     @abstractmethod
     def __len__(self) -> int:
@@ -59,16 +77,44 @@ class Batches(ABC):
         first, self._skip = self._skip, 0
         for position in range(first, len(self)):
             self._handed_out = position + 1
-            self.rows = order[bounds[position] : bounds[position + 1]]
+            rows = order[bounds[position] : bounds[position + 1]]
+            self.rows = rows if self._num_ranks == 1 else rows[self._rank :: self._num_ranks]
             yield self._batch_of(self.rows)
 
-    def bring_to(self, device: torch.device) -> None:
+    def rows_at(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return the rows with these numbers, shape (batch,), where the tensors are."""
+        rows = rows.to(self.indices.device)
+        return tuple(tensor.index_select(0, rows) for tensor in self.tensors)
+
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """Return dtype, shape and digest of every tensor."""
+        return fingerprint_data(self.tensors)
+
+    def to(self, device: torch.device) -> None:
         """Copy batches to a CUDA device from now on, where the tensors stay on the host."""
         if device.type == "cuda" and all(tensor.device.type == "cpu" for tensor in self.tensors):
             self._batch_of = Staging(self.tensors, self.batch_size, len(self), device)
 
-    def _gather(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensor.index_select(0, rows) for tensor in self.tensors)
+    def shard(self, rank: int, num_ranks: int) -> Self:
+        """Return a copy that hands out one rank's rows of every batch.
+
+        Args:
+            rank: Number of this process, from 0.
+            num_ranks: How many processes share each batch.
+
+        Raises:
+            ArgumentError: If a batch would leave a rank without rows.
+        """
+        smallest = min((b - a for a, b in pairwise(self._bounds())), default=0)
+        if smallest < num_ranks:
+            raise ArgumentError(
+                f"{self.name}: a batch of {smallest} rows cannot be shared by {num_ranks} "
+                f"processes. Take a batch_size of at least {num_ranks}, or fewer processes."
+            )
+        shard = copy(self)
+        shard._rank, shard._num_ranks = rank, num_ranks
+        shard._batch_of = shard.rows_at
+        return shard
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to continue this pass after the batch handed out last."""
@@ -80,7 +126,7 @@ class Batches(ABC):
         self._skip = self._handed_out % len(self)
 
 
-class SbiOrderBatches(Batches):
+class SbiOrderBatches(InMemoryBatches):
     """Batches in exactly the order, and with the random draws, of sbi's DataLoader.
 
     torch's DataLoader draws a base seed per pass and its SubsetRandomSampler then permutes the
@@ -121,7 +167,7 @@ class SbiOrderBatches(Batches):
         self._random_state = state["random_state"]
 
 
-class ShuffledBatches(Batches):
+class ShuffledBatches(InMemoryBatches):
     """Every row once per pass, in batches whose sizes differ by at most one.
 
     The order of pass number k depends on (seed, k) alone.
@@ -159,7 +205,7 @@ class ShuffledBatches(Batches):
         self.seed, self._pass = state["seed"], state["pass"]
 
 
-class OrderedBatches(Batches):
+class OrderedBatches(InMemoryBatches):
     """Every row once per pass, always in the same order and the same batches: for validation."""
 
     def __len__(self) -> int:

@@ -8,22 +8,32 @@ from torch import Tensor
 from sbi_ignite.exceptions import DataError
 
 
-def split_rows(rows: Tensor, validation_fraction: float) -> tuple[Tensor, Tensor]:
+def split_rows(
+    rows: Tensor, validation_fraction: float, at_least: int = 0
+) -> tuple[Tensor, Tensor]:
     """Split rows at random with torch's global generator, as sbi does.
 
     Args:
         rows: Row numbers to choose from, shape (num_rows,).
         validation_fraction: Share of the rows kept for validation.
+        at_least: Rows that are kept for validation, however small the share.
 
     Returns:
         Row numbers for training and for validation.
     """
-    num_train = int((1 - validation_fraction) * len(rows))
+    num_train = max(0, min(int((1 - validation_fraction) * len(rows)), len(rows) - at_least))
     shuffled = rows[torch.randperm(len(rows))]
     return shuffled[:num_train], shuffled[num_train:]
 
 
-def check_split(num_train: int, num_validation: int, at_least: int, fraction: float) -> None:
+def check_split(
+    num_train: int,
+    num_validation: int,
+    at_least: int,
+    fraction: float,
+    where: str = "",
+    at_least_train: int = 0,
+) -> None:
     """Refuse a split that leaves too little on either side.
 
     Args:
@@ -31,17 +41,21 @@ def check_split(num_train: int, num_validation: int, at_least: int, fraction: fl
         num_validation: Rows for validation.
         at_least: Rows that each side needs.
         fraction: The validation fraction in force, for the message.
+        where: Where the fraction came from, for the message.
+        at_least_train: Rows that the training side needs, where it needs more.
 
     Raises:
         DataError: If a side has fewer rows.
     """
     total = num_train + num_validation
-    split = f"{{}} of {total} simulations at validation_fraction={fraction:g}"
+    origin = f" ({where})" if where else ""
+    split = f"{{}} of {total} simulations at validation_fraction={fraction:g}{origin}"
+    at_least_train = max(at_least, at_least_train)
     if num_validation < at_least:
         enough = (f / 100 for f in range(1, 100) if total - int((1 - f / 100) * total) >= at_least)
-        needed = next(enough, None) if total >= 2 * at_least else None
+        needed = next(enough, None) if total >= at_least + at_least_train else None
         advice = (
-            f"at least {2 * at_least} in all"
+            f"at least {at_least + at_least_train} in all"
             if needed is None
             else f"or take validation_fraction={needed:g}"
         )
@@ -49,8 +63,8 @@ def check_split(num_train: int, num_validation: int, at_least: int, fraction: fl
             f"The validation set would have {split.format(num_validation)}, expected at least "
             f"{at_least}. Add simulations, {advice}."
         )
-    if num_train < at_least:
+    if num_train < at_least_train:
         raise DataError(
-            f"The training set would have {split.format(num_train)}, expected at least {at_least}. "
-            "Add simulations or lower validation_fraction."
+            f"The training set would have {split.format(num_train)}, expected at least "
+            f"{at_least_train}. Add simulations or lower validation_fraction."
         )

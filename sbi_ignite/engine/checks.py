@@ -4,25 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sbi_ignite.exceptions import ArgumentError, SettingsError
-from sbi_ignite.settings import TrainConfig
-
-
-def check_device(config: TrainConfig, device: torch.device) -> None:
-    """Refuse settings that the device cannot carry out.
-
-    Raises:
-        SettingsError: For CUDA graphs elsewhere than on a CUDA device.
-    """
-    if config.compile == "cuda_graph" and device.type != "cuda":
-        raise SettingsError(
-            f"compile='cuda_graph' needs a CUDA device, and this training runs on '{device}'. Name "
-            "one by device='cuda', or use compile='trace', which saves the same time on a CPU."
-        )
+from sbi_ignite.exceptions import ArgumentError
 
 
 def check_arguments(

@@ -1,26 +1,21 @@
-"""An epoch of batches has been trained on; its numbers go into the state, and all are told."""
+"""Counting epochs, validating after each, and keeping the history."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
 
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.engine.mode import set_training
 from sbi_ignite.engine.state import Stateful, restore
-from sbi_ignite.engine.steps import fixed_random_state
+from sbi_ignite.engine.validation import Validation
 from sbi_ignite.exceptions import ArgumentError
 from sbi_ignite.handlers.epoch_mean import EpochMean
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.handlers.gradient_clipping import GradientClipping
-
-VALIDATION_SEED = 20201127
-"""Seed of the random state under which every validation runs, the same in all trainings."""
 
 
 class Epochs:
@@ -30,8 +25,9 @@ class Epochs:
         state: The state to keep.
         train_loss: Mean training loss of the epoch.
         clipping: Knows the gradient norm.
-        validate: Returns the validation loss; None without validation data.
-        before_rules: Called with the epoch's start (seconds since 1970) when its numbers are known.
+        validation: Gives the validation loss; None without validation data.
+        before_rules: Called when the epoch's numbers are known, with the current time less the
+            epoch's duration (seconds since 1970), whatever the system clock did meanwhile.
         keep_best: Looks at the epoch for better weights.
     """
 
@@ -40,12 +36,13 @@ class Epochs:
         state: TrainingState,
         train_loss: EpochMean,
         clipping: GradientClipping,
-        validate: Callable[[], float] | None,
-        before_rules: Callable[[float], None] | None,
+        validation: Validation | None,
+        before_rules: Callable[[float], None],
         keep_best: Callable[[TrainingState], None],
     ) -> None:
         self._state, self._train_loss, self._clipping = state, train_loss, clipping
-        self._validate, self._before_rules, self._keep_best = validate, before_rules, keep_best
+        self._validation, self._keep_best = validation, keep_best
+        self._before_rules = before_rules
         self._first_epoch, self._first_iteration = state.epoch, state.iteration
         self._started = 0.0
         self._rate = state.learning_rate
@@ -83,11 +80,11 @@ class Epochs:
         self._first_epoch = self._first_iteration = 0
         epochs, inside = divmod(self._state.iteration, epoch_length)
         if epochs != self._state.epoch:
+            until_now = _batches_an_epoch(self._state.iteration, self._state.epoch)
             raise ArgumentError(
-                "resume: expected as many batches an epoch as until now, "
-                f"{self._state.iteration} in {self._state.epoch} finished epochs, got "
-                f"{epoch_length} an epoch. Take the batch_size and the data that the training "
-                "began with, or train anew without resume_training."
+                f"resume: expected {until_now} batches an epoch, as until now, got {epoch_length} "
+                "batches an epoch. Take the batch_size and the data that the training began with, "
+                "or train anew without resume_training."
             )
         self._engine.load_state_dict(
             {
@@ -103,7 +100,7 @@ class Epochs:
 
     def _epoch_started(self) -> None:
         set_training(self._state.model, True)
-        self._started = time.time()
+        self._started = time.perf_counter()
 
     def _iteration_completed(self) -> None:
         self._state.iteration = self.now()[1]
@@ -114,18 +111,20 @@ class Epochs:
         set_training(state.model, False)
         state.epoch = self.now()[0]
         state.train_loss = self._train_loss.value
-        if self._validate is not None:
-            state.validation_loss = self._validate()
+        if self._validation is not None:
+            state.validation_loss = self._validation.loss()
+            state.validation_error = self._validation.error
         state.gradient_norm = self._clipping.mean_norm
-        self._record(time.time() - self._started)
-        if self._before_rules is not None:
-            self._before_rules(self._started)
+        seconds = time.perf_counter() - self._started
+        self._record(seconds)
+        # Whoever subtracts it from the current time gets the duration, even if the clock was set.
+        self._before_rules(time.time() - seconds)
         self._keep_best(state)
         self._engine.fire_event(TrainingEvents.VALIDATED)
 
     def _record(self, seconds: float) -> None:
         """Append the epoch to the history, and show it to ignite handlers of users."""
-        state, history = self._state, self._state.history
+        state = self._state
         numbers = {
             "training_loss": state.train_loss,
             "validation_loss": state.validation_loss,
@@ -133,20 +132,14 @@ class Epochs:
             "gradient_norm": state.gradient_norm,
         }
         self._engine.state.metrics.update(numbers)
-        for name, value in {**numbers, "epoch_durations_sec": seconds}.items():
-            getattr(history, name).append(value)
+        state.history.append(**numbers, epoch_durations_sec=seconds)
 
 
-@contextmanager
-def validation_randomness(as_it_runs: bool, device: torch.device) -> Iterator[None]:
-    """Validate under one fixed random state, or under the running one, as sbi does.
-
-    Args:
-        as_it_runs: Whether to leave the random state alone.
-        device: Where the model is.
-    """
-    if as_it_runs:
-        yield
-    else:
-        with fixed_random_state(VALIDATION_SEED, device):
-            yield
+def _batches_an_epoch(iterations: int, epochs: int) -> str:
+    """Say how many batches an epoch had, after so many epochs and perhaps a part of the next."""
+    least, most = iterations // (epochs + 1) + 1, iterations // epochs if epochs else None
+    if most is None:
+        return f"at least {least}"
+    if epochs * most == iterations:
+        return str(most)  # most likely the end of an epoch
+    return str(most) if least == most else f"{least} to {most}"

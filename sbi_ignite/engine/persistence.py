@@ -1,7 +1,4 @@
-"""A run directory and the parts of a training come in; what is there to continue goes out.
-
-Without a directory nothing is read and nothing is saved.
-"""
+"""The run directory of a training: what is there to continue, and when it is saved."""
 
 from __future__ import annotations
 
@@ -12,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine
-from torch import Tensor, nn
 
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.data.in_memory import Batches
-from sbi_ignite.engine.host import Host
 from sbi_ignite.engine.state import Saved, Snapshots, Stateful, restore
+from sbi_ignite.engine.training import Training
 from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError
 from sbi_ignite.handlers.checkpoint import CheckpointHandler, ends_epoch
 from sbi_ignite.handlers.signals import StopOnSignals
@@ -26,71 +21,58 @@ from sbi_ignite.runs.fingerprint import differences
 from sbi_ignite.runs.manifest import make_manifest
 from sbi_ignite.runs.remembered import recall, remember
 from sbi_ignite.runs.snapshot import Snapshot
-from sbi_ignite.settings import CheckpointConfig, Resolved
+from sbi_ignite.settings import CheckpointConfig
 from sbi_ignite.summary import TrainingSummary
 
 
 @contextmanager
-def persistence(
-    settings: Resolved,
-    host: Host,
-    model: nn.Module,
-    parts: Mapping[str, Stateful],
-    state: TrainingState,
-    train_loader: Any,
-    snapshots: Snapshots,
-    loggers: Saved,
-) -> Iterator[Persistence | NoPersistence]:
-    """Hold the run directory that the settings or the host name, for the time of a training.
+def persistence(training: Training) -> Iterator[Persistence | NoPersistence]:
+    """Hold the run directory of a training, if it has one, while it runs.
 
     Args:
-        settings: All settings.
-        host: What a host library brings along.
-        model: The network.
-        parts: The parts of the training that remember something.
-        state: The training's numbers.
-        train_loader: Batches, whose tensors are what the run is recognised by.
-        snapshots: Take snapshots of the parts.
-        loggers: Remember where they log to.
+        training: The training.
     """
-    method, manifest = host.method or type(model).__name__, {}
-    if settings.checkpoint is not None or settings.logging:
-        manifest = make_manifest(
-            method=method,
-            settings=settings.to_dict(),
-            seed=settings.train.seed,
-            data=tensors_of(train_loader),
-            network=model,
-        )
-        manifest.update(host.manifest)
+    settings, state, place = training.settings, training.state, training.hooks.place
+    manifest = _manifest(training) if settings.checkpoint is not None or settings.logging else {}
     if settings.checkpoint is None:
         # There is nothing to continue from, but what is logged ends with the right status.
         names = ("SIGTERM",) if settings.logging else ()
         signals = StopOnSignals(state, names, only_deadly=True)
-        yield NoPersistence(method, manifest, parts, host.resume_from, signals)
+        yield NoPersistence(manifest, training.parts, training.hooks.resume_from, signals)
         return
-    path = host.directory or settings.checkpoint.directory
+    path = place.directory or settings.checkpoint.directory
     with RunDirectory.open(path, settings.checkpoint.keep_last) as directory:
         yield Persistence(
             directory,
             settings.checkpoint,
-            method,
             manifest,
-            parts,
+            training.parts,
             state,
-            snapshots,
-            loggers,
-            mid_epoch=isinstance(train_loader, Batches),
+            training.snapshots,
+            training.loggers,
+            training.hooks.resume_from,
+            mid_epoch=training.train_batches.resumes_inside_epoch,
             # A thread that writes must not run while a loader forks its workers.
-            background=not getattr(train_loader, "num_workers", 0),
+            background=not training.train_batches.uses_processes,
         )
+
+
+def _manifest(training: Training) -> dict[str, Any]:
+    """Return what identifies the training."""
+    manifest = make_manifest(
+        method=training.method,
+        settings=training.settings.to_dict(),
+        seed=training.settings.train.seed,
+        data=training.train_batches.fingerprint(),
+        network=training.model,
+    )
+    return {**manifest, **training.hooks.place.manifest}
 
 
 class NoPersistence:
     """A training without a run directory; it may continue an earlier call of the same process.
 
     Args:
-        method: Name of the method.
         manifest: What the training is about.
         parts: The parts of the training that remember something.
         found: Snapshot of an earlier call; None for a fresh training.
@@ -101,13 +83,12 @@ class NoPersistence:
 
     def __init__(
         self,
-        method: str,
         manifest: Mapping[str, Any],
         parts: Mapping[str, Stateful],
         found: Mapping[str, Any] | None,
         signals: StopOnSignals,
     ) -> None:
-        self.method, self.manifest, self.found = method, manifest, found
+        self.manifest, self.found = manifest, found
         self._parts, self._signals = parts, signals
 
     def attach(self, engine: Engine) -> None:
@@ -152,12 +133,12 @@ class Persistence:
     Args:
         directory: The directory, held by this process.
         config: How often to save and whether to continue.
-        method: Name of the method.
         manifest: What the training is about, from `make_manifest`.
         parts: The parts of the training that remember something.
         state: The training's numbers.
         snapshots: Take snapshots of the parts.
         loggers: Remember where they log to.
+        earlier: Snapshot of an earlier call, to go on from where the directory has nothing.
         mid_epoch: Whether the batches know their position inside an epoch.
         background: Whether to write in another thread.
 
@@ -169,17 +150,17 @@ class Persistence:
         self,
         directory: RunDirectory,
         config: CheckpointConfig,
-        method: str,
         manifest: Mapping[str, Any],
         parts: Mapping[str, Stateful],
         state: TrainingState,
         snapshots: Snapshots,
         loggers: Saved,
+        earlier: Mapping[str, Any] | None,
         mid_epoch: bool,
         background: bool = True,
     ) -> None:
         self._directory, self._config = directory, config
-        self.method, self.manifest = method, manifest
+        self.manifest = manifest
         self._parts, self._state, self._mid_epoch = parts, state, mid_epoch
         self._signals = StopOnSignals(state)
         self._engine: Engine | None = None
@@ -188,7 +169,9 @@ class Persistence:
         self._handler = CheckpointHandler(
             directory, config, self._take, state, mid_epoch, background
         )
-        self.found = self._find()
+        saved = self._find()
+        self._saved_logs = (saved or {}).get("loggers", {})
+        self.found = saved or earlier
 
     def _find(self) -> Mapping[str, Any] | None:
         """Return the states to continue from, if there are any and they belong to this training."""
@@ -210,8 +193,10 @@ class Persistence:
     @property
     def remembered(self) -> dict[str, Any]:
         """What the loggers of the run remembered, as far as it is still the run's own."""
-        directory, saved = self._directory, (self.found or {}).get("loggers", {})
-        return recall(saved, directory.path, directory.run, directory.identity)
+        directory, earlier = self._directory, (self.found or {}).get("loggers", {})
+        if self._saved_logs:
+            return recall(self._saved_logs, directory.path, directory.run, directory.identity)
+        return dict(earlier)
 
     def _remembering(self) -> dict[str, Any]:
         """Return what the loggers remember, as checkpoints hold it."""
@@ -220,8 +205,7 @@ class Persistence:
 
     def _logs_elsewhere(self) -> bool:
         """Say whether a logger remembers something that the run does not."""
-        saved = (self.found or {}).get("loggers", {})
-        now = self._remembering()
+        saved, now = self._saved_logs, self._remembering()
         return any(saved.get(name) != state for name, state in now.items() if name != "iterations")
 
     def _take(self) -> Snapshot:
@@ -320,13 +304,6 @@ class Persistence:
     def _note_end(self, status: str, **values: Any) -> None:
         with contextlib.suppress(CheckpointError):
             self._directory.update_manifest(status=status, **values)
-
-
-def tensors_of(loader: Any) -> tuple[Tensor, ...] | None:
-    """Return the tensors behind batches; None where a loader does not show them."""
-    source = getattr(loader, "dataset", loader)
-    source = getattr(source, "dataset", source)
-    return getattr(source, "tensors", None)
 
 
 def _line(error: BaseException) -> str:

@@ -1,64 +1,29 @@
-"""A model, a loss, batches and settings come in; the trained model and a summary go out.
-
-This is the whole training, top to bottom. Everything besides forward, backward and step is a
-handler that is attached below, in the order in which it acts.
-"""
+"""The training loop: assemble, resume, train, conclude."""
 
 from __future__ import annotations
 
-import logging as python_logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Literal
 
 import torch
-from ignite.engine import Engine
+from ignite.utils import manual_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sbi_ignite.callback import TrainingState
-from sbi_ignite.data.placing import indexed
-from sbi_ignite.engine.checks import check_arguments, check_device
-from sbi_ignite.engine.compiling import Compiler
+from sbi_ignite.data.foreign import as_batches
+from sbi_ignite.engine.checks import check_arguments
 from sbi_ignite.engine.denormals import denormals_as_zeros
-from sbi_ignite.engine.epochs import Epochs, validation_randomness
-from sbi_ignite.engine.flat import FlatOptimizer
-from sbi_ignite.engine.host import Host
-from sbi_ignite.engine.length import sure_epochs
-from sbi_ignite.engine.optimizers import make_optimizer
+from sbi_ignite.engine.options import check_options
 from sbi_ignite.engine.persistence import NoPersistence, Persistence, persistence
-from sbi_ignite.engine.recipe import filled_in
-from sbi_ignite.engine.schedules import epochs_to_train, make_schedulers
-from sbi_ignite.engine.state import Snapshots, Stateful
-from sbi_ignite.engine.steps import (
-    Step,
-    TrainStep,
-    ValidationStep,
-    reads_later,
-    summed,
-    summed_as_sbi,
-)
-from sbi_ignite.exceptions import NonFiniteLossError
-from sbi_ignite.handlers.averaging import AveragedWeights, TrainedWeights
-from sbi_ignite.handlers.best_weights import BestWeights
-from sbi_ignite.handlers.callbacks import UserCallbacks
-from sbi_ignite.handlers.epoch_mean import EpochMean
-from sbi_ignite.handlers.events import TrainingEvents
-from sbi_ignite.handlers.gradient_clipping import GradientClipping
-from sbi_ignite.handlers.schedule import Schedule, Schedulers
-from sbi_ignite.handlers.spread import ValidationSpread
-from sbi_ignite.handlers.stages import StageChanges, StageRule
-from sbi_ignite.handlers.stopping import Rule, StopOnRules, make_rule
-from sbi_ignite.handlers.time_limit import TimeLimit
-from sbi_ignite.loggers import Loggers, RunInfo, make_loggers
-from sbi_ignite.settings import CheckpointConfig, EarlyStopping, Resolved, TrainConfig, resolve
+from sbi_ignite.engine.schedules import continue_schedule, warn_of_idle
+from sbi_ignite.engine.steps import reads_later
+from sbi_ignite.engine.training import Training, assemble
+from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, SettingsError
+from sbi_ignite.loggers import RunInfo
+from sbi_ignite.settings import CheckpointConfig, EarlyStopping, TrainConfig, resolve
 from sbi_ignite.summary import TrainingSummary
-
-_logger = python_logging.getLogger("sbi_ignite.engine")
-# ignite logs errors that are raised anyway; whoever wants them twice adds a handler by name.
-_logger.addHandler(python_logging.NullHandler())
-_logger.propagate = False
 
 
 def run_training(
@@ -75,12 +40,16 @@ def run_training(
     logging: Any | None = None,
     early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
     checkpoint: CheckpointConfig | str | Literal[False] | None = None,
-    host: Host | None = None,
 ) -> tuple[nn.Module, TrainingSummary]:
     """Train a torch module and return it, with its best weights, and a summary.
 
-    The runner that sbi's enhancement proposal EP-01 asks for. It needs no sbi object, and sbi's
-    trainers go through it.
+    The standalone runner of sbi's enhancement proposal EP-01. It needs no sbi object; trainers of
+    sbi go through the same assembly and the same loop.
+
+    Say each thing once: an `optimizer` beside an `optimizer`, `learning_rate` or `weight_decay` in
+    the settings, a `scheduler` beside an `lr_schedule`, another `device`, and loaders with another
+    `batch_size`, `validation_fraction` or other `dataloader_kwargs` are refused. Arguments win over
+    environment and file where both say the same thing, and the summary's `config` tells what ran.
 
     Args:
         config: Training settings; None takes environment, file and defaults.
@@ -99,7 +68,6 @@ def run_training(
         early_stopping: One rule or several, of which any one stops; None waits 20 epochs for a
             lower validation loss.
         checkpoint: Where to keep the run's files; False keeps none.
-        host: For libraries that train through this function, see `Host`.
 
     Returns:
         The model and a `TrainingSummary`.
@@ -119,253 +87,153 @@ def run_training(
         >>> summary.epochs_trained
         2
     """
-    host = host or Host()
-    settings = host.settings or resolve(
+    settings = resolve(
         train=config, early_stopping=early_stopping, logging=logging, checkpoint=checkpoint
     )
-    settings = filled_in(settings, train_loader)
-    config, as_sbi = settings.train, settings.train.sbi_compat
     check_arguments(model, loss_fn, train_loader, val_loader, optimizer, scheduler)
-    loggers = make_loggers((*settings.logging, *host.loggers))
-
-    # What is trained, and by which rules.
-    device = _device(device or config.device, model)
-    check_device(config, device)
-    model.to(device)
-    optimizer = optimizer or make_optimizer(config, model.parameters())
-    callbacks = tuple(callbacks or ())
-    state = host.state or TrainingState(model=model)
-    state.validated = val_loader is not None
-    schedulers = (
-        Schedulers(scheduler) if scheduler else make_schedulers(config, optimizer, train_loader)
-    )
-    schedule = Schedule(schedulers, optimizer, state)
-    stepping = FlatOptimizer(optimizer)
-    averages = AveragedWeights(model, config.averages.share, stepping) if config.averages else None
-    best = host.best_weights or BestWeights()
-    rules = tuple(host.rules if host.rules is not None else map(make_rule, settings.early_stopping))
-    stage_rule = StageRule(config.stages, config.weight_decay) if config.stages else None
-    rules = rules if stage_rule is None else (*rules, stage_rule)
-    stopping = StopOnRules(rules, state)
-    users = UserCallbacks(callbacks, state)
-
-    # Two engines: one trains, one validates.
-    # The norm of one tensor is found faster and rounded otherwise, as is a fused step.
-    flat = stepping if stepping.fused else None
-    clipping = GradientClipping(model.parameters(), config.clip_max_norm, flat)
-    train_loss = _epoch_mean(train_loader, as_sbi)
-    validation_loss = _epoch_mean(() if val_loader is None else val_loader, as_sbi)
-    spread = ValidationSpread()
-    asks_for_spread = any(stage.min_improvement for stage in config.stages)
-
-    def validate() -> float:
-        with validation_randomness(as_sbi, device):
-            evaluator.run(val_loader, max_epochs=1, epoch_length=len(val_loader or ()))
-        return validation_loss.value
-
-    def validate_epoch() -> float:
-        loss = validate()
-        state.validation_error = spread.error
-        return loss
-
-    stages = None
-    if stage_rule is not None:
-        stages = StageChanges(
-            stage_rule,
-            model,
-            optimizer,
-            schedule,
-            best,
-            averages,
-            state,
-            validate if state.validated else None,
-        )
-        stages.begin()
-    epochs = Epochs(
-        state,
-        train_loss,
-        clipping,
-        validate_epoch if state.validated else None,
-        host.on_epoch_end,
-        best.update,
-    )
-    add_up = summed_as_sbi if as_sbi else summed
-    # Handlers that attach to the engine may change the network between any two steps.
-    watchful = any(hasattr(callback, "attach") for callback in callbacks)
-    sure = sure_epochs(settings, len(train_loader))
-    sure = min(sure, epochs_to_train(config, schedulers) - state.epoch)
-    compiler = Compiler(
-        config,
+    train_batches = as_batches(train_loader, "train_loader")
+    val_batches = None if val_loader is None else as_batches(val_loader, "val_loader")
+    check_options(settings, train_batches, val_batches, optimizer, scheduler, device)
+    if settings.train.seed is not None:
+        manual_seed(settings.train.seed)
+    training = assemble(
+        settings,
         model,
         loss_fn,
-        device,
-        known_safe=host.traceable,
-        watchful=watchful,
-        epoch=lambda: epochs.now()[0],
-        sure_steps=sure * len(train_loader),
-        sure_validation_steps=sure * len(() if val_loader is None else val_loader),
+        train_batches,
+        val_batches,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        callbacks=tuple(callbacks or ()),
+        device=device,
     )
-    gradients, losses = compiler.gradients(optimizer), compiler.losses()
-    trainer = _engine(host.train_step or TrainStep(gradients, stepping, device, add_up, epochs.now))
-    evaluator = _engine(
-        host.validation_step
-        or ValidationStep(
-            model,
-            losses,
-            device,
-            add_up,
-            epochs.now,
-            refuse_non_finite=as_sbi,
-            keep_losses=asks_for_spread,
-        )
-    )
-    validation_loss.attach(evaluator)
-    if asks_for_spread:
-        spread.attach(evaluator)
-
-    # What happens when: handlers act in the order in which they are attached.
-    if averages is not None:
-        averages.attach(trainer)
-    for handler in (train_loss, clipping, epochs, schedule, stopping, users):
-        handler.attach(trainer)
-    if config.max_time is not None:
-        TimeLimit(config.max_time, state).attach(trainer)
-    loggers.attach(trainer, state)
-    if stages is not None:
-        stages.attach(trainer)
-
-    parts = _parts(
-        {
-            "model": model if averages is None else TrainedWeights(model, averages),
-            "optimizer": optimizer,
-            "averages": averages,
-            "schedule": schedule,
-            "state": state,
-            "best_weights": best,
-            "best_epochs": None if stages is None else stages.best_epochs,
-            "train_loss": train_loss,
-            "clipping": clipping,
-            "batches": train_loader,
-            "indices": getattr(train_loader, "batch_sampler", None),
-            **{f"rule-{i}": rule for i, rule in enumerate(rules)},
-            **host.parts,
-        }
-    )
-    snapshots = Snapshots(parts, state, host.keep_snapshot, extra={"loggers": loggers})
-    snapshots.attach(trainer)
-
-    with persistence(
-        settings, host, model, parts, state, train_loader, snapshots, loggers
-    ) as files:
-        files.attach(trainer)
-        files.resume()
-        if files.found is not None:
-            schedule.note_rate()
-            epochs.continue_at(len(train_loader), parts, files.found)
-        resumed_from = state.epoch
-        budget = epochs_to_train(config, schedulers)
-        stopping.ask_before_training()
-        trains = state.stop_reason is None and state.epoch < budget
-        if trains:
-            files.require_writable()
-        loggers.start(_run_info(settings, host, files, state, rules, budget, trains))
-        users.on_train_start()
-
-        undo = _kept_aside(model, optimizer) if reads_later(device) else _nothing
-        with (
-            _errors_reported(model, best, users, loggers, undo),
-            files.running(trains),
-            denormals_as_zeros(wanted=not as_sbi),
-            stepping.lent_memory(),
-        ):
-            if trains and state.stop_reason is None:
-                trainer.run(
-                    train_loader,
-                    max_epochs=budget - epochs.before_this_engine,
-                    epoch_length=len(train_loader),
-                )
-            train_loss.read()
-
-        state.stop("max_epochs" if state.epoch >= budget else "callback")
-        snapshots.conclude()
-        files.finish()
-        if averages is not None:
-            averages.show()
-        best.conclude(model)
-        model.zero_grad(set_to_none=True)
-        summary = _summary(files, state, settings, resumed_from, device)
-        loggers.finish(summary)
-        if host.keep_identity is not None:
-            host.keep_identity(loggers.state_dict())
-        users.on_train_end(summary)
-        files.conclude(summary)
+    summary = run(training)
+    if settings.train.show_train_summary:
+        print(summary)
     return model, summary
 
 
-def _device(device: str | torch.device | None, model: nn.Module) -> torch.device:
-    """Return where to train: as asked, else where the model is."""
-    if device is not None:
-        return indexed(device)
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
+def run(training: Training) -> TrainingSummary:
+    """Run a training to its end and leave the best weights in its model.
+
+    Args:
+        training: What `assemble` put together; it runs once.
+
+    Raises:
+        NonFiniteLossError: If a loss is NaN or infinite; the model has the best weights so far.
+    """
+    with persistence(training) as files:
+        files.attach(training.engine)
+        resumed_from = _resume(training, files)
+        trains = training.state.stop_reason is None and training.state.epoch < training.budget
+        if trains:
+            files.require_writable()
+        _begin(training, files, trains)
+        with _errors_reported(training), files.running(trains):
+            _loop(training)
+        return _conclude(training, files, resumed_from)
 
 
-def _engine(step: Step) -> Engine:
-    """Return an Engine that knows our events."""
-    engine = Engine(step)
-    engine.logger = _logger
-    engine.register_events(*TrainingEvents)
-    return engine
+def _resume(training: Training, files: Persistence | NoPersistence) -> int:
+    """Continue where a checkpoint or an earlier call stopped; return the epochs done before."""
+    files.resume()
+    state, schedule, epoch_length = training.state, training.schedule, len(training.train_batches)
+    resumed_from = state.epoch
+    with _best_weights_if_refused(training, files):
+        if files.found is not None:
+            schedule.note_rate()
+            training.epochs.continue_at(epoch_length, training.parts, files.found)
+        training.stopping.ask_before_training()
+        if state.stop_reason is None and state.epoch < training.budget:
+            settings, budget = training.settings, training.budget
+            continue_schedule(settings, schedule, budget, epoch_length)
+            warn_of_idle(
+                settings, training.optimizer, training.rate_may_change, budget, epoch_length
+            )
+    return resumed_from
 
 
-def _epoch_mean(loader: Any, sbi_compat: bool) -> EpochMean:
-    """Return the mean over the rows seen, or over as many as sbi takes for granted."""
-    size: int | None = getattr(loader, "batch_size", None)
-    return EpochMean(rows=len(loader) * size if sbi_compat and size else None)
+@contextmanager
+def _best_weights_if_refused(
+    training: Training, files: Persistence | NoPersistence
+) -> Iterator[None]:
+    """Give a model its best weights back, if the training that it was to go on with is refused."""
+    try:
+        yield
+    except (SettingsError, ArgumentError):
+        if files.found is not None:
+            training.best.restore(training.model)
+        raise
 
 
-def _parts(candidates: Mapping[str, Any]) -> dict[str, Stateful]:
-    """Return those that have a state to save."""
-    return {name: part for name, part in candidates.items() if hasattr(part, "state_dict")}
+def _begin(training: Training, files: Persistence | NoPersistence, trains: bool) -> None:
+    """Tell loggers and callbacks that training begins."""
+    training.loggers.start(_run_info(training, files, trains))
+    training.callbacks.on_train_start()
 
 
-def _run_info(
-    settings: Resolved,
-    host: Host,
-    files: Persistence | NoPersistence,
-    state: TrainingState,
-    rules: Sequence[Rule],
-    budget: int,
-    trains: bool,
-) -> RunInfo:
-    """Return what loggers are told before the first step."""
-    patience = [rule.patience for rule in rules if hasattr(rule, "patience")]  # type: ignore[attr-defined] # just asked
-    return RunInfo(
-        method=files.method,
-        round_index=host.round_index,
-        config=settings.to_dict(),
-        manifest=files.manifest,
-        run_directory=files.path,
-        first_step=host.first_step,
-        first_iteration=host.first_iteration,
-        epochs_done=state.epoch,
-        max_epochs=budget - settings.train.sbi_compat,
-        patience=patience[0] if patience else None,
-        show_progress=host.show_progress,
-        identity={**host.identity, **files.remembered},
-        trains=trains,
-    )
+def _loop(training: Training) -> None:
+    """Train until a rule, the budget, a limit or a signal ends it."""
+    state, epochs_left = training.state, training.budget - training.epochs.before_this_engine
+    with (
+        denormals_as_zeros(wanted=not training.settings.train.sbi_compat),
+        training.stepping.lent_memory(),
+    ):
+        if state.stop_reason is None and state.epoch < training.budget:
+            training.engine.run(
+                training.train_batches,
+                max_epochs=epochs_left,
+                epoch_length=len(training.train_batches),
+            )
+        training.train_loss.read()
+
+
+def _conclude(
+    training: Training, files: Persistence | NoPersistence, resumed_from: int
+) -> TrainingSummary:
+    """Save the last state, put the best weights into the model, and tell how it went."""
+    state = training.state
+    state.stop("max_epochs" if state.epoch >= training.budget else "callback")
+    training.snapshots.conclude()
+    files.finish()
+    if training.averages is not None:
+        training.averages.show()
+    training.best.conclude(training.model)
+    training.model.zero_grad(set_to_none=True)
+    summary = _summary(training, files, resumed_from)
+    training.loggers.finish(summary)
+    training.hooks.on_end(training.loggers.state_dict())
+    training.callbacks.on_train_end(summary)
+    files.conclude(summary)
+    return summary
+
+
+@contextmanager
+def _errors_reported(training: Training) -> Iterator[None]:
+    """Keep the best weights when a loss is not finite; tell callbacks and loggers about errors."""
+    undo = _undo(training) if reads_later(training.device) else _nothing
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, NonFiniteLossError):
+            undo()
+            training.best.restore(training.model)
+            training.model.zero_grad(set_to_none=True)
+        training.loggers.fail(error)
+        training.callbacks.on_exception(error)
+        raise
 
 
 def _nothing() -> None:
     """Undo nothing: losses are read before anything is done with them."""
 
 
-def _kept_aside(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
+def _undo(training: Training) -> Callable[[], None]:
     """Return what undoes steps that were taken before a loss was known not to be finite.
 
     Weights and optimizer go back to where the call found them, until the best weights are put in.
     """
+    model, optimizer = training.model, training.optimizer
     weights, memory = deepcopy(model.state_dict()), deepcopy(optimizer.state_dict())
 
     def undo() -> None:
@@ -375,39 +243,34 @@ def _kept_aside(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
     return undo
 
 
-@contextmanager
-def _errors_reported(
-    model: nn.Module,
-    best: BestWeights,
-    users: UserCallbacks,
-    loggers: Loggers,
-    undo: Callable[[], None],
-) -> Iterator[None]:
-    """Keep the best weights when a loss is not finite; tell callbacks and loggers about errors."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, NonFiniteLossError):
-            undo()
-            best.restore(model)
-            model.zero_grad(set_to_none=True)
-        loggers.fail(error)
-        users.on_exception(error)
-        raise
+def _run_info(training: Training, files: Persistence | NoPersistence, trains: bool) -> RunInfo:
+    """Return what loggers are told before the first step."""
+    place = training.hooks.place
+    return RunInfo(
+        method=training.method,
+        round_index=place.round_index,
+        config=training.settings.to_dict(),
+        manifest=files.manifest,
+        run_directory=files.path,
+        first_step=place.first_step,
+        first_iteration=place.first_iteration,
+        epochs_done=training.state.epoch,
+        max_epochs=training.budget - training.settings.train.sbi_compat,
+        validated=training.state.validated,
+        show_progress=place.show_progress,
+        identity={**place.logged_to, **files.remembered},
+        trains=trains,
+    )
 
 
 def _summary(
-    files: Persistence | NoPersistence,
-    state: TrainingState,
-    settings: Resolved,
-    resumed_from: int,
-    device: torch.device,
+    training: Training, files: Persistence | NoPersistence, resumed_from: int
 ) -> TrainingSummary:
     """Return the summary of a training that has ended."""
-    history = state.history
+    state, history = training.state, training.state.history
     reason = state.stop_reason or "callback"
     return TrainingSummary(
-        method=files.method,
+        method=training.method,
         epochs_trained=state.epoch,
         best_epoch=state.best_epoch,
         best_validation_loss=state.best_validation_loss,
@@ -421,9 +284,7 @@ def _summary(
         complete=reason not in ("time_limit", "signal"),
         resumed_from_epoch=resumed_from,
         run_directory=None if files.path is None else str(files.path),
-        device=str(device),
-        config=settings.to_dict(),
+        device=str(training.device),
+        config=training.settings.to_dict(),
+        validated=state.validated,
     )
-
-
-__all__ = ["Host", "run_training"]

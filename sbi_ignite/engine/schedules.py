@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import warnings
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -16,10 +16,10 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from sbi_ignite.engine.recipe import count_rows
-from sbi_ignite.exceptions import SettingsError
-from sbi_ignite.handlers.schedule import Schedulers
-from sbi_ignite.settings import LRSchedule, TrainConfig
+from sbi_ignite.data.source import Batches
+from sbi_ignite.exceptions import SbiIgniteWarning, SettingsError
+from sbi_ignite.handlers.schedule import Schedule, Schedulers
+from sbi_ignite.settings import LRSchedule, Resolved, TrainConfig
 
 UNBOUNDED = TrainConfig.model_fields["max_epochs"].default
 """The number of epochs that stands for as many as it takes."""
@@ -31,13 +31,13 @@ ONE_CYCLE_BEGIN = 25.0
 """What the peak of a cycle is divided by for its first rate; torch's default."""
 
 
-def make_schedulers(config: TrainConfig, optimizer: Optimizer, train_loader: Any) -> Schedulers:
+def make_schedulers(config: TrainConfig, optimizer: Optimizer, batches: Batches) -> Schedulers:
     """Return the schedulers that the settings ask for.
 
     Args:
         config: Gives lr_schedule, max_epochs and sbi_compat.
         optimizer: The optimizer to schedule.
-        train_loader: Batches of an epoch, by which a length is counted.
+        batches: Training data, by which a length is counted.
 
     Raises:
         SettingsError: If a schedule needs a length and none can be derived.
@@ -51,35 +51,41 @@ def make_schedulers(config: TrainConfig, optimizer: Optimizer, train_loader: Any
         return _plateau(wanted, optimizer)
     if wanted.kind == "constant":
         return Schedulers(warmup=_warmup(wanted, optimizer), warmup_steps=wanted.warmup_steps)
-    epochs = length_in_epochs(wanted, config, train_loader)
-    steps = epochs * len(train_loader)
+    epochs = length_in_epochs(wanted, config, batches)
+    steps = epochs * len(batches)
     make = _cosine if wanted.kind == "cosine" else _one_cycle
     main, last_step = make(wanted, optimizer, steps)
-    return Schedulers(main, per_iteration=True, last_step=last_step, epochs=epochs)
+    return Schedulers(
+        main,
+        per_iteration=True,
+        last_step=last_step,
+        epochs=epochs,
+        remake=lambda other: make(wanted, other, steps)[0],
+    )
 
 
-def length_in_epochs(schedule: LRSchedule, config: TrainConfig, train_loader: Any) -> int:
+def length_in_epochs(schedule: LRSchedule, config: TrainConfig, batches: Batches) -> int:
     """Return the length of a cosine or a cycle, as `LRSchedule` says.
 
     Args:
         schedule: May name its length.
         config: May bound the training.
-        train_loader: Batches, whose rows decide where neither does.
+        batches: Training data, whose rows decide where neither does.
 
     Raises:
-        SettingsError: If neither does and the loader does not show its rows.
+        SettingsError: If neither does and the batches do not show their rows.
     """
     if schedule.total_epochs is not None:
         return schedule.total_epochs
     if config.max_epochs != UNBOUNDED:
         # sbi's budget is one epoch longer than its name says.
         return config.max_epochs + config.sbi_compat
-    rows = count_rows(train_loader)
+    rows = batches.num_rows
     if rows is None:
         raise SettingsError(
             f"lr_schedule: {schedule.kind!r} needs a length, expected total_epochs in the "
-            "LRSchedule, or max_epochs, or a loader that shows its number of rows; got a "
-            f"{type(train_loader).__name__}. Write LRSchedule({schedule.kind!r}, total_epochs=...)."
+            "LRSchedule, or max_epochs, or a loader that shows its number of rows, which "
+            f"{batches.name} does not. Write LRSchedule({schedule.kind!r}, total_epochs=...)."
         )
     return derived_length(rows)
 
@@ -106,6 +112,94 @@ def epochs_to_train(config: TrainConfig, schedulers: Schedulers) -> int:
     if config.max_epochs == UNBOUNDED and schedulers.epochs is not None:
         return schedulers.epochs
     return config.max_epochs + config.sbi_compat  # sbi's budget is one longer than its name says
+
+
+def continue_schedule(
+    settings: Resolved, schedule: Schedule, budget: int, steps_per_epoch: int
+) -> None:
+    """Stretch a resumed schedule where that is asked for, and refuse epochs at a rate of nothing.
+
+    Args:
+        settings: All settings.
+        schedule: The schedule, restored where the training is resumed.
+        budget: Epochs that are trained at most.
+        steps_per_epoch: Batches in an epoch.
+
+    Raises:
+        SettingsError: If a resumed training has more epochs than its schedule.
+    """
+    wanted = settings.train.schedule
+    if not isinstance(wanted, LRSchedule) or not wanted.needs_length:
+        return
+    if schedule.is_short and wanted.on_extend == "stretch":
+        schedule.stretch()
+    if schedule.last_step is None or wanted.min_lr:
+        return
+    # A cycle takes its last rate one step before its end.
+    steps = schedule.last_step + (wanted.kind == "one_cycle")
+    length = math.ceil(steps / steps_per_epoch)
+    if budget <= length:
+        return
+    stays = "stays at 0" if wanted.kind == "cosine" else "stays at next to nothing"
+    if schedule.is_short:
+        raise SettingsError(
+            f"lr_schedule: the {wanted.kind!r} schedule of the training that is resumed ends with "
+            f"epoch {length}, and its rate {stays} from there on, expected at most {length} "
+            f"epochs, got {budget} from {_budget_origin(settings)}. Ask for a longer schedule by "
+            f'LRSchedule({wanted.kind!r}, on_extend="stretch"), or train anew'
+        )
+    if not any(rule.kind == "lr_threshold" for rule in settings.early_stopping):
+        _warn(
+            f"lr_schedule: total_epochs={length} from {settings.origin('train.lr_schedule')} is "
+            f"less than the {budget} epochs from {_budget_origin(settings)}: the rate {stays} "
+            f"after epoch {length}. Leave total_epochs out, or name a min_lr above 0."
+        )
+
+
+def _budget_origin(settings: Resolved) -> str:
+    origin = settings.origin("train.max_epochs")
+    return "the number of training rows" if origin.source == "default" else str(origin)
+
+
+def warn_of_idle(
+    settings: Resolved, optimizer: Optimizer, scheduled: bool, budget: int, steps_per_epoch: int
+) -> None:
+    """Warn of settings about the rate, and about stages, that can do nothing in this training.
+
+    Args:
+        settings: All settings.
+        optimizer: The optimizer, at its first rate.
+        scheduled: Whether a scheduler or a callback may change the rate.
+        budget: Epochs that are trained at most.
+        steps_per_epoch: Batches in an epoch.
+    """
+    wanted, steps = settings.train.schedule, budget * steps_per_epoch
+    warmup = wanted.warmup_steps if isinstance(wanted, LRSchedule) else 0
+    origin = settings.origin("train.lr_schedule")
+    # A recipe's own warm-up is no wish of anybody's, and short trials with it are common.
+    if warmup >= steps and origin.source != "recipe":
+        _warn(
+            f"lr_schedule: warmup_steps={warmup} from {origin} is not less than the {steps} steps "
+            f"of this training ({budget} epochs of {steps_per_epoch}), so that the rate never "
+            "falls, or never reaches learning_rate. Take fewer warmup_steps or more max_epochs."
+        )
+    for rule in settings.early_stopping:
+        lowest = min(float(group["lr"]) for group in optimizer.param_groups)
+        if rule.kind == "lr_threshold" and not scheduled and lowest >= rule.min_lr:
+            _warn(
+                f"early_stopping: lr_threshold(min_lr={rule.min_lr:g}) never stops this training, "
+                f"because its rate stays at {lowest:g}. Name an lr_schedule, or another rule."
+            )
+    forgetful = any(stage.reset_average for stage in settings.train.stages)
+    if forgetful and settings.train.averages is None:
+        _warn(
+            "stages: reset_average=True does nothing, because no average of the weights is kept. "
+            "Name averaging or ema_decay, or leave it out."
+        )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, SbiIgniteWarning, stacklevel=4)
 
 
 def _after_rise(

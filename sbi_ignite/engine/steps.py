@@ -15,6 +15,7 @@ from ignite.engine import Engine
 from ignite.utils import convert_tensor
 from torch import Tensor, nn
 
+from sbi_ignite.data.source import Batches, num_rows
 from sbi_ignite.engine.gradients import Gradients
 from sbi_ignite.exceptions import NonFiniteLossError
 from sbi_ignite.handlers.epoch_mean import StepOutput
@@ -153,12 +154,14 @@ def checked(
         NonFiniteLossError: If the loss is known and NaN or infinite.
     """
     if isinstance(output.loss, Tensor):
-        step, rows, losses = now(), _row_numbers(engine), losses.detach()
+        batches, losses = _batches(engine), losses.detach()
+        step, rows = now(), batches.rows
         # Not the batch itself: a hundred of them may not fit into the memory of a GPU.
         size = num_rows(batch)
 
         def refused() -> NonFiniteLossError:
-            return _non_finite_loss(step, rows, size, losses, _batch_of(engine, rows))
+            batch_again = () if rows is None else batches.rows_at(rows)
+            return _non_finite_loss(step, rows, size, losses, batch_again)
 
         return replace(output, refused=refused)
     if not math.isfinite(output.loss):
@@ -166,21 +169,11 @@ def checked(
     return output
 
 
-def num_rows(batch: Any) -> int:
-    """Return the length of the first tensor in a batch of any structure; 1 without one."""
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else 1
-    values = batch.values() if isinstance(batch, dict) else batch
-    if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
-        return 1
-    return next((num_rows(value) for value in values if not isinstance(value, str)), 1)
-
-
 def non_finite_loss(
     engine: Engine, now: tuple[int, int], batch: Any, losses: Tensor | None
 ) -> NonFiniteLossError:
     """Build the error that says when and for which rows a loss was NaN or infinite."""
-    return _non_finite_loss(now, _row_numbers(engine), num_rows(batch), losses, batch)
+    return _non_finite_loss(now, _batches(engine).rows, num_rows(batch), losses, batch)
 
 
 def _non_finite_loss(
@@ -207,17 +200,9 @@ def _non_finite_loss(
     )
 
 
-def _row_numbers(engine: Engine) -> Any:
-    """Return the numbers of the rows in the batch that the engine is at, if its loader has them."""
-    return getattr(engine.state.dataloader, "rows", None)
-
-
-def _batch_of(engine: Engine, numbers: Any) -> Any:
-    """Return a batch that is no longer at hand by its rows' numbers; nothing where it cannot."""
-    tensors = getattr(engine.state.dataloader, "tensors", ())
-    if not isinstance(numbers, Tensor):
-        return ()
-    return tuple(tensor[numbers.to(tensor.device)] for tensor in tensors)
+def _batches(engine: Engine) -> Batches:
+    """Return what the engine iterates over."""
+    return engine.state.dataloader  # type: ignore[return-value] # run_training passes Batches only
 
 
 def _non_finite_inputs(batch: Any, size: int) -> Tensor:

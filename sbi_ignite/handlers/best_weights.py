@@ -29,13 +29,13 @@ class BestWeights:
         loss = watched_loss(state)
         if loss < self.loss:
             self.take(loss, state)
-        state.best_validation_loss, state.best_epoch = self.loss, self.epoch
+        state.note_best(self.loss, self.epoch)
 
     def take(self, loss: float, state: TrainingState) -> None:
         """Take what the model holds now for the best weights, whatever its loss."""
         self.loss, self.epoch = loss, state.epoch
         self.weights = copy_of(state.model.state_dict())
-        state.best_validation_loss, state.best_epoch = self.loss, self.epoch
+        state.note_best(self.loss, self.epoch)
 
     def restore(self, model: nn.Module) -> None:
         """Load the best weights into `model`; without any it stays as it is."""

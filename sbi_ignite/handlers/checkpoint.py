@@ -117,8 +117,6 @@ class CheckpointHandler:
 
 def metrics_rows(state: TrainingState, first: int = 0) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl from epoch number `first` (counted from 0) on."""
-    columns = vars(state.history)
-    epochs = range(first, len(state.history.training_loss))
-    return [
-        {"epoch": i + 1, **{name: values[i] for name, values in columns.items()}} for i in epochs
-    ]
+    history = state.history
+    epochs = range(first, len(history.training_loss))
+    return [{"epoch": i + 1, **history.row(i, state.validated)} for i in epochs]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 from sbi_ignite.callback import TrainingState, watched_loss
@@ -26,6 +27,7 @@ class Schedulers:
         per_iteration: Whether `main` is stepped after every iteration; None: as its kind asks.
         last_step: Steps of `main` after which the rate stays; None: it never ends.
         epochs: Length in epochs; None for a schedule without an end.
+        remake: Makes `main` again for another optimizer, by which a resumed one is stretched.
     """
 
     main: Any = None
@@ -34,6 +36,7 @@ class Schedulers:
     per_iteration: bool | None = None
     last_step: int | None = None
     epochs: int | None = None
+    remake: Callable[[Optimizer], Any] | None = None
 
 
 class Schedule:
@@ -55,6 +58,7 @@ class Schedule:
     def __init__(self, schedulers: Schedulers, optimizer: Optimizer, state: TrainingState) -> None:
         self._main, self._warmup = schedulers.main, schedulers.warmup
         self._warmup_steps, self._last_step = schedulers.warmup_steps, schedulers.last_step
+        self._asked = schedulers
         self._per_iteration = schedulers.per_iteration
         self._optimizer, self._state = optimizer, state
         self.factor = 1.0
@@ -81,6 +85,35 @@ class Schedule:
         self._rates = self._own_rates()
         self.factor = factor
         self._set_rates(rate * factor for rate in self._rates)
+        self.note_rate()
+
+    @property
+    def is_short(self) -> bool:
+        """Whether a resumed schedule ends before the one that this call asks for would."""
+        kept, asked = self._last_step, self._asked.last_step
+        return kept is not None and asked is not None and kept < asked
+
+    @property
+    def last_step(self) -> int | None:
+        """Steps of the schedule in force after which the rate stays; None: it never ends."""
+        return self._last_step
+
+    def stretch(self) -> None:
+        """Go on with the rates of a schedule that had the length of this call's from the start."""
+        if self._asked.remake is None:
+            return
+        # The peaks of all groups; what the schedule has made of them is made again.
+        names = ("max_lr", "initial_lr", "lr")
+        peaks = [next(group[n] for n in names if n in group) for group in self._groups]
+        twin = SGD([{"params": [torch.zeros(1)], "lr": float(peak)} for peak in peaks], lr=1.0)
+        scheduler = self._asked.remake(twin)
+        twin.step()  # or torch would take the scheduler's steps for too early ones
+        for _ in range(min(self._state.iteration, self._asked.last_step or 0)):
+            scheduler.step()
+        self._main.load_state_dict(scheduler.state_dict())
+        self._last_step = self._asked.last_step
+        self._rates = [float(group["lr"]) for group in twin.param_groups]
+        self._set_rates(rate * self.factor for rate in self._rates)
         self.note_rate()
 
     def note_rate(self) -> None:
@@ -149,10 +182,14 @@ class Schedule:
         return self._rates_in_force() if self.factor == 1.0 else self._rates
 
     def _rates_in_force(self) -> list[float]:
-        return [float(group["lr"]) for group in self._optimizer.param_groups]
+        return [float(group["lr"]) for group in self._groups]
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return self._optimizer.param_groups
 
     def _set_rates(self, rates: Iterable[float]) -> None:
-        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+        for group, rate in zip(self._groups, rates, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from fractions import Fraction
 from typing import Any
 
 from ignite.engine import Engine
@@ -73,6 +74,19 @@ class StageRule:
         fruitless_steps = self.iteration - self.fruitful_iteration
         patient = self.fruitless_epochs < stage.patience or fruitless_steps < stage.patience_steps
         return not patient or self.epochs >= self._longest()
+
+    @property
+    def patience_left(self) -> int:
+        """Fruitless epochs that the stage still lets pass, its steps counted as epochs.
+
+        How long it may take at most says nothing about it.
+        """
+        stage, epochs_done = self.stage, self.earlier_epochs + self.epochs
+        left = stage.patience - self.fruitless_epochs
+        if self.iteration:
+            steps = stage.patience_steps - (self.iteration - self.fruitful_iteration)
+            left = max(left, math.ceil(Fraction(steps * epochs_done, self.iteration)))
+        return max(left, 0)
 
     def observe(self, loss: float, iteration: int, error: float = math.nan) -> bool:
         """Take in an epoch and say whether the stage ends with it.
@@ -200,6 +214,8 @@ class StageChanges:
     def begin(self) -> None:
         """Set the rate and the weight decay of the stage that the training is in."""
         self._schedule.scale(self._rule.stage.lr_factor)
+        if not self._sets_decay:
+            return  # each group keeps its own
         for group in self._optimizer.param_groups:
             if "weight_decay" in group:
                 group["weight_decay"] = self._rule.weight_decay
@@ -250,9 +266,14 @@ class StageChanges:
         first = deepcopy(self._first_state)
         self._optimizer.load_state_dict({"state": first, "param_groups": groups})
 
+    @property
+    def _sets_decay(self) -> bool:
+        return any(stage.weight_decay is not None for stage in self._rule.stages)
+
     def _check_optimizer(self) -> None:
-        asked = {stage.weight_decay for stage in self._rule.stages} - {None}
-        if asked and not all("weight_decay" in group for group in self._optimizer.param_groups):
+        if self._sets_decay and not all(
+            "weight_decay" in group for group in self._optimizer.param_groups
+        ):
             raise ArgumentError(
                 "stages: expected an optimizer with a weight_decay, because a stage sets one, got "
                 f"{type(self._optimizer).__name__}. Leave weight_decay out of the stages."

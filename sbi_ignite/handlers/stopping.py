@@ -27,6 +27,11 @@ class Rule(Protocol):
 
     reason: str
 
+    @property
+    def patience_left(self) -> int | None:
+        """Epochs without improvement still let pass, at least 0; None if it counts none."""
+        ...
+
     def should_stop(self, state: TrainingState) -> bool:
         """Take in the epoch that has just ended and say whether to stop."""
         ...
@@ -44,6 +49,27 @@ class Rule(Protocol):
         ...
 
 
+class Impatient:
+    """A rule that does not count epochs."""
+
+    @property
+    def patience_left(self) -> None:
+        """None: it has no patience that could run out."""
+        return None
+
+
+class Counting:
+    """A rule that counts fruitless epochs up to its patience."""
+
+    patience: int
+    fruitless_epochs: int
+
+    @property
+    def patience_left(self) -> int:
+        """Fruitless epochs still let pass."""
+        return max(self.patience - self.fruitless_epochs, 0)
+
+
 class _PlainState:
     """State of a rule whose public attributes are plain numbers and lists."""
 
@@ -57,7 +83,7 @@ class _PlainState:
         vars(self).update({name: value for name, value in state.items() if name not in limits})
 
 
-class Patience(_PlainState):
+class Patience(Counting, _PlainState):
     """Stop after `patience` epochs without an improvement of more than `min_delta`.
 
     Improvements add up: the loss is compared with the one at the last improvement that counted, so
@@ -97,7 +123,7 @@ class Patience(_PlainState):
         return self.fruitless_epochs >= self.patience
 
 
-class TwoStandardDeviations(_PlainState):
+class TwoStandardDeviations(Counting, _PlainState):
     """sbi's rule for flow matching and score matching, whose losses are noisy.
 
     An epoch is fruitless when its loss is more than two standard deviations, taken over the last
@@ -144,7 +170,7 @@ class TwoStandardDeviations(_PlainState):
         return self.fruitless_epochs >= self.patience
 
 
-class LearningRateThreshold(_PlainState):
+class LearningRateThreshold(Impatient, _PlainState):
     """Stop when the learning rate has fallen below `min_lr`.
 
     A rate that is just rising, as in a warm-up or at the beginning of a cycle, has not fallen.
@@ -175,7 +201,7 @@ class LearningRateThreshold(_PlainState):
         return learning_rate < self.min_lr
 
 
-class When:
+class When(Impatient):
     """Stop when a user's rule says so.
 
     Args:
@@ -248,9 +274,18 @@ class StopOnRules:
         """Ask whether an earlier call ended already what this one continues."""
         for rule in [rule for rule in self.rules if rule.already_stopped(self._state)]:
             self._state.stop(rule.reason)
+        self._state.patience_left = self.patience_left
+
+    @property
+    def patience_left(self) -> int | None:
+        """That of the rule which has the least left; None if none counts epochs."""
+        counted = [left for rule in self.rules if (left := rule.patience_left) is not None]
+        return min(counted, default=None)
 
     def _ask(self) -> None:
-        for rule in [rule for rule in self.rules if rule.should_stop(self._state)]:
+        stopping = [rule for rule in self.rules if rule.should_stop(self._state)]
+        self._state.note_patience(self.patience_left)
+        for rule in stopping:
             self._state.stop(rule.reason)
 
     def _end(self, engine: Engine) -> None:

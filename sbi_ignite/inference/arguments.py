@@ -64,6 +64,7 @@ class Call:
         exclude_invalid_x: Whether to drop rows with NaN or Inf in x; None leaves them.
         ema_loss_decay: Weight of the newest loss in sbi's running averages of vector fields.
         callbacks: Users' callbacks and ignite handlers.
+        sbi_form: Whether the call has sbi's keywords alone.
     """
 
     trainer: Any
@@ -73,6 +74,7 @@ class Call:
     exclude_invalid_x: bool | None
     ema_loss_decay: float
     callbacks: Sequence[Any]
+    sbi_form: bool = False
 
     @property
     def sbi_compat(self) -> bool:
@@ -134,6 +136,7 @@ def parse_call(
         exclude_invalid_x=exclude_invalid_x,
         ema_loss_decay=sbi.get("ema_loss_decay", 0.1),
         callbacks=_callbacks(new["callbacks"]),
+        sbi_form=config is None,
     )
 
 

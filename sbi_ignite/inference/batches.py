@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging as python_logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,17 +14,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from sbi_ignite.data.in_memory import (
-    Batches,
     BatchIndices,
+    InMemoryBatches,
     OrderedBatches,
     SbiOrderBatches,
     ShuffledBatches,
 )
-from sbi_ignite.data.placing import indexed, placed
 from sbi_ignite.data.split import check_split, split_rows
-from sbi_ignite.exceptions import DataError
+from sbi_ignite.data.transfer import indexed, placed
+from sbi_ignite.exceptions import DataError, SbiIgniteError, WrongTypeError
 from sbi_ignite.inference.arguments import Call
 from sbi_ignite.inference.losses import is_sbis_own
+from sbi_ignite.settings.plain import shorten
 
 _LOSS_PARTS = ("_loss", "_get_losses", "_classifier_logits")
 """What a trainer of sbi computes its loss with."""
@@ -34,6 +36,9 @@ _VALIDATION_NUMBERS = 2**17
 small enough for any memory, and large enough that python between the kernels does not count. On a
 CPU, what is computed on the way should fit its cache: an epoch of 10,000 rows took 2 to 5 % less
 than with 1,024."""
+
+_ROWS_TO_MEASURE = 2
+"""Training rows that sbi's networks need at least, to standardize data by their deviation."""
 
 _CHUNK = 2**20
 """Numbers that are looked at in one go, so that what is computed on the way stays small."""
@@ -56,17 +61,22 @@ def split(
     rows = _valid_rows(x, call.exclude_invalid_x)
     # A script that always resumes must be able to begin.
     keep = keep and (call.sbi_compat or hasattr(trainer, "train_indices"))
+    at_least, origin = call.family.rows_needed, call.settings.origin("train.validation_fraction")
     if not keep:
-        trainer.train_indices, trainer.val_indices = split_rows(rows, validation_fraction)
+        # A default adapts to few rows; a fraction that was asked for, and sbi's form, do not.
+        adapts = not call.sbi_compat and origin.source == "default"
+        trainer.train_indices, trainer.val_indices = split_rows(
+            rows, validation_fraction, at_least if adapts else 0
+        )
     sizes = len(trainer.train_indices), len(trainer.val_indices)
     if keep and not call.sbi_compat and sum(sizes) != len(rows):
         raise DataError(
             f"resume_training=True continues on the {sum(sizes)} rows of the earlier call, but "
             f"there are {len(rows)} now. Train without it to use all, or resume before appending."
         )
-    at_least = call.family.rows_needed if call.sbi_compat else 2
-    check_split(*sizes, at_least, validation_fraction)
-    _check_batch_size(call, sizes[0])
+    at_least_train = 0 if call.sbi_compat else _ROWS_TO_MEASURE
+    check_split(*sizes, at_least, validation_fraction, origin.where, at_least_train)
+    _check_batch_size(call, *sizes)
 
 
 def _valid_rows(x: Tensor, exclude_invalid_x: bool | None) -> Tensor:
@@ -82,7 +92,9 @@ def _valid_rows(x: Tensor, exclude_invalid_x: bool | None) -> Tensor:
     if not exclude_invalid_x:
         raise DataError(
             f"{len(invalid)} of {len(x)} simulations have NaN or Inf in x (rows {shown}), and "
-            "exclude_invalid_x=False forbids to drop them. Repair them or pass True."
+            "exclude_invalid_x=False forbids to drop them. Repair them, or pass True to leave them "
+            "out; or leave exclude_invalid_x unset to train on what append_simulations has kept, "
+            "such as trials that are padded with NaN on purpose."
         )
     _logger.warning(
         "%d of %d simulations have NaN or Inf in x and are left out of training.",
@@ -107,11 +119,23 @@ def chunks_of_rows(tensor: Tensor, rows: Tensor | None = None) -> Iterator[Tenso
         yield chunk.flatten(1) if chunk.ndim > 1 else chunk[:, None]
 
 
-def _check_batch_size(call: Call, num_train: int) -> None:
+def _check_batch_size(call: Call, num_train: int, num_validation: int) -> None:
     """Refuse a batch size that was asked for and that the data cannot fill; sbi clamps it."""
     batch_size, origin = call.settings.train.batch_size, call.settings.origin("train.batch_size")
-    if call.sbi_compat or origin.source == "default" or batch_size <= num_train:
+    if call.sbi_compat or origin.source == "default":
         return
+    if batch_size <= num_train:
+        # Batches are as equal as can be, so that some have a row less than was asked for.
+        smallest = min(n // -(-n // min(batch_size, n)) for n in (num_train, num_validation))
+        if smallest >= call.family.rows_needed:
+            return
+        raise DataError(
+            f"batch_size={batch_size} ({origin.where}) cuts {num_train} training and "
+            f"{num_validation} validation rows into batches of {smallest} and more, expected at "
+            f"least {call.family.rows_needed} rows in each, because the loss of "
+            f"{type(call.trainer).__name__} sets rows of a batch against each other. Take a larger "
+            "batch_size, or leave it out: the default adapts to the data."
+        )
     raise DataError(
         f"batch_size={batch_size} ({origin.where}) is larger than the {num_train} training rows. "
         f"Take at most {num_train}, or leave it out: the default adapts to the data."
@@ -165,7 +189,7 @@ def make_loaders(
             len(tensors[0]) if call.exclude_invalid_x is None else len(train_rows) + len(val_rows)
         )
         num_train = int((1 - validation_fraction) * num_rows)
-        return _brought_to(
+        return _delivered_on(
             device,
             SbiOrderBatches(tensors, train_rows, min(batch_size, num_train)),
             SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train)),
@@ -175,22 +199,48 @@ def make_loaders(
     if dataloader_kwargs is None:
         if _any_batch_will_do(trainer, call, train_size):
             val_size = min(_large_batch(tensors, val_size, device), len(val_rows))
-        return _brought_to(
+        return _delivered_on(
             device,
             ShuffledBatches(tensors, train_rows, train_size, seed),
             OrderedBatches(tensors, val_rows, val_size),
         )
-    return (
-        _torch_loader(tensors, BatchIndices(train_rows, train_size, seed), dataloader_kwargs),
-        _torch_loader(tensors, BatchIndices(val_rows, val_size, None), dataloader_kwargs),
-    )
+    with refused_by_torch(dataloader_kwargs, call):
+        return (
+            _torch_loader(tensors, BatchIndices(train_rows, train_size, seed), dataloader_kwargs),
+            _torch_loader(tensors, BatchIndices(val_rows, val_size, None), dataloader_kwargs),
+        )
 
 
-def _brought_to(device: torch.device, train: Batches, val: Batches) -> tuple[Batches, Batches]:
+@contextmanager
+def refused_by_torch(dataloader_kwargs: Mapping[str, Any], call: Call) -> Iterator[None]:
+    """Say whose keywords they are, where torch's DataLoader refuses them.
+
+    Args:
+        dataloader_kwargs: The keywords.
+        call: The call, which knows their origin.
+
+    Raises:
+        WrongTypeError: If it does; it is a ValueError and a TypeError, as torch's errors are.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if isinstance(error, SbiIgniteError):
+            raise
+        raise WrongTypeError(
+            f"dataloader_kwargs: expected keywords that torch's DataLoader takes together, got "
+            f"{shorten(dict(dataloader_kwargs))} from "
+            f"{call.settings.origin('train.dataloader_kwargs')}; it says: {error}"
+        ) from error
+
+
+def _delivered_on(
+    device: torch.device, train: InMemoryBatches, validation: InMemoryBatches
+) -> tuple[InMemoryBatches, InMemoryBatches]:
     """Return batches for training and validation that arrive on a device."""
-    for batches in (train, val):
-        batches.bring_to(device)
-    return train, val
+    train.to(device)
+    validation.to(device)
+    return train, validation
 
 
 def _seed_of_the_order() -> int:
@@ -237,5 +287,6 @@ def _torch_loader(
     own_batches = {"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"}
     if own_batches & set(dataloader_kwargs):
         subset = torch.utils.data.Subset(TensorDataset(*tensors), indices.indices.tolist())
-        return DataLoader(subset, **{"batch_size": indices.batch_size, **dataloader_kwargs})
+        size = {} if "batch_sampler" in dataloader_kwargs else {"batch_size": indices.batch_size}
+        return DataLoader(subset, **{**size, **dataloader_kwargs})
     return DataLoader(TensorDataset(*tensors), batch_sampler=indices, **dataloader_kwargs)

@@ -89,10 +89,24 @@ def report_end(trainer: Any, call: Call) -> None:
     config, epoch = call.settings.train, trainer.epoch
     if config.sbi_compat:
         _report_convergence(trainer, epoch, config.max_epochs)
-    elif trainer._show_progress_bars and not call.logs_to_screen:
-        reason = trainer.training_summary.stop_reason
-        print("\r", f"Training ended after {epoch} epochs ({reason}).", end="")
+    else:
+        say_how_it_ended(trainer, call)
     close_books(trainer, config)
+
+
+def say_how_it_ended(trainer: Any, call: Call) -> None:
+    """Print, in the typed form, why and where training ended, if progress is to be shown."""
+    if not trainer._show_progress_bars or call.logs_to_screen:
+        return
+    summary = trainer.training_summary
+    last = ", ".join(f"{kind} loss {loss:.4f}" for kind, loss in summary.last_losses.items())
+    print(
+        "\r",
+        f"Training ended after {trainer.epoch} epochs ({summary.ended_by}). Last {last}; "
+        f"best {summary.best_kind} loss {summary.best_validation_loss:.4f} at epoch "
+        f"{summary.best_epoch}.",
+        end="",
+    )
 
 
 def close_books(trainer: Any, config: TrainConfig) -> None:

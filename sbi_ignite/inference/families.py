@@ -28,7 +28,8 @@ class Family:
     Attributes:
         loss_args: Type of their loss arguments.
         default_rule: Stop rule that sbi uses for them.
-        rows_needed: Rows that a batch needs at least: losses that contrast rows need two.
+        rows_needed: Rows that a batch needs at least: losses that contrast rows need two, and that
+            of NRE_C, which draws contrasts for classes and for one class less, three.
         rows_met: Returns how many rows of its batch a row is set against in the first round, itself
             among them, by sbi's keywords for the loss. A batch with more rows than that means the
             same. None: the loss is of the batch as a whole, or not known.
@@ -62,16 +63,20 @@ def _classes(keywords: Mapping[str, Any]) -> int:
 _PATIENCE = EarlyStopping.validation_loss()
 
 
-def _ratio(loss_args: type[LossArgs], rows_met: Callable[[Mapping[str, Any]], int]) -> Family:
+def _ratio(
+    loss_args: type[LossArgs],
+    rows_met: Callable[[Mapping[str, Any]], int],
+    rows_needed: int = 2,
+) -> Family:
     """Return a family of ratio estimation."""
-    return Family(loss_args, _PATIENCE, rows_needed=2, rows_met=rows_met, contrasts=True)
+    return Family(loss_args, _PATIENCE, rows_needed=rows_needed, rows_met=rows_met, contrasts=True)
 
 
 # The first that fits counts: subclasses stand before their parents.
 _FAMILIES: tuple[tuple[type, Family], ...] = (
     (BNRE, Family(LossArgsBNRE, _PATIENCE, rows_needed=2)),
     (NRE_A, _ratio(LossArgsNRE_A, _a_pair)),
-    (NRE_C, _ratio(LossArgsNRE_C, _classes)),
+    (NRE_C, _ratio(LossArgsNRE_C, _classes, rows_needed=3)),
     (RatioEstimatorTrainer, _ratio(LossArgsNRE, _atoms)),
     (PosteriorEstimatorTrainer, Family(LossArgsNPE, _PATIENCE, rows_met=_itself)),
     (LikelihoodEstimatorTrainer, Family(LossArgsNLE, _PATIENCE, rows_met=_itself)),

@@ -1,4 +1,4 @@
-"""A trainer, its loss and batches come in; its network, trained by `run_training`, goes out.
+"""Train the network of an sbi trainer and keep sbi's records.
 
 Private names were read in sbi 0.27.0.
 """
@@ -6,7 +6,7 @@ Private names were read in sbi 0.27.0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
@@ -16,15 +16,22 @@ from ignite.engine import Engine
 from sbi.inference import NeuralInference
 
 from sbi_ignite.callback import TrainingState
+from sbi_ignite.data.foreign import WholePass, as_batches
+from sbi_ignite.data.source import Batches
+from sbi_ignite.engine.hooks import Place, Steps, TrainingHooks
 from sbi_ignite.engine.optimizers import make_optimizer
-from sbi_ignite.engine.persistence import tensors_of
-from sbi_ignite.engine.run import Host, run_training
+from sbi_ignite.engine.options import rates_of
+from sbi_ignite.engine.run import run
 from sbi_ignite.engine.steps import Step
+from sbi_ignite.engine.training import assemble
+from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.epoch_mean import StepOutput
+from sbi_ignite.handlers.stopping import Rule
 from sbi_ignite.inference.arguments import LOSS_KEYWORDS, Call
 from sbi_ignite.inference.books import TrainerBooks, TrainersTracker
 from sbi_ignite.inference.building import rows_for_builder
 from sbi_ignite.inference.losses import is_sbis_own
+from sbi_ignite.inference.options import kept_on_resume
 from sbi_ignite.inference.rounds import Round, begin_round, directory_of, end_round
 from sbi_ignite.inference.rules import rules_of
 from sbi_ignite.inference.splines import (
@@ -49,7 +56,7 @@ def fit(
     loss_args: Any = None,
     summarization_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train `trainer._neural_net` through `run_training` and keep sbi's books.
+    """Train `trainer._neural_net` and keep sbi's records.
 
     Args:
         trainer: One of sbi's trainers.
@@ -65,67 +72,112 @@ def fit(
     state, resume_from = _start(trainer, call)
     rules, best = rules_of(trainer, call, continued=state.epoch > 0)
     now = begin_round(trainer, config.resume_training)
-
-    def keep_books(epoch_started: float) -> None:
-        trainer._val_loss = state.validation_loss
-        # MarginalTrainer has no such method and writes the same three lists in its loop.
-        summarize = getattr(trainer, "_summarize_epoch", _summarizer(trainer))
-        summarize(
-            state.train_loss, trainer._val_loss, epoch_started, dict(summarization_kwargs or {})
-        )
-        trainer.epoch += 1
-        if not call.logs_to_screen:
-            trainer._maybe_show_progress(trainer._show_progress_bars, trainer.epoch)
+    train_batches, val_batches = as_batches(train_loader), as_batches(val_loader, "val_loader")
+    place = Place(
+        method=type(trainer).__name__,
+        directory=directory_of(trainer, call, now),
+        manifest=_manifest(trainer, call, now, train_batches),
+        round_index=now.index,
+        first_step=now.first_step,
+        first_iteration=now.first_iteration,
+        logged_to=getattr(trainer, "_ignite_identity", {}),
+        show_progress=trainer._show_progress_bars,
+    )
 
     train_step = validation_step = None
     if hasattr(trainer, "_train_epoch") and not is_sbis_own(trainer, "_train_epoch"):
         train_step = _whole_epoch(trainer._train_epoch, config.clip_max_norm, loss_args)
-        train_loader = [train_loader]
+        train_batches = WholePass(train_batches)
     if hasattr(trainer, "_validate_epoch") and not is_sbis_own(trainer, "_validate_epoch"):
         validation_step = _whole_epoch(trainer._validate_epoch, loss_args)
-        val_loader = [val_loader]
+        val_batches = WholePass(val_batches, "val_loader")
+    steps = Steps(train_step, validation_step, traceable=is_traceable(trainer, loss))
 
-    traceable, splines = is_traceable(trainer, loss), nullcontext()
+    splines = nullcontext()
     rounds_otherwise = not config.sbi_compat or config.precision != "32"
     if rounds_otherwise and has_splines(net):
         loss, splines = Within(loss, splines_for_all_values), replaceable_splines()
     if rounds_otherwise and has_tanh(net) and torch.device(trainer._device).type == "cpu":
         loss = Within(loss, TanhBySigmoid)
+    hooks = SbiHooks(trainer, call, state, rules, best, place, steps, summarization_kwargs or {})
+    hooks.resume_from = resume_from
     with splines:
-        _, trainer.training_summary = run_training(
-            None,
-            net,
-            loss,
-            train_loader,
-            val_loader,
-            optimizer=trainer.optimizer,
-            callbacks=call.callbacks,
-            device=trainer._device,
-            host=Host(
-                method=type(trainer).__name__,
-                settings=call.settings,
-                state=state,
-                rules=rules,
-                best_weights=best,
-                train_step=train_step,
-                validation_step=validation_step,
-                resume_from=resume_from,
-                parts={"books": TrainerBooks(trainer)},
-                loggers=_trackers(trainer, call),
-                identity=getattr(trainer, "_ignite_identity", {}),
-                keep_identity=_keep_on(trainer, "_ignite_identity"),
-                directory=directory_of(trainer, call, now),
-                manifest=_manifest(trainer, call, now, train_loader),
-                round_index=now.index,
-                first_step=now.first_step,
-                first_iteration=now.first_iteration,
-                show_progress=trainer._show_progress_bars,
-                traceable=traceable,
-                on_epoch_end=keep_books,
-                keep_snapshot=None if config.sbi_compat else _keep_on(trainer, "_ignite_snapshot"),
-            ),
+        trainer.training_summary = run(
+            assemble(
+                call.settings,
+                net,
+                loss,
+                train_batches,
+                val_batches,
+                optimizer=trainer.optimizer,
+                callbacks=call.callbacks,
+                device=trainer._device,
+                hooks=hooks,
+            )
         )
     end_round(trainer, state.iteration)
+
+
+class SbiHooks(TrainingHooks):
+    """What an sbi trainer decides about its training, and what it notes while training runs.
+
+    Args:
+        trainer: One of sbi's trainers.
+        call: The call that is carried out.
+        state: The numbers to count on from.
+        rules: Its stopping rules.
+        best: Its keeper of the best weights.
+        place: Its round, run directory and loggers.
+        steps: How its batches are computed.
+        summarization_kwargs: sbi's arguments for `_summarize_epoch`.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        call: Call,
+        state: TrainingState,
+        rules: Sequence[Rule],
+        best: BestWeights,
+        place: Place,
+        steps: Steps,
+        summarization_kwargs: Mapping[str, Any],
+    ) -> None:
+        self._trainer, self._call, self._state = trainer, call, state
+        self._rules, self._best = rules, best
+        self._summarization_kwargs = dict(summarization_kwargs)
+        self.place, self.steps = place, steps
+        self.loggers = _trackers(trainer, call)
+        self.parts = {"books": TrainerBooks(trainer)}
+        if not call.sbi_compat:
+            self.keep_snapshot = _keep_on(trainer, "_ignite_snapshot")
+
+    def state(self, model: Any) -> TrainingState:
+        """Return the numbers that the trainer counts on from."""
+        return self._state
+
+    def rules(self) -> Sequence[Rule]:
+        """Return the trainer's rules."""
+        return self._rules
+
+    def best_weights(self) -> BestWeights:
+        """Return the trainer's keeper of the best weights."""
+        return self._best
+
+    def on_epoch_validated(self, epoch_started: float) -> None:
+        """Note the epoch in sbi's summary, as sbi does before it asks `_converged`."""
+        trainer, state = self._trainer, self._state
+        trainer._val_loss = state.validation_loss
+        # MarginalTrainer has no such method and writes the same three lists in its loop.
+        summarize = getattr(trainer, "_summarize_epoch", _summarizer(trainer))
+        summarize(state.train_loss, trainer._val_loss, epoch_started, self._summarization_kwargs)
+        trainer.epoch += 1
+        if not self._call.logs_to_screen:
+            trainer._maybe_show_progress(trainer._show_progress_bars, trainer.epoch)
+
+    def on_end(self, logged_to: Mapping[str, Any]) -> None:
+        """Let the next round continue the same loggers."""
+        self._trainer._ignite_identity = logged_to
 
 
 def _summarizer(trainer: Any) -> Callable[..., None]:
@@ -133,7 +185,7 @@ def _summarizer(trainer: Any) -> Callable[..., None]:
     return NeuralInference._summarize_epoch.__get__(trainer)
 
 
-def _manifest(trainer: Any, call: Call, now: Round, train_loader: Any) -> dict[str, Any]:
+def _manifest(trainer: Any, call: Call, now: Round, batches: Batches) -> dict[str, Any]:
     """Return what a run directory is told about the trainer."""
     manifest = {"round": now.index, "loss_arguments": _loss_arguments(call)}
     if call.settings.checkpoint is None:
@@ -141,7 +193,7 @@ def _manifest(trainer: Any, call: Call, now: Round, train_loader: Any) -> dict[s
     known = getattr(trainer, "_ignite_network", None)
     if known is None or call.settings.train.retrain_from_scratch:
         # Masks come third and are nothing to a builder, which sees training rows alone.
-        tensors = (tensors_of(train_loader) or ())[:2]
+        tensors = (batches.tensors or ())[:2]
         rows = rows_for_builder(trainer, call, tensors)
         known = describe_network(trainer._build_neural_net, *(t[rows] for t in tensors))
         trainer._ignite_network = known
@@ -169,7 +221,8 @@ def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] |
         trainer.optimizer = make_optimizer(config, trainer._neural_net.parameters())
         trainer.epoch, trainer._val_loss = 0, math.inf
         trainer._ignite_state, trainer._ignite_snapshot = None, None
-        trainer._ignite_rate = config.learning_rate
+        trainer._ignite_rate = rates_of(trainer.optimizer)[0]
+        trainer._ignite_kept_on_resume = kept_on_resume(call.settings)
         return _noted(trainer, state), None
     state.epoch = trainer.epoch
     earlier: TrainingState | None = getattr(trainer, "_ignite_state", None)

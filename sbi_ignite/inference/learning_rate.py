@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -130,9 +130,13 @@ def find_learning_rate(
     twin = _stand_in(inference)
     growth = (max_rate / min_rate) ** (1 / (num_steps - 1))
     probe = _RangeTest(num_steps)
-    config = (train_config or TrainConfig()).model_copy(
+    asked = train_config or TrainConfig()
+    first_rate: dict[str, Any] = {"learning_rate": min_rate}
+    if callable(asked.optimizer):
+        first_rate = {"optimizer": _BeginningAt(asked.optimizer, min_rate)}
+    config = asked.model_copy(
         update={
-            "learning_rate": min_rate,
+            **first_rate,
             "lr_schedule": _Growing(growth),
             "ema_decay": None,
             "averaging": None,
@@ -229,6 +233,26 @@ class _Growing:
         scheduler = ExponentialLR(optimizer, self.factor)
         scheduler.per_iteration = True  # type: ignore[attr-defined] # read by our Schedule
         return scheduler
+
+
+@dataclass(frozen=True)
+class _BeginningAt:
+    """A user's optimizer, with the first rate of the range instead of its own.
+
+    Attributes:
+        make: The user's callable.
+        rate: The rate.
+    """
+
+    make: Callable[..., Any]
+    rate: float
+
+    def __call__(self, parameters: Any) -> Any:
+        """Return the optimizer."""
+        optimizer = self.make(parameters)
+        for group in getattr(optimizer, "param_groups", ()):
+            group["lr"] = self.rate
+        return optimizer
 
 
 class _RangeTest(Callback):

@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.engine.recipe import filled_in
 from sbi_ignite.inference import seam
 from sbi_ignite.inference.arguments import Call, parse_call
 from sbi_ignite.inference.batches import make_loaders, split
-from sbi_ignite.inference.books import close_books, warn_budget_spent
+from sbi_ignite.inference.books import close_books, say_how_it_ended, warn_budget_spent
 from sbi_ignite.inference.fitting import fit
 from sbi_ignite.inference.losses import is_sbis_own
+from sbi_ignite.inference.options import check_call
 from sbi_ignite.inference.version import check_sbi_version
 from sbi_ignite.methods.marginal import MarginalLoss
 
@@ -38,12 +40,13 @@ def train(
     check_sbi_version()
     call = parse_call(trainer, sbi_train, args, kwargs)
     seam.check_simulations(trainer)
+    check_call(trainer, call)
     return carry_out(trainer, call)
 
 
 def carry_out(trainer: Any, call: Call) -> Any:
     """Carry out a call that has been understood and checked."""
-    seam.prepare(trainer, call.settings.train)
+    seam.prepare(trainer, call.settings)
     trainer._round = 0  # sbi sets it too, for what it shares with other trainers
 
     call, train_loader, val_loader = _loaders(trainer, call)
@@ -55,7 +58,9 @@ def carry_out(trainer: Any, call: Call) -> Any:
     own = is_sbis_own(trainer, "loss")
     loss = MarginalLoss() if own else (lambda model, batch: trainer.loss(batch[0]))
     fit(trainer, call, loss, train_loader, val_loader)
-    if config.sbi_compat and trainer.epoch > config.max_epochs:
+    if not config.sbi_compat:
+        say_how_it_ended(trainer, call)
+    elif trainer.epoch > config.max_epochs:
         warn_budget_spent(config.max_epochs)
     close_books(trainer, config)
     return trainer._neural_net
@@ -71,7 +76,7 @@ def _loaders(trainer: Any, call: Call) -> tuple[Call, Any, Any]:
             config.validation_fraction,
             dataloader_kwargs=None if kwargs is None else dict(kwargs),
         )
-        return replace(call, settings=filled_in(call.settings, loaders[0])), *loaders
+        return replace(call, settings=filled_in(call.settings, as_batches(loaders[0]))), *loaders
     x = trainer.get_samples()
     split(trainer, call, x, config.validation_fraction)
     call = call.with_recipe(len(trainer.train_indices))

@@ -53,6 +53,13 @@ class Patch:
     def __init__(self, first: bool) -> None:
         self._first = first
 
+    def __repr__(self) -> str:
+        return (
+            "sbi's trainers are trained by sbi_ignite until unpatch_sbi() is called."
+            if _undo
+            else "sbi's trainers are trained by sbi again."
+        )
+
     def __enter__(self) -> Patch:
         global _holders, _permanent
         with _lock:

@@ -14,7 +14,7 @@ from torch import nn
 
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.handlers.best_weights import BestWeights
-from sbi_ignite.handlers.stopping import Rule, make_rule
+from sbi_ignite.handlers.stopping import Impatient, Rule, make_rule
 from sbi_ignite.inference.arguments import Call
 from sbi_ignite.inference.losses import is_sbis_own
 from sbi_ignite.settings import EarlyStopping
@@ -63,7 +63,7 @@ class _Trainers:
         return self._trainer.epoch > self._max_epochs
 
 
-class SbiBudget(_Trainers):
+class SbiBudget(Impatient, _Trainers):
     """sbi's budget of epochs: `max_num_epochs=N` trains up to N + 1."""
 
     reason = "max_epochs"
@@ -94,6 +94,14 @@ class SbiConverged(_Trainers):
         self.converged = False
         self._continued = False
 
+    @property
+    def patience_left(self) -> int | None:
+        """By sbi's own count; a user's `_converged` may count in ways that nobody knows."""
+        fruitless = getattr(self._trainer, "_epochs_since_last_improvement", None)
+        if fruitless is None or not is_sbis_own(self._trainer, "_converged"):
+            return None
+        return max(self._patience - fruitless, 0)
+
     def state_dict(self) -> dict[str, Any]:
         """Return whether `_converged` has ended the training."""
         return {"converged": self.converged}
@@ -106,8 +114,8 @@ class SbiConverged(_Trainers):
         """Ask after an epoch; as in sbi, not after the last one of the budget."""
         before = getattr(self._trainer, "_best_model_state_dict", None)
         stop = self._ask(state)
-        if self._trainer._best_model_state_dict is not before:
-            state.best_epoch = state.epoch
+        is_new = self._trainer._best_model_state_dict is not before
+        state.note_best(state.best_validation_loss, state.epoch if is_new else state.best_epoch)
         return stop
 
     def already_stopped(self, state: TrainingState) -> bool:
@@ -154,9 +162,9 @@ class KeptBySbi(BestWeights):
         """Leave the weights to `_converged`, which never sees the last epoch of a spent budget."""
         trainer, self._state = self._trainer, state
         if self._rule.spent and trainer._val_loss < trainer._best_val_loss:
-            trainer._best_val_loss = state.best_validation_loss = trainer._val_loss
+            trainer._best_val_loss = trainer._val_loss
             trainer._best_model_state_dict = deepcopy(state.model.state_dict())
-            state.best_epoch = state.epoch
+            state.note_best(trainer._val_loss, state.epoch)
 
     def restore(self, model: nn.Module) -> None:
         """Load the best weights that the trainer has."""

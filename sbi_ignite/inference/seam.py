@@ -16,16 +16,24 @@ from typing import Any
 from ignite.utils import manual_seed
 from sbi.utils.torchutils import check_if_prior_on_device, process_device
 
+from sbi_ignite.data.foreign import as_batches
+from sbi_ignite.engine.options import checked_device
 from sbi_ignite.engine.recipe import filled_in
 from sbi_ignite.exceptions import NoSimulationsError
 from sbi_ignite.inference.arguments import Call, parse_call
-from sbi_ignite.inference.batches import make_loaders, simulations_of, split
+from sbi_ignite.inference.batches import (
+    make_loaders,
+    refused_by_torch,
+    simulations_of,
+    split,
+)
 from sbi_ignite.inference.books import report_end
 from sbi_ignite.inference.building import lean_building
 from sbi_ignite.inference.fitting import fit
 from sbi_ignite.inference.losses import is_sbis_own, loss_of
+from sbi_ignite.inference.options import check_call
 from sbi_ignite.inference.version import check_sbi_version
-from sbi_ignite.settings import TrainConfig
+from sbi_ignite.settings import Resolved
 
 _current: ContextVar[Call | None] = ContextVar("sbi_ignite_call", default=None)
 
@@ -49,12 +57,13 @@ def train(
     check_sbi_version()
     call = parse_call(trainer, sbi_train, args, kwargs)
     check_simulations(trainer)
+    check_call(trainer, call)
     return carry_out(trainer, sbi_train, call)
 
 
 def carry_out(trainer: Any, sbi_train: Callable[..., Any], call: Call) -> Any:
     """Carry out a call that has been understood and checked."""
-    prepare(trainer, call.settings.train)
+    prepare(trainer, call.settings)
     with _activated(call), lean_building(trainer, call):
         return sbi_train(trainer, **call.keywords)
 
@@ -90,8 +99,15 @@ def check_simulations(trainer: Any) -> None:
         )
 
 
-def prepare(trainer: Any, config: TrainConfig) -> None:
-    """Seed and move the trainer as the settings ask."""
+def prepare(trainer: Any, settings: Resolved) -> None:
+    """Seed and move the trainer as the settings ask.
+
+    Raises:
+        SettingsError: If there is no such device.
+    """
+    config = settings.train
+    if config.device is not None:
+        checked_device(config.device, settings.origin("train.device"))
     if config.seed is not None:
         manual_seed(config.seed)
     if config.device is not None:
@@ -129,14 +145,15 @@ def get_dataloaders(
         dataloader_kwargs = {}  # torch's own loaders, with nothing changed
     if call.sbi_compat and dataloader_kwargs is not None:
         # Splits as it stands: the indices have just been drawn.
-        return sbi_get_dataloaders(
-            trainer,
-            starting_round,
-            training_batch_size,
-            validation_fraction,
-            True,
-            dataloader_kwargs,
-        )
+        with refused_by_torch(dataloader_kwargs, call):
+            return sbi_get_dataloaders(
+                trainer,
+                starting_round,
+                training_batch_size,
+                validation_fraction,
+                True,
+                dataloader_kwargs,
+            )
     return make_loaders(
         trainer, call, tensors, training_batch_size, validation_fraction, dataloader_kwargs
     )
@@ -171,7 +188,7 @@ def run_training_loop(
     """
     call = active_call(trainer) or _implied_call(trainer, train_config)
     # Still to be filled in where a user's own get_dataloaders made the loaders.
-    call = replace(call, settings=filled_in(call.settings, train_loader))
+    call = replace(call, settings=filled_in(call.settings, as_batches(train_loader)))
     loss = loss_of(trainer, loss_args, call.sbi_compat)
     fit(trainer, call, loss, train_loader, val_loader, loss_args, summarization_kwargs or {})
     report_end(trainer, call)

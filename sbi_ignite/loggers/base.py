@@ -6,6 +6,7 @@ Imports nothing but the standard library, so that a courier's process starts qui
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -23,8 +24,13 @@ EPOCH_METRICS = (
     "learning_rate",
     "epoch_durations_sec",
     "gradient_norm",
+    "patience_left",
 )
-"""What every backend gets once an epoch, under these names."""
+"""What every backend gets once an epoch, under these names.
+
+`patience_left` only where a rule counts epochs. Where nothing is validated, no validation loss; the
+best training loss is then `best_training_loss`.
+"""
 
 ITERATION_METRICS = ("iteration_loss", "iteration_learning_rate")
 """What every backend gets every n iterations, if asked, over iterations instead of epochs."""
@@ -46,7 +52,7 @@ class RunInfo:
         first_step: Epochs of earlier rounds, so that rounds share one axis.
         epochs_done: Epochs of this round that the interrupted run had finished and saved.
         max_epochs: Most epochs that this round may train.
-        patience: Fruitless epochs that the stopping rule lets pass; None without such a rule.
+        validated: Whether there is validation data.
         show_progress: Whether a progress bar is welcome.
         identity: What `Loggers.state_dict()` returned in the run that this one continues.
         first_iteration: Optimizer steps of earlier rounds.
@@ -63,7 +69,7 @@ class RunInfo:
     first_step: int = 0
     epochs_done: int = 0
     max_epochs: int = 2**31 - 1
-    patience: int | None = None
+    validated: bool = True
     show_progress: bool = True
     identity: Mapping[str, Any] = field(default_factory=dict)
     first_iteration: int = 0
@@ -99,17 +105,21 @@ class EpochRow:
 
     Attributes:
         step: The epoch's place on the axis that all rounds share, counted from 1.
-        values: One value for each of `EPOCH_METRICS`.
-        time: When it was measured, in seconds since 1970.
+        values: One value for each of `EPOCH_METRICS` that is known.
+        time: When it was logged first, in seconds since 1970.
         replayed: Whether an interrupted run has, or should have, logged it already.
-        patience_left: Fruitless epochs still allowed; None if no rule counts them.
     """
 
     step: int
     values: Mapping[str, float]
     time: float = 0.0
     replayed: bool = False
-    patience_left: int | None = None
+
+    @property
+    def best_loss(self) -> float:
+        """Loss of the best weights so far, of whichever kind decides; NaN if unknown."""
+        names = ("best_validation_loss", "best_training_loss")
+        return next((self.values[name] for name in names if name in self.values), math.nan)
 
 
 class Backend:
@@ -134,6 +144,15 @@ class Backend:
 
     trouble: str | None = None
     """What is going wrong while the backend goes on trying; None while all is well."""
+
+    moved_at: float = -math.inf
+    """When local work of the backend was last seen to move, on the monotonic clock."""
+
+    doing: str = "at work"
+    """What that work is."""
+
+    local: bool = False
+    """Whether the backend needs this machine only; asked in a courier's process only."""
 
     def __init__(
         self,
@@ -186,6 +205,12 @@ class Backend:
     def abandon(self) -> None:
         """Let go of whatever still runs; called once, at the end or after a failure."""
 
+    def say(self, line: str) -> None:
+        """Tell the user; a courier's process puts its own way of doing so here."""
+
+    def still_moving(self) -> None:
+        """Note that work goes on; a courier's process puts its own way of doing so here."""
+
     def worth_retrying(self, error: Exception) -> bool:
         """Say whether a call that raised may succeed later; asked in a courier's process only."""
         return False
@@ -203,8 +228,8 @@ def tags_as_dict(tags: Any) -> dict[str, str]:
 
 
 def new_run_name(method: str) -> str:
-    """Return a name that sorts by time and is unlikely to repeat."""
-    return f"{method or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+    """Return a name that says when the run began, and does not repeat whatever the clock says."""
+    return f"{method or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(4).hex()}"
 
 
 def parameters(info: RunInfo) -> dict[str, Any]:
@@ -229,7 +254,7 @@ def origins(info: RunInfo) -> dict[str, str]:
 def results(summary: TrainingSummary) -> dict[str, Any]:
     """Return the numbers of a summary that compare runs, as scalars."""
     return {
-        "best_validation_loss": summary.best_validation_loss,
+        f"best_{summary.best_kind}_loss": summary.best_validation_loss,
         "best_epoch": summary.best_epoch,
         "epochs_trained": summary.epochs_trained,
         "seconds_in_epochs": float(sum(summary.epoch_durations_sec)),

@@ -5,8 +5,8 @@ exit of the interpreter. In a process of their own they can do none of this to a
 training is killed, they notice and still deliver what they were given.
 
 Both pipes carry one JSON object per line. Towards the process: `["start", info, identity]`,
-`["log_epoch", row]`, ...; back: `{"failed": why}`, `{"trouble": why}`,
-`{"recovered": true}`, `{"say": line}`, `{"done": true}`.
+`["log_epoch", row]`, ...; back: `{"identity": {...}}`, `{"moving": what}`, `{"failed": why}`,
+`{"trouble": why}`, `{"recovered": true}`, `{"say": line}`, `{"done": true}`.
 Nothing here ever waits: the pipes do not block and what does not fit stays in memory.
 """
 
@@ -15,15 +15,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.loggers.base import Backend, EpochRow, RunInfo
+from sbi_ignite.loggers.clock import now
+from sbi_ignite.loggers.surroundings import (
+    known_to_this_process,
+    new_identity,
+    secrets_of_this_process,
+)
 
 if TYPE_CHECKING:
     from sbi_ignite.summary import TrainingSummary
@@ -63,12 +71,12 @@ class Courier(Backend):
 
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
         """Start the process and tell it about the run."""
-        self._identity = dict(identity) or {"id": os.urandom(8).hex()}
-        self._done, self.trouble = False, None
+        self._identity = dict(identity) or new_identity(self.name)
+        self._done, self.trouble, self.moved_at = False, None, -math.inf
         self._outbox.clear()
         self._inbox.clear()
         self._process = self._spawn()
-        fields = {**self._fields, **known_to_this_process(self.name)}
+        fields = {**self._fields, **known_to_this_process(self.name, self._identity)}
         self._send("make", fields)
         known = {**self._identity, "continued": bool(identity)}
         self._send("start", info.to_dict(), known)
@@ -79,7 +87,7 @@ class Courier(Backend):
 
     def log_iteration(self, iteration: int, values: Mapping[str, float]) -> None:
         """Send the numbers."""
-        self._send("log_iteration", iteration, values)
+        self._send("log_iteration", iteration, values, now())
 
     def finish(self, summary: TrainingSummary) -> None:
         """Send the summary."""
@@ -108,7 +116,7 @@ class Courier(Backend):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run's identifier."""
-        return self._identity
+        return dict(self._identity)
 
     # --- the process and its pipes
 
@@ -160,6 +168,9 @@ class Courier(Backend):
         for line in lines:
             report = json.loads(line)
             self._done = self._done or "done" in report
+            self._identity |= report.get("identity", {})
+            if "moving" in report:
+                self.doing, self.moved_at = report["moving"], time.monotonic()
             if "say" in report:
                 print(report["say"], file=sys.stderr)
             if "trouble" in report or "recovered" in report:
@@ -174,27 +185,6 @@ class Courier(Backend):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
-
-
-def known_to_this_process(name: str) -> dict[str, Any]:
-    """Return what a user's own use of the library in this process implies for ours."""
-    script = {"script": os.path.abspath(sys.argv[0]) if sys.argv and sys.argv[0] else "python"}
-    if name == "mlflow" and "mlflow" in sys.modules:
-        with contextlib.suppress(Exception):
-            return {**script, "default_tracking_uri": sys.modules["mlflow"].get_tracking_uri()}
-    if name == "wandb":
-        return {**script, "pid": os.getpid()}
-    return script
-
-
-def secrets_of_this_process(name: str) -> dict[str, str]:
-    """Return, as environment of the other process, what the user logged in with in this one."""
-    wandb = sys.modules.get("wandb") if name == "wandb" else None
-    if wandb is not None and "WANDB_API_KEY" not in os.environ:
-        with contextlib.suppress(Exception):
-            key = wandb.api.api_key
-            return {"WANDB_API_KEY": key} if key else {}
-    return {}
 
 
 def _write_some(pipe: int, outbox: bytearray) -> bool:

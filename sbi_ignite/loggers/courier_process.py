@@ -18,10 +18,12 @@ from typing import IO, Any
 from sbi_ignite.loggers.base import Backend, EpochRow, RunInfo
 from sbi_ignite.loggers.courier import LINGER_SECONDS
 from sbi_ignite.loggers.make import backend_class
+from sbi_ignite.loggers.movement import Movement
 from sbi_ignite.summary import TrainingSummary
 
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0)
 _END = ("finish", "fail")
+_DOING = {"start": "being imported and opens its run", "finish": "writing the results"}
 
 _NICENESS = 5
 """Where processes compete for a core, the training goes first."""
@@ -38,16 +40,28 @@ class Reports:
     def __init__(self, stream: IO[str], when_gone: Callable[[], None]) -> None:
         self._stream, self._when_gone = stream, when_gone
         self._gone = False
+        self._lock = threading.Lock()
 
     def __call__(self, **report: Any) -> None:
         """Send one report."""
+        # A training that has ended, perhaps in the middle of a retry here, does not listen.
+        if not self._sent(report) and not self._gone:
+            self._gone = True
+            self._when_gone()
+
+    def moving(self, what: str) -> None:
+        """Report that work moves, which is of no use, and no news, to a training that is gone."""
+        if not self._gone:
+            self._sent({"moving": what})
+
+    def _sent(self, report: Mapping[str, Any]) -> bool:
         try:
-            self._stream.write(json.dumps(report) + "\n")
-            self._stream.flush()
-        except OSError:  # the training has ended, perhaps in the middle of a retry here
-            if not self._gone:
-                self._gone = True
-                self._when_gone()
+            with self._lock:
+                self._stream.write(json.dumps(report) + "\n")
+                self._stream.flush()
+        except OSError:
+            return False
+        return True
 
 
 def main(name: str) -> None:
@@ -77,11 +91,16 @@ def serve(name: str, messages: Iterator[Any], report: Reports) -> None:
     """Hand every message to a new backend; a training that falls silent has been killed."""
     kind, fields = next(messages)
     backend: Any = backend_class(name)(**fields)
+    movement = Movement(report.moving, lambda: backend.local)
     backend.say = lambda line: report(say=line)
+    backend.still_moving = movement.note
     for kind, *arguments in messages:
         if kind in _END:
             _limit_time()
-        _deliver(backend, kind, _decoded(kind, arguments), report)
+        with movement.doing(_DOING.get(kind, "writing")):
+            _deliver(backend, kind, _decoded(kind, arguments), report)
+        if kind == "start":
+            report(identity=backend.state_dict())
         if kind in _END:
             return
     _limit_time()

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.exceptions import SbiIgniteWarning
 from sbi_ignite.loggers.base import Backend, EpochRow, RunInfo
+from sbi_ignite.loggers.clock import now
+from sbi_ignite.loggers.waiting import Patience
 from sbi_ignite.settings.plain import redact
 
 if TYPE_CHECKING:
@@ -22,13 +24,10 @@ if TYPE_CHECKING:
     from sbi_ignite.summary import TrainingSummary
 
 MAX_WAIT_SECONDS = 5.0
-"""The longest that one training waits for its backends, all of them together."""
+"""The longest that one training waits for its backends, all of them together, while none moves."""
 
 _SHARE_INSIDE_CALLS = 0.4
 """The part of it that may be spent while training runs; the rest is for the end."""
-
-_LAST_CHANCE = 1.0
-"""Seconds to wait where all that are left are known to be in trouble."""
 
 _POLL_SECONDS = 0.005
 
@@ -37,11 +36,12 @@ class Loggers:
     """Tells all backends what happens in a training; none of them can hurt it.
 
     A backend that raises gets one warning and is asked no more; one that hangs is waited for at the
-    end, all of them together for at most `max_wait` seconds. Without backends nothing is attached.
+    end, all of them together for at most `max_wait` seconds. Local work that moves, such as making
+    a store, is waited for on top of that. Without backends nothing is attached.
 
     Args:
         backends: The backends.
-        max_wait: Seconds.
+        max_wait: Seconds to wait for what does not move; None: `MAX_WAIT_SECONDS`.
     """
 
     def __init__(self, backends: Sequence[Backend] = (), max_wait: float | None = None) -> None:
@@ -62,6 +62,8 @@ class Loggers:
 
     def attach(self, engine: Engine, state: TrainingState) -> None:
         """Log when an epoch is validated, and every n iterations for those that ask.
+
+        Attach it behind what changes the best weights or stops the training.
 
         Args:
             engine: The training engine, which knows `TrainingEvents`.
@@ -167,26 +169,12 @@ class Loggers:
 
     def _row(self, index: int, epoch: int) -> EpochRow:
         """Return the numbers of one epoch from the history, which is what the summary gets."""
-        history = self._state.history  # type: ignore[union-attr] # asked by the caller
-        losses = history.validation_loss[: index + 1]
-        watched = losses if any(map(math.isfinite, losses)) else history.training_loss[: index + 1]
-        finite = [loss for loss in watched if not math.isnan(loss)]
-        best = min(finite, default=math.inf)
-        patience = self._info.patience
-        fruitless = index - watched.index(best) if finite else index + 1
+        state: Any = self._state  # asked by the caller
         return EpochRow(
             step=self._info.first_step + epoch,
-            values={
-                "training_loss": history.training_loss[index],
-                "validation_loss": history.validation_loss[index],
-                "best_validation_loss": best,
-                "learning_rate": history.learning_rate[index],
-                "epoch_durations_sec": history.epoch_durations_sec[index],
-                "gradient_norm": history.gradient_norm[index],
-            },
-            time=time.time(),
+            values=state.history.row(index, state.validated),
+            time=now(),
             replayed=epoch <= self._info.epochs_done,
-            patience_left=None if patience is None else max(patience - fruitless, 0),
         )
 
     def _note_rate(self) -> None:
@@ -213,15 +201,18 @@ class Loggers:
         """Tell all backends that it is over and wait until the time for waiting is up."""
         for backend in tuple(self._alive):
             self._call(backend, getattr(backend, method), *args)
-        waiting = list(self._alive)
         limit = max(self._limit - sum(backend.waited for backend in self.backends), 0.0)
-        began = time.perf_counter()
-        while waiting:
-            waiting = [b for b in waiting if b in self._alive and not self._settled(b)]
-            hopeful = any(backend.trouble is None for backend in waiting)
-            if time.perf_counter() - began > (limit if hopeful else min(limit, _LAST_CHANCE)):
-                break
-            time.sleep(_POLL_SECONDS)
+        # Whoever has ended a training on purpose may have little time left.
+        patience = Patience(limit, for_local_work=args[:1] != ("killed",))
+        waiting = list(self._alive)
+        try:
+            while waiting := [b for b in waiting if b in self._alive and not self._settled(b)]:
+                if patience.is_over(waiting):
+                    break
+                time.sleep(_POLL_SECONDS)
+        except KeyboardInterrupt:
+            if not patience.has_spoken:
+                raise
         for backend in waiting:
             trouble = backend.trouble or f"not everything was taken in within {self._limit:g} s"
             self._warn(backend, f"{trouble}{backend.afterwards}")

@@ -7,14 +7,14 @@ process.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from sbi_ignite.loggers.base import (
     Backend,
@@ -27,11 +27,8 @@ from sbi_ignite.loggers.base import (
     run_record,
     warm_up_figures,
 )
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
+from sbi_ignite.loggers.clock import now
+from sbi_ignite.loggers.locks import alone
 
 if TYPE_CHECKING:
     from sbi_ignite.summary import TrainingSummary
@@ -55,12 +52,17 @@ _PARAMETERS_A_CALL = 100
 class Mlflow(Backend):
     """Logs to a run of its own; every call can be repeated without harm.
 
+    The run that `MLFLOW_RUN_ID` names is taken unless another training has it. Where it is not
+    taken, or the user's process has an active run, the run is a child of that one.
+
     Args:
-        experiment_name: The experiment, made if it is missing; None: `MLFLOW_EXPERIMENT_NAME`, or
-            MLflow's "Default".
+        experiment_name: The experiment, made if it is missing; None: that of the run which the
+            environment names or the user's process has, `MLFLOW_EXPERIMENT_ID`,
+            `MLFLOW_EXPERIMENT_NAME`, or MLflow's "Default".
         tracking_uri: Server or store; None: what the user's process has set, `MLFLOW_TRACKING_URI`,
             or MLflow's default.
         default_tracking_uri: What the user's process has set.
+        users_run: `run_id` and `experiment_id` of the active run of the user's process.
         script: The user's script, named as the run's source.
         run_name: See `Backend`, likewise the others.
         tags: Become the run's tags.
@@ -76,6 +78,7 @@ class Mlflow(Backend):
         experiment_name: str | None = None,
         tracking_uri: str | None = None,
         default_tracking_uri: str | None = None,
+        users_run: Mapping[str, str] | None = None,
         script: str = "python",
         run_name: str | None = None,
         tags: Any = None,
@@ -84,11 +87,19 @@ class Mlflow(Backend):
         super().__init__(run_name=run_name, tags=tags, every_n_iterations=every_n_iterations)
         self._experiment_name, self._script = experiment_name, script
         self._tracking_uri = tracking_uri or default_tracking_uri
+        environment = default_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        self.local = is_local(self._tracking_uri or environment or "")
+        # Ids in the environment, and the active run, are those of the environment's store.
+        self._ids_count = not (tracking_uri and environment) or same_store(
+            tracking_uri, environment
+        )
+        self._users_run = dict(users_run or {}) if self._ids_count else {}
         self._info = RunInfo()
         self._client: Any = None
         self._run_id = ""
         self._have: dict[str, set[int]] = {}
         self._refused: Exception | None = None
+        self._began = self._ended = 0
 
     def worth_retrying(self, error: Exception) -> bool:
         """Say that a server may come back, unless it is the request that is wrong."""
@@ -101,9 +112,14 @@ class Mlflow(Backend):
         """Make or find the run, log the parameters that it does not have, attach `run.json`."""
         self._info = info
         self._client = self._client or self._connect()
-        run = self._find(identity["id"]) or self._create(identity["id"])
-        self._run_id = run.info.run_id
-        self._client.update_run(self._run_id, status="RUNNING")
+        given = self._given()
+        run = (
+            self._adopt(given, identity["id"])
+            or self._find(identity["id"], identity.get("run_id", ""))
+            or self._create(identity["id"], given)
+        )
+        self._run_id, self._began = run.info.run_id, run.info.start_time or 0
+        self._client.update_run(self._run_id, status="RUNNING", name=self.run_name)
         known = {f"origin.{name}": value for name, value in origins(info).items()}
         self._log_parameters({**parameters(info), **known}, have=run.data.params)
         self._attach(self._log_record)
@@ -112,33 +128,46 @@ class Mlflow(Backend):
             self._have = {name: self._steps(name) for name in names}
         warm_up_figures()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return MLflow's id of the run."""
+        return {"run_id": self._run_id}
+
     def log_epoch(self, row: EpochRow) -> None:
         """Log the numbers of an epoch, all in one call."""
         if row.step not in self._have.get("training_loss", ()):
             self._log_metrics(row.values, row.step, row.time)
 
-    def log_iteration(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Log the numbers of an iteration."""
+    def log_iteration(
+        self, iteration: int, values: Mapping[str, float], seconds: float | None = None
+    ) -> None:
+        """Log the numbers of an iteration, as of a time in seconds since 1970."""
         if iteration not in self._have.get("iteration_loss", ()):
-            self._log_metrics(values, iteration, 0.0)
+            self._log_metrics(values, iteration, seconds or now())
 
     def finish(self, summary: TrainingSummary) -> None:
         """Log results and figure and mark the run as finished."""
         found = results(summary)
         numbers = {n: v for n, v in found.items() if type(v) in (int, float)}
-        own = {n: v for n, v in numbers.items() if n != "best_validation_loss"}
+        # Epochs have the best loss already.
+        own = {n: v for n, v in numbers.items() if not n.endswith("_loss")}
         tags = {n: str(v) for n, v in found.items() if n not in numbers}
-        self._log_metrics(own, self._info.first_step + summary.epochs_trained, 0.0, tags)
+        step = self._info.first_step + summary.epochs_trained
+        self._log_metrics(own, step, self._end_time() / 1000, tags)
         figure = summary.plot()
         self._attach(lambda: self._client.log_figure(self._run_id, figure, "loss_curve.png"))
-        self._client.set_terminated(self._run_id, "FINISHED")
+        self._client.set_terminated(self._run_id, "FINISHED", self._end_time())
         if self._refused is not None:
             raise self._refused
 
     def fail(self, status: str, message: str) -> None:
         """Note what happened and mark the run as failed or killed."""
         self._client.set_tag(self._run_id, "error", message[:5000])
-        self._client.set_terminated(self._run_id, status.upper())
+        self._client.set_terminated(self._run_id, status.upper(), self._end_time())
+
+    def _end_time(self) -> int:
+        """Return the end in milliseconds, never before the start, and the same one each time."""
+        self._ended = self._ended or max(int(now() * 1000), self._began)
+        return self._ended
 
     def _connect(self) -> Any:
         """Return a client whose waits are bounded."""
@@ -149,12 +178,74 @@ class Mlflow(Backend):
         logging.disable(logging.ERROR)
         from mlflow import MlflowClient, get_tracking_uri
 
-        with _alone(self._tracking_uri or get_tracking_uri()):
+        with self._alone(self._tracking_uri or get_tracking_uri()):
             return MlflowClient(self._tracking_uri)
 
-    def _experiment_id(self) -> str:
+    @contextmanager
+    def _alone(self, tracking_uri: str) -> Iterator[None]:
+        """Keep others out while MLflow makes or migrates the tables of a local store.
+
+        Two that do it at the same time ruin the store; a server does it when it starts.
+        """
+        if not is_local(tracking_uri):
+            yield
+            return
+        with alone(place_of(tracking_uri), self.still_moving):
+            yield
+
+    def _given(self) -> Any:
+        """Return the run that the environment names, None without one.
+
+        Inside the user's active run that one counts, and MLflow itself takes a given run only once.
+        """
+        run_id = os.environ.get("MLFLOW_RUN_ID")
+        if not run_id or self._users_run or not self._ids_count:
+            return None
+        run = self._existing(run_id)
+        if run is None:
+            self.say(
+                f"mlflow: there is no run {run_id}, which MLFLOW_RUN_ID names; a new one is made"
+            )
+        return run
+
+    def _existing(self, run_id: str) -> Any:
+        """Return a run, None if the store has none of this id or it was deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.get_http_status_code() not in (400, 404):
+                raise
+            return None
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def _adopt(self, given: Any, identifier: str) -> Any:
+        """Return the given run with our tag, None if it is another training's or elsewhere."""
+        if given is None or self._wanted_elsewhere(given.info.experiment_id):
+            return None
+        run_id = given.info.run_id
+        with alone(f"mlflow {run_id}"):
+            given = self._client.get_run(run_id)
+            owner = given.data.tags.get(ID_TAG)
+            if owner is None and "training_loss" not in given.data.metrics:
+                for name, value in {**self.tags, **self._marks(identifier)}.items():
+                    self._client.set_tag(run_id, name, value)
+                owner = identifier
+        return given if owner == identifier else None
+
+    def _wanted_elsewhere(self, experiment_id: str) -> bool:
+        """Say whether the call names another experiment."""
+        return self._experiment_name is not None and self._experiment_id() != experiment_id
+
+    def _marks(self, identifier: str) -> dict[str, str]:
+        return {ID_TAG: identifier, "method": self._info.method}
+
+    def _experiment_id(self, default: str = "") -> str:
+        if self._experiment_name is None and default:
+            return default
         from_id = os.environ.get("MLFLOW_EXPERIMENT_ID")
-        if self._experiment_name is None and from_id:
+        if self._experiment_name is None and from_id and self._ids_count:
             return from_id
         name = self._experiment_name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
         experiment = self._client.get_experiment_by_name(name)
@@ -168,23 +259,35 @@ class Mlflow(Backend):
                 raise
             return experiment.experiment_id
 
-    def _find(self, identifier: str) -> Any:
-        """Return the run that has our tag; also the one of a call that seemed to have failed."""
+    def _find(self, identifier: str, run_id: str) -> Any:
+        """Return the run of this training; also that of a call that seemed to have failed."""
+        run = self._existing(run_id) if run_id else None
+        if run is not None:
+            return run
         query = f"tags.`{ID_TAG}` = '{identifier}'"
-        runs = self._client.search_runs([self._experiment_id()], query, max_results=1)
+        experiment = self._experiment_id(self._users_run.get("experiment_id", ""))
+        runs = self._client.search_runs([experiment], query, max_results=1)
         return runs[0] if runs else None
 
-    def _create(self, identifier: str) -> Any:
+    def _create(self, identifier: str, given: Any) -> Any:
+        """Make a run, below the user's or the one that the environment names."""
+        from mlflow.tracking.context.system_environment_context import SystemEnvironmentContext
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        parent = self._users_run or _names_of(given)
+        context = SystemEnvironmentContext()
         tags = {
-            **self.tags,
-            ID_TAG: identifier,
-            "method": self._info.method,
             "mlflow.source.name": self._script,
             "mlflow.source.type": "LOCAL",
             "mlflow.user": os.environ.get("USER", ""),
+            **(context.tags() if context.in_context() else {}),
+            **({MLFLOW_PARENT_RUN_ID: parent["run_id"]} if parent else {}),
+            **self.tags,
+            **self._marks(identifier),
         }
         name = self.run_name or new_run_name(self._info.method)
-        return self._client.create_run(self._experiment_id(), tags=tags, run_name=name)
+        experiment, start = self._experiment_id(parent.get("experiment_id", "")), int(now() * 1000)
+        return self._client.create_run(experiment, start, tags=tags, run_name=name)
 
     def _log_parameters(self, values: Mapping[str, Any], have: Iterable[str]) -> None:
         """Log what the run does not have: parameters cannot change."""
@@ -235,23 +338,30 @@ class Mlflow(Backend):
         return {m.step for m in self._client.get_metric_history(self._run_id, metric)}
 
 
-@contextmanager
-def _alone(tracking_uri: str) -> Iterator[None]:
-    """Keep other processes of ours out while MLflow makes or migrates the tables of a local store.
+def is_local(tracking_uri: str) -> bool:
+    """Say whether a store is a file or folder of this machine; "" is MLflow's default, a file."""
+    scheme = urlsplit(tracking_uri).scheme
+    if tracking_uri.startswith("databricks"):  # a name without a scheme
+        return False
+    # One letter is a drive of Windows.
+    return scheme in ("", "file", "sqlite") or len(scheme) == 1
 
-    Two that do it at the same time ruin the store; a server does it when it starts.
 
-    Args:
-        tracking_uri: Where the store is; servers need no lock.
-    """
-    if tracking_uri.startswith("http") or fcntl is None:
-        yield
-        return
-    place = Path(tracking_uri.removeprefix("sqlite:///")).absolute()
-    name = f"sbi_ignite-{hashlib.sha256(str(place).encode()).hexdigest()[:16]}.lock"
-    with ExitStack() as stack:
-        # Without a lock it is as it would be without us.
-        with suppress(OSError):
-            file = stack.enter_context(Path(tempfile.gettempdir(), name).open("a"))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def place_of(tracking_uri: str) -> str:
+    """Return where a local store is, whichever way it is written, else the address."""
+    if not is_local(tracking_uri):
+        return tracking_uri.rstrip("/")
+    path = tracking_uri.removeprefix("sqlite:///").removeprefix("file://")
+    return str(Path(path).absolute())
+
+
+def same_store(one: str, other: str) -> bool:
+    """Say whether two addresses are of one store."""
+    return place_of(one) == place_of(other)
+
+
+def _names_of(run: Any) -> dict[str, str]:
+    """Return the ids of a run and its experiment, nothing for None."""
+    if run is None:
+        return {}
+    return {"run_id": run.info.run_id, "experiment_id": run.info.experiment_id}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -34,15 +36,16 @@ class Stdout(Backend):
     name: str = "stdout"
     shows_progress: bool = True
     _bar: Any = None
+    _validated: bool = True
 
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
         """Print the header, or open the bar."""
-        self._bar = None
+        self._bar, self._validated = None, info.validated
         if info.show_progress and somebody_watches():
             self._bar = _open_bar(info)
             return
         self._say(_title(info, self.run_name, self.tags))
-        self._say("  ".join(_HEADER))
+        self._say("  ".join(self._header()))
 
     def log_epoch(self, row: EpochRow) -> None:
         """Print a line, or move the bar."""
@@ -52,7 +55,8 @@ class Stdout(Backend):
             self._bar.update()
             self._bar.set_postfix_str(_short(row))
             return
-        self._say("  ".join(map(_aligned, _HEADER, _cells(row))))
+        cells = _cells(row)
+        self._say("  ".join(cells[name].rjust(len(name)) for name in self._header()))
 
     def log_iteration(self, iteration: int, values: Mapping[str, float]) -> None:
         """Print a line between those of the epochs; the bar shows epochs only."""
@@ -61,27 +65,27 @@ class Stdout(Backend):
             self._say(f"       iteration {iteration}: loss {loss:.4f}, learning rate {rate:.3g}")
 
     def finish(self, summary: TrainingSummary) -> None:
-        """Print why and where it ended, or leave the bar as it stands."""
-        if not self._close_bar():
-            reason = summary.stop_reason + (
-                f" ({summary.stop_message})" * bool(summary.stop_message)
-            )
-            self._say(
-                f"stopped by {reason} after epoch {summary.epochs_trained}; best validation loss "
-                f"{summary.best_validation_loss:.4f} at epoch {summary.best_epoch}"
-            )
+        """Print why and where it ended: of a bar, a saved notebook keeps nothing."""
+        self._close_bar()
+        last = [f"{kind} loss {loss:.4f}" for kind, loss in summary.last_losses.items()]
+        self._say(
+            f"stopped by {summary.ended_by} after epoch {summary.epochs_trained}; "
+            f"best {summary.best_kind} loss {summary.best_validation_loss:.4f} at epoch "
+            f"{summary.best_epoch}" + f"; last {', '.join(last)}" * bool(last)
+        )
 
     def fail(self, status: str, message: str) -> None:
         """Print what happened."""
         self._close_bar()
         self._say(f"{status}: {message}")
 
-    def _close_bar(self) -> bool:
-        """Close the bar, if there is one, and say whether there was."""
+    def _header(self) -> list[str]:
+        return [name for name in _HEADER if self._validated or name != "validation loss"]
+
+    def _close_bar(self) -> None:
         bar, self._bar = self._bar, None
         if bar is not None:
             bar.close()
-        return bar is not None
 
     def _say(self, line: str) -> None:
         print(line, flush=True)
@@ -106,7 +110,9 @@ def _open_bar(info: RunInfo) -> Any:
     if _in_notebook():
         from tqdm.notebook import tqdm as notebook_tqdm
 
-        return notebook_tqdm(desc=description, **shown)
+        # Without ipywidgets there is no such bar, but the other one shows there too.
+        with contextlib.suppress(ImportError):
+            return notebook_tqdm(desc=description, **shown)
     from tqdm import tqdm
 
     return tqdm(desc=description, file=sys.stdout, dynamic_ncols=True, **shown)
@@ -120,27 +126,25 @@ def _title(info: RunInfo, run_name: str | None, tags: Mapping[str, str]) -> str:
     return ", ".join(word for word in (*words, begins) if word)
 
 
-def _cells(row: EpochRow) -> tuple[str, ...]:
+def _cells(row: EpochRow) -> dict[str, str]:
     v = row.values
-    return (
-        str(row.step),
-        f"{v['training_loss']:.4f}",
-        f"{v['validation_loss']:.4f}",
-        f"{v['best_validation_loss']:.4f}",
-        f"{v['learning_rate']:.3g}",
-        "-" if row.patience_left is None else str(row.patience_left),
-        f"{v['epoch_durations_sec']:.2f}",
-    )
-
-
-def _aligned(head: str, cell: str) -> str:
-    return cell.rjust(len(head))
+    return {
+        "epoch": str(row.step),
+        "training loss": f"{v['training_loss']:.4f}",
+        "validation loss": f"{v.get('validation_loss', math.nan):.4f}",
+        "best loss": f"{row.best_loss:.4f}",
+        "learning rate": f"{v['learning_rate']:.3g}",
+        "patience left": str(v.get("patience_left", "-")),
+        "seconds": f"{v['epoch_durations_sec']:.2f}",
+    }
 
 
 def _short(row: EpochRow) -> str:
     v = row.values
-    left = "" if row.patience_left is None else f", patience left {row.patience_left}"
-    return (
-        f"training {v['training_loss']:.3f}, validation {v['validation_loss']:.3f}, "
-        f"best {v['best_validation_loss']:.3f}, rate {v['learning_rate']:.3g}{left}"
-    )
+    parts = [f"training {v['training_loss']:.3f}"]
+    if "validation_loss" in v:
+        parts.append(f"validation {v['validation_loss']:.3f}")
+    parts += [f"best {row.best_loss:.3f}", f"rate {v['learning_rate']:.3g}"]
+    if "patience_left" in v:
+        parts.append(f"patience left {v['patience_left']}")
+    return ", ".join(parts)

@@ -6,7 +6,6 @@ import io
 import math
 import os
 import struct
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from sbi_ignite.loggers.base import (
     parameters,
     results,
 )
+from sbi_ignite.loggers.clock import now
 from sbi_ignite.loggers.places import Finder, Place
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 COMPARED = ("best_validation_loss", "validation_loss", "training_loss")
 """The columns that TensorBoard's page of hyperparameters compares."""
+
+COMPARED_UNVALIDATED = ("best_training_loss", "training_loss")
+"""Those of a training without validation data."""
 
 _FIGURE = "loss_curve"
 _WRITER = "sbi_ignite run "
@@ -93,14 +96,16 @@ class TensorBoard(Backend):
         self._epochs = (
             EventFile(self.log_dir / _FIRST, purge, self._place.id)
             if claimed
-            else EventFile(self.log_dir / _name_now(), purge)
+            else EventFile(self.log_dir / _next_name(self.log_dir), purge)
         )
         if self.every_n_iterations is not None:
             purge = info.last_iteration_kept + 1 if info.trains else None
-            self._iterations = EventFile(self.log_dir / "iterations" / _name_now(), purge)
+            folder = self.log_dir / "iterations"
+            self._iterations = EventFile(folder / _next_name(folder), purge)
         values = {**parameters(info), **{f"tag.{name}": v for name, v in self.tags.items()}}
         known = {name: _hparam(value) for name, value in values.items() if value is not None}
-        begin, session, self._session_end = hparams(known, dict.fromkeys(COMPARED, 0.0))
+        compared = COMPARED if info.validated else COMPARED_UNVALIDATED
+        begin, session, self._session_end = hparams(known, dict.fromkeys(compared, 0.0))
         self._epochs.add(begin, info.last_step_kept)
         self._epochs.add(session, info.last_step_kept)
         self._epochs.add(text("settings", _table(values, origins(info))), info.last_step_kept)
@@ -203,7 +208,7 @@ class EventFile:
         self._write(session_log=log(status=log.START), step=step)
 
     def _write(self, **fields: Any) -> None:
-        event = self._proto.Event(wall_time=time.time(), **fields)
+        event = self._proto.Event(wall_time=now(), **fields)
         self._records.write(event.SerializeToString())
 
 
@@ -268,11 +273,6 @@ def _events(path: Path) -> Iterator[Any]:
         position = end + 4
 
 
-def _name_now() -> str:
-    """Return a name that sorts behind those of earlier files, as readers take them."""
-    return f"events.out.tfevents.{time.time_ns():020d}.{os.getpid()}"
-
-
 def _scalars(values: Mapping[str, float]) -> Any:
     """Return points as one summary; TensorBoard holds them in single precision."""
     message = _summary_class()
@@ -283,6 +283,13 @@ def _scalars(values: Mapping[str, float]) -> Any:
             if not math.isnan(value)
         ]
     )
+
+
+def _next_name(folder: Path) -> str:
+    """Return a name behind those of all event files: readers go by the order of their names."""
+    taken = (path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*.*"))
+    latest = max((int(number) for number in taken if number.isdecimal()), default=0)
+    return f"events.out.tfevents.{max(int(now() * 1e9), latest + 1):020d}.{os.getpid()}"
 
 
 def _image(tag: str, figure: Figure) -> Any:

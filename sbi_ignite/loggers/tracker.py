@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.loggers.base import (
-    EPOCH_METRICS,
     Backend,
     EpochRow,
     RunInfo,
@@ -24,7 +23,6 @@ class SbiTracker(Backend):
 
     Args:
         tracker: The user's object; it is flushed, never closed.
-        metrics: Names of the metrics to hand on.
         offset: Added to the steps; sbi's own loop counts epochs from 0, which is -1 here.
         only_metrics: Leave out parameters, results and figure.
     """
@@ -35,12 +33,11 @@ class SbiTracker(Backend):
         self,
         tracker: Any,
         *,
-        metrics: Sequence[str] = EPOCH_METRICS,
         offset: int = 0,
         only_metrics: bool = False,
     ) -> None:
         super().__init__()
-        self.tracker, self._metrics = tracker, tuple(metrics)
+        self.tracker = tracker
         self._offset, self._only_metrics = offset, only_metrics
         self._step = 0
 
@@ -55,7 +52,7 @@ class SbiTracker(Backend):
         if row.replayed:
             return
         self._step = row.step + self._offset
-        self.tracker.log_metrics({name: row.values[name] for name in self._metrics}, self._step)
+        self.tracker.log_metrics(dict(row.values), self._step)
         self._flush()
 
     def finish(self, summary: TrainingSummary) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from sbi_ignite.loggers.base import (
     results,
     warm_up_figures,
 )
+from sbi_ignite.loggers.clock import now
+from sbi_ignite.loggers.locks import claim
 
 if TYPE_CHECKING:
     from sbi_ignite.summary import TrainingSummary
@@ -31,18 +34,28 @@ if TYPE_CHECKING:
 INIT_SECONDS = 30.0
 """How long wandb may try to reach its server."""
 
+_OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
+"""What names a run in the environment, or makes wandb take it whatever it is told."""
+
 _EXIT_CODES = {"failed": 1, "killed": 255}
 
 
 class Wandb(Backend):
     """Logs to a run of its own, over the axes "epoch" and "iteration".
 
+    What is None here is left to the variables `WANDB_*` and wandb's files of settings. The run that
+    `WANDB_RUN_ID` names is taken unless it is the user's or holds another curve; then the training
+    gets a run of its own, in one group with it.
+
     Args:
-        project: The project; None: `WANDB_PROJECT`, or "sbi".
-        entity: User or team; None: the user's default.
-        mode: "online", "offline", "shared" or "disabled"; None: `WANDB_MODE`, or "online".
+        project: The project; None, and nothing from wandb either: that of the user's open run, or
+            "sbi".
+        entity: User or team.
+        mode: "online", "offline", "shared" or "disabled".
         script: The user's script, named as the run's program.
         pid: The process whose use of the machine is shown.
+        users_run: Names of the run that the user has open in the process that trains.
+        may_take_given: Whether the run that the environment names may be taken.
         run_name: See `Backend`, likewise the others.
         tags: Become the run's tags, as "name" or "name:value".
         every_n_iterations: Steps between two values of the iteration metrics.
@@ -59,46 +72,40 @@ class Wandb(Backend):
         mode: str | None = None,
         script: str = "python",
         pid: int | None = None,
+        users_run: Mapping[str, Any] | None = None,
+        may_take_given: bool = True,
         run_name: str | None = None,
         tags: Any = None,
         every_n_iterations: int | None = None,
     ) -> None:
         super().__init__(run_name=run_name, tags=tags, every_n_iterations=every_n_iterations)
-        self._project = project or os.environ.get("WANDB_PROJECT") or "sbi"
-        self._entity, self._mode, self._script, self._pid = entity, mode, script, pid
+        self._project, self._entity, self._mode = project, entity, mode
+        self._script, self._pid = script, pid
+        self._users_run, self._may_take_given = dict(users_run or {}), may_take_given
+        self.local = (mode or os.environ.get("WANDB_MODE")) in ("offline", "dryrun", "disabled")
         self._run: Any = None
         self._have: dict[str, int] = {}
+        self._claims: list[Any] = []
         self._moved: str | None = None
+        self._silent = False
 
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
         """Open a new run, or the one that is continued, with settings and manifest as config."""
-        import wandb
-
-        continued = bool(identity.get("continued"))
+        # The service of the user's process would end with it.
+        os.environ.pop("WANDB_SERVICE", None)
         root = Path(os.environ.get("WANDB_DIR") or ".").absolute()
-        here = last_logged(root / "wandb", identity["id"]) if continued else {}
-        self._run = wandb.init(
-            project=self._project,
-            entity=self._entity,
-            mode=self._mode,  # type: ignore[arg-type] # checked by LoggingConfig
-            id=identity["id"],
-            resume="allow" if continued else None,
-            name=self.run_name or (None if continued else new_run_name(info.method)),
-            tags=[f"{name}:{value}" if value else name for name, value in self.tags.items()],
-            config=_config(info),
-            settings=wandb.Settings(
-                init_timeout=INIT_SECONDS,
-                console="off",
-                silent=True,
-                program=self._script,
-                x_stats_pid=self._pid or os.getpid(),
-            ),
-        )
+        wanted = self._choose(root / "wandb", identity["id"], bool(identity.get("continued")))
+        self._open(info, wanted)
+        self._have = self._logged(root / "wandb")
+        if not wanted.continued and any(self._have.values()):
+            # Only now is it known that the run that the environment names has a curve already.
+            wanted = self._step_aside(self._run.id, "", continued=False)
+            self._close(exit_code=0)
+            self._open(info, wanted)
+            self._have = {}
         files = Path(self._run.dir)
-        if not files.resolve().is_relative_to(root.resolve()):
+        if not self._run.disabled and not files.resolve().is_relative_to(root.resolve()):
             self._moved = f"{root} cannot be written; wandb keeps the run in {files.parent}"
-        there = {n: self._run.summary.get(n) for n in ("epoch", "iteration")} if continued else {}
-        self._have = {n: max(here.get(n, 0), int(there.get(n) or 0)) for n in there}
         self._run.define_metric("epoch", hidden=True)
         self._run.define_metric("iteration", hidden=True)
         self._run.define_metric("*", step_metric="epoch")
@@ -112,21 +119,24 @@ class Wandb(Backend):
             # for any while training runs.
             import pandas  # noqa: F401
 
-        if self._run.url:
+        if self._run.url and not self._silent:
             self.say(f"wandb: {self._run.url}")
 
-    def say(self, line: str) -> None:
-        """Tell the user; the courier's process puts its own way of doing so here."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the id of the run, which the environment may have chosen."""
+        return {"id": self._run.id}
 
     def log_epoch(self, row: EpochRow) -> None:
         """Log the numbers of an epoch."""
         if row.step > self._have.get("epoch", 0):
-            self._run.log({"epoch": row.step, **row.values})
+            self._run.log({"epoch": row.step, **row.values, "_timestamp": row.time or now()})
 
-    def log_iteration(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Log the numbers of an iteration."""
+    def log_iteration(
+        self, iteration: int, values: Mapping[str, float], seconds: float | None = None
+    ) -> None:
+        """Log the numbers of an iteration, as of a time in seconds since 1970."""
         if iteration > self._have.get("iteration", 0):
-            self._run.log({"iteration": iteration, **values})
+            self._run.log({"iteration": iteration, **values, "_timestamp": seconds or now()})
 
     def finish(self, summary: TrainingSummary) -> None:
         """Put the results into the run's summary, log the figure, and close."""
@@ -134,14 +144,121 @@ class Wandb(Backend):
 
         self._run.summary.update(results(summary))
         self._run.log({"loss_curve": wandb.Image(summary.plot())})
-        self._run.finish(exit_code=0)
+        self._close(exit_code=0)
         if self._moved is not None:
             raise OSError(self._moved)
 
     def fail(self, status: str, message: str) -> None:
         """Note what happened and close as failed."""
         self._run.summary.update({"status": status, "error": message})
-        self._run.finish(exit_code=_EXIT_CODES[status])
+        self._close(exit_code=_EXIT_CODES[status])
+
+    def _open(self, info: RunInfo, wanted: _Wanted) -> None:
+        """Open a run; what is None is left to wandb, which asks its environment."""
+        import wandb
+
+        known = wandb.setup().settings
+        fresh_name = None if wanted.continued or known.run_name else new_run_name(info.method)
+        tags = [f"{name}:{value}" if value else name for name, value in self.tags.items()]
+        self._silent = bool(known.silent or known.quiet)
+        self._run = wandb.init(
+            project=self._project or known.project or self._users_run.get("project") or "sbi",
+            entity=self._entity or known.entity or self._users_run.get("entity"),
+            mode=self._mode,  # type: ignore[arg-type] # checked by LoggingConfig
+            id=wanted.run_id,
+            resume="allow" if wanted.exists and not known.resume else None,
+            group=wanted.group,
+            name=self.run_name or fresh_name,
+            tags=tags or None,
+            config=_config(info),
+            settings=wandb.Settings(
+                init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT") or INIT_SECONDS),
+                console="off",
+                silent=True,
+                program=os.environ.get("WANDB_PROGRAM") or self._script,
+                x_stats_pid=self._pid or os.getpid(),
+            ),
+        )
+        self.local = bool(self._run.offline or self._run.disabled)
+
+    def _choose(self, folder: Path, own: str, continued: bool) -> _Wanted:
+        """Say which run to open.
+
+        Args:
+            folder: wandb's folder, with one folder per start of a run.
+            own: The id that the training has, or is meant to have.
+            continued: Whether the training has logged under it before.
+        """
+        given = os.environ.get("WANDB_RUN_ID")
+        if not given:
+            group = None if continued else self._users_group()
+            # With "auto" wandb looks for the id of a run that was interrupted.
+            automatic = os.environ.get("WANDB_RESUME") == "auto" and not continued
+            return _Wanted(None if automatic else own, continued, continued, group)
+        mine = continued and own == given
+        if mine or (self._may_take_given and self._is_free(folder, given)):
+            exists = mine or any(folder.glob(f"*-{given}"))
+            return _Wanted(given, mine, exists, self._users_group())
+        return self._step_aside(given, own, continued)
+
+    def _is_free(self, folder: Path, run_id: str) -> bool:
+        """Say whether no other training logs, or has logged on this machine, to a run."""
+        held = claim(f"wandb {folder} {run_id}")
+        if held is None:
+            return False
+        self._claims.append(held)
+        return not last_logged(folder, run_id)
+
+    def _step_aside(self, given: str, own: str, continued: bool) -> _Wanted:
+        """Leave the run that the environment names to the training, or the user, that has it."""
+        for name in _OF_ONE_RUN:
+            os.environ.pop(name, None)
+        its_own = continued and own != given
+        run_id = own if own and own != given else os.urandom(8).hex()
+        group = os.environ.get("WANDB_RUN_GROUP") or self._users_group() or given
+        return _Wanted(run_id, its_own, its_own, None if its_own else group)
+
+    def _users_group(self) -> str | None:
+        """Return the group in which a run stands beside the user's; None leaves it to wandb."""
+        if os.environ.get("WANDB_RUN_GROUP"):
+            return None
+        return self._users_run.get("group") or self._users_run.get("id")
+
+    def _logged(self, folder: Path) -> dict[str, int]:
+        """Return the last epoch and iteration of the open run, here or on the server."""
+        here, there = last_logged(folder, self._run.id), self._run.summary
+        return {n: max(here.get(n, 0), int(there.get(n) or 0)) for n in ("epoch", "iteration")}
+
+    def _close(self, exit_code: int) -> None:
+        """Close the run and wait until its file is whole.
+
+        `finish` returns before wandb's service has written the end of the file, or all of a short
+        one; the service writes it before it ends. A new one starts when it is needed.
+        """
+        import wandb
+
+        self._run.finish(exit_code=exit_code)
+        try:
+            wandb.teardown()
+        except SystemExit as ended:
+            raise OSError(f"wandb's service ended with exit code {ended.code}") from None
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The run to open.
+
+    Attributes:
+        run_id: Its id; None lets wandb choose.
+        continued: Whether the curve that it holds is ours.
+        exists: Whether it exists, with or without a curve.
+        group: Its group; None leaves it to wandb.
+    """
+
+    run_id: str | None
+    continued: bool
+    exists: bool
+    group: str | None
 
 
 def _config(info: RunInfo) -> dict[str, Any]:

@@ -1,17 +1,15 @@
-"""Tensors or a network come in; short texts by which they are recognised go out."""
+"""Fingerprints of networks, and what makes a training differ from the run in a directory."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from operator import eq
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-CHUNK = 1 << 24
-"""Bytes that are hashed, and brought over from a GPU, at a time."""
+from sbi_ignite.settings.schedule import same_course
 
 BUDGETS = frozenset(
     {
@@ -26,24 +24,12 @@ BUDGETS = frozenset(
 )
 """Fields of TrainConfig that may change between two starts of a run."""
 
+OBSERVED = ("optimizer", "loader")
+"""Origins of what no setting decides, such as the rate of a callable optimizer."""
+
 _ADVICE = (
     'Start with resume="never", which moves the old run\'s files aside, or in another directory.'
 )
-
-
-def fingerprint_data(tensors: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """Return dtype, shape and digest of the values for every tensor.
-
-    Args:
-        tensors: Tensors of any shape on any device, for example theta and x.
-
-    Example:
-        >>> fingerprint_data([torch.zeros(2, 3)])[0]["shape"]
-        [2, 3]
-    """
-    return [
-        {"dtype": str(t.dtype), "shape": list(t.shape), "digest": _digest_of(t)} for t in tensors
-    ]
 
 
 def fingerprint_network(network: nn.Module) -> dict[str, Any]:
@@ -93,12 +79,20 @@ def _settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
     before = saved.get("settings", {}).get("train", {})
     after = now.get("settings", {}).get("train", {})
     for name in before.keys() & after.keys() - BUDGETS - {"seed"}:
-        if before[name]["value"] != after[name]["value"]:
+        if not _is_same(name, before[name], after[name]):
             origin = after[name].get("where") or after[name].get("origin", "")
             yield (
                 f"The setting {name} differs: the run has {before[name]['value']!r}, now it is "
                 f"{after[name]['value']!r}{f' ({origin})' if origin else ''}."
             )
+
+
+def _is_same(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Return whether two entries of a setting are the same, or cannot be compared."""
+    if after.get("origin") in OBSERVED and before.get("origin") not in OBSERVED:
+        return True  # an older run noted what was asked for, not what ran
+    same = same_course if name == "lr_schedule" else eq
+    return same(before["value"], after["value"])
 
 
 def _network(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -134,21 +128,3 @@ def _shapes(tensors: Sequence[Mapping[str, Any]]) -> str:
 
 def _class_name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-def _digest_of(tensor: Tensor) -> str:
-    """Hash chunk by chunk, in as many threads as torch may use, then the chunks' digests."""
-    rows = tensor.detach().reshape(-1)
-    step = max(1, CHUNK // max(1, rows.element_size()))
-    pieces = [rows[begin : begin + step] for begin in range(0, len(rows), step)]
-    if len(pieces) < 2:
-        digests = [_digest_of_piece(piece) for piece in pieces]
-    else:
-        with ThreadPoolExecutor(max_workers=min(8, len(pieces))) as pool:
-            digests = list(pool.map(_digest_of_piece, pieces))
-    return hashlib.sha256(b"".join(digests)).hexdigest()[:32]
-
-
-def _digest_of_piece(piece: Tensor) -> bytes:
-    values = piece.cpu().contiguous().view(torch.uint8).numpy()
-    return hashlib.sha256(values.data).digest()

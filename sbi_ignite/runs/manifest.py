@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from sbi_ignite.runs.fingerprint import fingerprint_data, fingerprint_network
+from sbi_ignite.runs.fingerprint import fingerprint_network
 
 STATUSES = ("running", "complete", "interrupted", "failed")
 
@@ -32,7 +32,7 @@ def make_manifest(
     method: str,
     settings: Mapping[str, Any],
     seed: int | None = None,
-    data: Sequence[Tensor] | None = None,
+    data: Sequence[Mapping[str, Any]] | None = None,
     network: nn.Module | None = None,
     estimator: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def make_manifest(
         method: Name of the method.
         settings: `Resolved.to_dict()`.
         seed: Seed of the training, None without one.
-        data: Tensors that are trained on; None for data that has no fingerprint.
+        data: Fingerprint of the data; None for data that has none.
         network: The network.
         estimator: How to build the network again, from `describe_network`.
     """
@@ -51,7 +51,7 @@ def make_manifest(
         "stop_reason": None,
         "method": method,
         "seed": seed,
-        "data": None if data is None else fingerprint_data(data),
+        "data": None if data is None else list(data),
         "network": None if network is None else fingerprint_network(network),
         "settings": dict(settings),
         "versions": versions(),

@@ -106,4 +106,14 @@ class Snapshot:
 def from_file(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the states that `Snapshot.for_file` made ready for a file."""
     content = unpack(content)
-    return {**content["states"], **content["words"]}
+    return _in_todays_form({**content["states"], **content["words"]})
+
+
+def _in_todays_form(states: dict[str, Any]) -> dict[str, Any]:
+    """Return states as they are saved today.
+
+    The first checkpoints of 0.1.0 kept the batch sampler of a DataLoader in an entry of its own.
+    """
+    if "indices" in states:
+        states["batches"] = {"batch_sampler": states.pop("indices")}
+    return states

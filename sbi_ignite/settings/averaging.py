@@ -75,4 +75,4 @@ class WeightAveraging(Settings):
 
     @override
     def _check(self, origins: Mapping[str, Origin]) -> None:
-        refuse_foreign(self, f"kind {self.kind!r}", ("kind", *_TAKES[self.kind]), origins)
+        refuse_foreign(self, "kind", _TAKES, origins)

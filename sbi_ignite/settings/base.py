@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from typing_extensions import Self, override
 
 from sbi_ignite.exceptions import ArgumentError, SettingsError
+from sbi_ignite.html import table
 from sbi_ignite.settings.fields import from_text
 from sbi_ignite.settings.origin import Origin
 from sbi_ignite.settings.plain import content_hash, shorten
@@ -67,7 +68,8 @@ class Settings(BaseModel):
         Raises:
             SettingsError: If a text cannot be read as its field's type.
         """
-        return cls.from_origins(values, dict.fromkeys(values, origin), from_text(origin))
+        origins = {name: origin.of(name) for name in values}
+        return cls.from_origins(values, origins, from_text(origin))
 
     @classmethod
     def from_origins(
@@ -250,6 +252,14 @@ class Settings(BaseModel):
     @override
     def __str__(self) -> str:
         return repr(self)
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: each field with its value and what it is for."""
+        rows = (
+            (name, shorten(getattr(self, name), name), info.description or "")
+            for name, info in type(self).model_fields.items()
+        )
+        return table(type(self).__name__, rows)
 
 
 def _parameter(cls: type[Settings], name: str, info: FieldInfo) -> Parameter:

@@ -113,4 +113,4 @@ class EarlyStopping(Settings):
                 "EarlyStopping.rule: kind 'when' needs a callable, which can be passed from "
                 f"Python only, as EarlyStopping.when(rule); got kind 'when' from {origin}"
             )
-        refuse_foreign(self, f"kind {self.kind!r}", self.fields, origins)
+        refuse_foreign(self, "kind", self.takes, origins)

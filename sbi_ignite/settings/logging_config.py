@@ -95,7 +95,7 @@ class LoggingConfig(Settings):
 
     @override
     def _check(self, origins: Mapping[str, Origin]) -> None:
-        refuse_foreign(self, f"backend {self.backend!r}", self.fields, origins)
+        refuse_foreign(self, "backend", self.takes, origins)
 
     if TYPE_CHECKING:  # `backend` may be passed by position, `log_dir` may be a string
 

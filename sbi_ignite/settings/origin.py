@@ -12,6 +12,8 @@ _IN_WORDS = {
     "environment": "the environment variable",
     "file": "the file",
     "recipe": "the recipe",
+    "optimizer": "the optimizer",
+    "loader": "the loader",
     "default": "the default",
 }
 
@@ -21,17 +23,37 @@ class Origin:
     """Where the value of one setting came from.
 
     Args:
-        source: The layer: the call, the environment, the file, the recipe or the default.
+        source: The layer: the call, the environment, the file, the recipe or the default;
+            "optimizer" and "loader" for what such an object decides where no setting does.
         where: The place in that layer: an argument ("TrainConfig(batch_size=...)"), the name of an
-            environment variable, a file with its table, or a recipe with the number of rows for
-            which it was filled in; "" for a default.
+            environment variable, a file with its table, a recipe with the number of rows for which
+            it was filled in, or where the object came from; "" for a default.
     """
 
-    source: Literal["call", "environment", "file", "recipe", "default"]
+    source: Literal["call", "environment", "file", "recipe", "optimizer", "loader", "default"]
     where: str = ""
 
     def __str__(self) -> str:
         return f"{_IN_WORDS[self.source]} {self.where}".rstrip()
+
+    def of(self, field: str) -> Origin:
+        """Narrow the origin of nested settings to that of one of their fields.
+
+        Args:
+            field: The field's name.
+
+        Returns:
+            The environment variable of that field alone, where there is one; else this origin.
+
+        Example:
+            >>> Origin("environment", "A__FACTOR, A__KIND").of("kind").where
+            'A__KIND'
+        """
+        if self.source != "environment":
+            return self
+        ending = f"__{field}".upper()
+        own = [name for name in self.where.split(", ") if name.upper().endswith(ending)]
+        return Origin("environment", own[0]) if own else self
 
 
 DEFAULT = Origin("default")

@@ -56,11 +56,25 @@ def _line(problem: Any, owner: str, fields: Sequence[str], origins: Mapping[str,
     if problem["type"] == "extra_forbidden":
         return _unknown(owner, name, problem["input"], fields, origin)
     if problem["type"] == "missing":
-        return f"{owner}.{name}: expected a value, this field has no default"
+        return _missing(owner, name, problem["input"], origins)
     if isinstance(cause, SettingsError):
         return f"{owner}.{name}: {cause}"
     arrived = shorten(problem["input"], field)
     return f"{owner}.{name}: {_message(problem)}, got {arrived} from {origin}"
+
+
+def _missing(owner: str, name: str, given: object, origins: Mapping[str, Origin]) -> str:
+    """Say that a field without a default was left out, beside what, and how to name it there."""
+    text = f"{owner}.{name}: expected a value, because this field has no default"
+    if not isinstance(given, Mapping) or not given:
+        return f"{text}, got none. Name it: {owner}({name}=...)"
+    beside = next(iter(given))
+    origin = origins.get(beside, Origin("call", f"{owner}({beside}=...)"))
+    text = f"{text}, got only {', '.join(map(str, given))} from {origin}"
+    ending = f"__{beside}".upper()
+    if origin.source == "environment" and origin.where.upper().endswith(ending):
+        return f"{text}. Set {origin.where[: -len(ending)]}__{name.upper()} too"
+    return f"{text}. Name {name} beside it"
 
 
 def _unknown(owner: str, name: str, value: object, fields: Sequence[str], origin: Origin) -> str:
@@ -102,25 +116,29 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
 
 
 def refuse_foreign(
-    value: BaseModel, of_kind: str, valid: Sequence[str], origins: Mapping[str, Origin]
+    value: BaseModel,
+    about: str,
+    takes: Mapping[str, Sequence[str]],
+    origins: Mapping[str, Origin],
 ) -> None:
     """Refuse fields that were set although this kind of value does not have them.
 
     Args:
         value: The settings.
-        of_kind: What kind they are, in words.
-        valid: The fields that this kind has.
+        about: The field that says what kind they are.
+        takes: The other fields that each kind has.
         origins: Where each field came from; a field that is not listed came from the call.
 
     Raises:
-        SettingsError: If a field outside `valid` was set.
+        SettingsError: If a field was set that this kind does not have.
     """
-    owner = type(value).__name__
+    owner, kind = type(value).__name__, getattr(value, about)
     for name in type(value).model_fields:
-        if name in value.model_fields_set and name not in valid:
+        if name in value.model_fields_set and name not in (about, *takes[kind]):
             origin = origins.get(name, Origin("call", f"{owner}({name}=...)"))
             raise SettingsError(
-                f"{owner}.{name}: {of_kind} does not take this field, "
+                f"{owner}.{name}: {about} {kind!r} does not take this field, "
                 f"got {shorten(getattr(value, name), name)} from {origin}. "
-                f"It takes: {', '.join(valid[1:]) or 'no field'}"
+                f"It takes: {', '.join(takes[kind]) or 'no field'}. For {name}, name {about} "
+                f"{' or '.join(repr(other) for other, fields in takes.items() if name in fields)}"
             )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, Literal
 
-from sbi_ignite.exceptions import ArgumentError
+from sbi_ignite.exceptions import ArgumentError, SettingsError
 from sbi_ignite.settings.base import Settings
 from sbi_ignite.settings.checkpoint import CheckpointConfig
 from sbi_ignite.settings.early_stopping import EarlyStopping
@@ -81,7 +81,8 @@ def resolve(
 
     Raises:
         ArgumentError: If an argument has the wrong type or one field is given twice.
-        SettingsError: If a value is wrong, or a variable or the file cannot be understood.
+        SettingsError: If a value is wrong, a variable or the file cannot be understood, or
+            checkpoints are asked for from outside and no directory is.
 
     Example:
         >>> resolve(keywords={"training_batch_size": 50}).train
@@ -210,6 +211,7 @@ def _rules(
     else:
         pairs = [(rule, _passed(rule)) for rule in _as_rules(asked)]
         if patience is not None:
+            _refuse_never_beside_patience([rule for rule, _ in pairs], patience)
             pairs.append(_added_rule(patience, fallback, [rule for rule, _ in pairs]))
     for (rule, said), prefix in zip(
         pairs, item_prefixes("early_stopping", len(pairs)), strict=True
@@ -228,6 +230,15 @@ def _as_rules(asked: object) -> list[EarlyStopping]:
                 f"got {shorten(rule)}"
             )
     return rules
+
+
+def _refuse_never_beside_patience(rules: Sequence[EarlyStopping], patience: int) -> None:
+    """Refuse sbi's patience beside never(); in a list, never() takes nothing from other rules."""
+    if any(rule.kind == "never" for rule in rules):
+        raise ArgumentError(
+            "early_stopping: expected one wish, got EarlyStopping.never() and "
+            f"stop_after_epochs={patience}. Leave one of them out"
+        )
 
 
 def _inferred_rule(
@@ -336,10 +347,20 @@ def _checkpoint(
     said = _asked_directory(asked)
     said.fill(_outside(layers, "checkpoint"))
     if "directory" not in said.values:
+        _refuse_without_directory(said)
         return None
     value = CheckpointConfig.from_origins(said.values, said.origins)
     _record(value, said, "checkpoint", origins)
     return value
+
+
+def _refuse_without_directory(said: _Said) -> None:
+    for name, value in said.values.items():
+        raise SettingsError(
+            f"CheckpointConfig.{name}: expected a directory beside it, without which nothing is "
+            f"saved and nothing continued, got {name}={shorten(value)} from {said.origins[name]}. "
+            "Set SBI_IGNITE_CHECKPOINT__DIRECTORY, pass checkpoint=..., or say checkpoint=False"
+        )
 
 
 def _asked_directory(asked: object) -> _Said:

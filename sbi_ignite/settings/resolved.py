@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sbi_ignite.settings.base import Settings
@@ -29,6 +29,8 @@ class Resolved:
         checkpoint: The run directory's settings; None: nothing is saved.
         origins: Where each value came from, by "train.batch_size", "early_stopping.patience", …;
             with several rules or loggers by "early_stopping.0.patience", "logging.1.backend", ….
+        observed: What the training runs with where an object decides instead of a setting, such as
+            the rate of a callable optimizer, by "train.learning_rate", …. It is what is recorded.
     """
 
     train: TrainConfig
@@ -36,6 +38,7 @@ class Resolved:
     logging: tuple[object, ...]
     checkpoint: CheckpointConfig | None
     origins: Mapping[str, Origin]
+    observed: Mapping[str, Any] = field(default_factory=FrozenDict)
 
     def origin(self, name: str) -> Origin:
         """Tell where a value came from.
@@ -59,7 +62,8 @@ class Resolved:
     ) -> Resolved:
         """Fill in what the recipe says for so many rows and nobody has set.
 
-        A weight decay or an `ema_decay` that was set stands for those of the recipe too.
+        A weight decay or an `ema_decay` that was set stands for those of the recipe too, and a
+        callable optimizer for rate and weight decay.
 
         Args:
             num_rows: Rows that are trained on.
@@ -81,6 +85,10 @@ class Resolved:
         }
         if self.train.ema_decay is not None:
             spare.pop("averaging", None)
+        if callable(self.train.optimizer):
+            spare = {n: v for n, v in spare.items() if n not in ("learning_rate", "weight_decay")}
+        if any(n in (self.train.dataloader_kwargs or {}) for n in ("batch_size", "batch_sampler")):
+            spare.pop("batch_size", None)
         if "stages" in spare and "weight_decay" not in spare:
             steady = [stage.model_copy(update={"weight_decay": None}) for stage in said["stages"]]
             spare["stages"] = tuple(steady)
@@ -90,6 +98,23 @@ class Resolved:
         return replace(
             self,
             train=self.train.model_copy(update=spare),
+            origins=FrozenDict({**self.origins, **origins}),
+        )
+
+    def observing(self, seen: Mapping[str, tuple[Any, Origin]]) -> Resolved:
+        """Note what a training runs with where no setting decides.
+
+        Args:
+            seen: Value and origin by field of TrainConfig.
+
+        Returns:
+            The settings; `train` is as it was, records show what is noted.
+        """
+        values = {f"train.{name}": value for name, (value, _) in seen.items()}
+        origins = {f"train.{name}": origin for name, (_, origin) in seen.items()}
+        return replace(
+            self,
+            observed=FrozenDict({**self.observed, **values}),
             origins=FrozenDict({**self.origins, **origins}),
         )
 
@@ -147,7 +172,8 @@ class Resolved:
             yield "logger", qualified_name(item), self.origin(f"{prefix}.logger")
             return
         for name in fields_of(item):
-            yield name, getattr(item, name), self.origin(f"{prefix}.{name}")
+            path = f"{prefix}.{name}"
+            yield name, self.observed.get(path, getattr(item, name)), self.origin(path)
 
 
 def _shown(name: str, value: object) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -19,18 +19,20 @@ from sbi_ignite.settings.fields import (
     choice,
 )
 from sbi_ignite.settings.origin import Origin
+from sbi_ignite.settings.plain import plain
 from sbi_ignite.settings.problems import refuse_foreign
 
-__all__ = ["KINDS", "Kind", "LRSchedule"]
+__all__ = ["KINDS", "Kind", "LRSchedule", "same_course"]
 
 Kind = Literal["constant", "plateau", "cosine", "one_cycle"]
 
 _TAKES: Mapping[str, tuple[str, ...]] = {
     "constant": ("warmup_steps", "warmup_start"),
     "plateau": ("warmup_steps", "warmup_start", "factor", "patience", "min_lr"),
-    "cosine": ("warmup_steps", "warmup_start", "min_lr", "total_epochs"),
-    "one_cycle": ("warmup_steps", "min_lr", "total_epochs"),
+    "cosine": ("warmup_steps", "warmup_start", "min_lr", "total_epochs", "on_extend"),
+    "one_cycle": ("warmup_steps", "min_lr", "total_epochs", "on_extend"),
 }
+_ON_EXTEND = ("keep", "stretch")
 KINDS = tuple(_TAKES)
 
 
@@ -46,7 +48,10 @@ class LRSchedule(Settings):
     A cosine or a cycle needs a length. It is `total_epochs`, else the `max_epochs` that was asked
     for, else `300 * sqrt(1000 / N)` epochs for N training rows, at least 30 and at most 300. Where
     no `max_epochs` was asked for, the training ends with its schedule; where it goes on longer, the
-    last rate stays. A resumed training keeps the length with which it began.
+    last rate stays, which without a `min_lr` is next to nothing: then a `total_epochs` below
+    `max_epochs` warns. A resumed training keeps the length with which it began. With more epochs
+    it is refused, because they would train at that last rate, unless there is a `min_lr` above 0,
+    or `on_extend="stretch"` asks for the longer schedule.
 
     Args:
         kind: "constant", "plateau", "cosine" or "one_cycle"; may be passed by position.
@@ -58,6 +63,9 @@ class LRSchedule(Settings):
         patience: Epochs without improvement that count as a plateau.
         min_lr: The rate at which a schedule ends.
         total_epochs: The length of a cosine or a cycle; None: see above.
+        on_extend: What becomes of a cosine or a cycle when its training is resumed with more
+            epochs. "keep": it keeps its length. "stretch": it becomes as long as the training, and
+            its rates are from then on those of a schedule that had this length from the start.
 
     Raises:
         SettingsError: If a field was set that this kind does not have, or a `warmup_start` without
@@ -89,6 +97,10 @@ class LRSchedule(Settings):
         default=None,
         description="The length of the schedule; None: max_epochs, or by the number of rows.",
     )
+    on_extend: Annotated[Literal["keep", "stretch"], choice(*_ON_EXTEND)] = Field(
+        default="keep",
+        description="Whether more epochs 'keep' a resumed schedule's length or 'stretch' it.",
+    )
 
     if TYPE_CHECKING:  # `kind` may be passed by position, which pydantic cannot say
 
@@ -102,6 +114,7 @@ class LRSchedule(Settings):
             patience: int = 10,
             min_lr: float = 0.0,
             total_epochs: int | None = None,
+            on_extend: Literal["keep", "stretch"] = "keep",
         ) -> None: ...
 
     @property
@@ -111,10 +124,35 @@ class LRSchedule(Settings):
 
     @override
     def _check(self, origins: Mapping[str, Origin]) -> None:
-        refuse_foreign(self, f"kind {self.kind!r}", ("kind", *_TAKES[self.kind]), origins)
+        refuse_foreign(self, "kind", _TAKES, origins)
         if self.warmup_start is not None and not self.warmup_steps:
             origin = origins.get("warmup_start", Origin("call", "LRSchedule(warmup_start=...)"))
             raise SettingsError(
                 "LRSchedule.warmup_start: expected warmup_steps of at least 1 beside it, without "
                 f"which no rate rises, got {self.warmup_start!r} from {origin}"
             )
+
+
+def same_course(before: Any, after: Any) -> bool:
+    """Say whether two schedules, as plain data, give a run the same rates as long as it lasts.
+
+    Args:
+        before: That of a run: a kind, the fields of an `LRSchedule`, or the name of a callable.
+        after: That of its continuation, which may ask for it to be stretched.
+
+    Example:
+        >>> same_course("cosine", {"kind": "cosine", "on_extend": "stretch"})
+        True
+    """
+    first, second = _fields(before), _fields(after)
+    if first is None or second is None:
+        return before == after
+    free = {"on_extend", *(["total_epochs"] if second["on_extend"] == "stretch" else [])}
+    return all(first[name] == second[name] for name in first.keys() - free)
+
+
+def _fields(schedule: Any) -> dict[str, Any] | None:
+    """Return all fields of a schedule, by whichever name it was asked for; None for a callable."""
+    said = schedule if isinstance(schedule, Mapping) else {"kind": schedule}
+    kind = said.get("kind")
+    return {**plain(LRSchedule(kind)), **said} if kind in KINDS else None

@@ -41,7 +41,7 @@ class Stage(Settings):
             known: without validation, and where a loss function returns means of batches.
         max_epochs: Length in epochs at most; None: unbounded.
         max_relative_length: Length at most, as a multiple of all earlier stages' epochs together;
-            None: unbounded. It says nothing in the first stage.
+            None: unbounded. The first stage, which has none before it, takes None only.
         average_best: How many of the epochs so far, those with the lowest validation losses, to
             average the weights of at the stage's end. The mean takes the place of the best
             weights, unless its validation loss is above the mean of theirs. So many copies of the

@@ -28,6 +28,7 @@ from sbi_ignite.settings.fields import (
     several,
 )
 from sbi_ignite.settings.origin import Origin
+from sbi_ignite.settings.plain import shorten
 from sbi_ignite.settings.recipe import RECIPES
 from sbi_ignite.settings.schedule import KINDS, Kind, LRSchedule
 from sbi_ignite.settings.stage import Stage
@@ -49,7 +50,10 @@ class TrainConfig(Settings):
     another name of `batch_size`, and `max_num_epochs` of `max_epochs`.
 
     Raises:
-        SettingsError: If a value is wrong, a name is misspelt or both names of a field are given.
+        SettingsError: If a value is wrong, a name is misspelt, both names of a field are given, or
+            two fields say one thing: `averaging` and `ema_decay`; a callable `optimizer`, which
+            makes its own, and `learning_rate` or `weight_decay`; `batch_size` and one in
+            `dataloader_kwargs`; `recipe` and `sbi_compat`.
 
     Example:
         >>> TrainConfig(batch_size=100, max_time="01:30:00")
@@ -80,7 +84,9 @@ class TrainConfig(Settings):
         Literal["adam", "adamw", "sgd"] | Callable[..., Any],
         choice("adam", "adamw", "sgd", call="params -> Optimizer"),
     ] = Field(
-        default="adam", description="The optimizer's name, or a callable params -> Optimizer."
+        default="adam",
+        description="The optimizer's name, or a callable params -> Optimizer, which then decides "
+        "about rate and weight decay.",
     )
     weight_decay: NonNegativeFloat = Field(default=0.0, description="The optimizer's weight decay.")
     lr_schedule: Annotated[
@@ -242,11 +248,48 @@ class TrainConfig(Settings):
                 f"expected one of them, got averaging from {_origin(origins, 'averaging')} and "
                 f"ema_decay from {_origin(origins, 'ema_decay')}"
             )
+        self._check_optimizer(origins)
+        self._check_batches(origins)
+        self._check_stages(origins)
         if self.recipe is not None and self.sbi_compat:
             raise SettingsError(
                 "TrainConfig.sbi_compat: a recipe does not train as sbi does, expected one of the "
                 f"two, got recipe={self.recipe!r} from {_origin(origins, 'recipe')} and "
                 f"sbi_compat=True from {_origin(origins, 'sbi_compat')}"
+            )
+
+    def _check_optimizer(self, origins: Mapping[str, Origin]) -> None:
+        for name, argument in (("learning_rate", "lr"), ("weight_decay", "weight_decay")):
+            if callable(self.optimizer) and name in self.model_fields_set:
+                raise SettingsError(
+                    f"TrainConfig.{name}: a callable optimizer decides about it, expected one of "
+                    f"the two, got {name}={getattr(self, name)!r} from {_origin(origins, name)} "
+                    f"and optimizer={shorten(self.optimizer)} from "
+                    f"{_origin(origins, 'optimizer')}. Leave {name} out and let the callable set "
+                    f"its {argument}, or name the optimizer: 'adam', 'adamw' or 'sgd'"
+                )
+
+    def _check_batches(self, origins: Mapping[str, Origin]) -> None:
+        asked = [n for n in ("batch_size", "batch_sampler") if n in (self.dataloader_kwargs or {})]
+        if not asked or "batch_size" not in self.model_fields_set:
+            return
+        sources = _origin(origins, "batch_size"), _origin(origins, "dataloader_kwargs")
+        if self.sbi_compat and all(origin.where.startswith("train(") for origin in sources):
+            return  # sbi's own keywords: the loader's counts, as in sbi
+        raise SettingsError(
+            f"TrainConfig.batch_size: dataloader_kwargs has a {asked[0]}, expected one of the two, "
+            f"got batch_size={self.batch_size} from {sources[0]} and "
+            f"{asked[0]}={shorten((self.dataloader_kwargs or {})[asked[0]])} from {sources[1]}. "
+            "Leave one of them out"
+        )
+
+    def _check_stages(self, origins: Mapping[str, Origin]) -> None:
+        first = self.stages[0] if self.stages else None
+        if first is not None and first.max_relative_length is not None:
+            raise SettingsError(
+                "TrainConfig.stages: max_relative_length of the first stage has no earlier stages "
+                f"to be relative to, got {first.max_relative_length!r} from "
+                f"{_origin(origins, 'stages')}. Bound that stage by max_epochs"
             )
 
 

@@ -13,7 +13,7 @@ from sbi.neural_nets import posterior_flow_nn, posterior_nn
 
 from benchmarks import gpu
 from benchmarks.epoch_time import Cell
-from sbi_ignite.data import placing
+from sbi_ignite.data import transfer
 from sbi_ignite.data.split import split_rows
 from sbi_ignite.engine import compiling
 from sbi_ignite.engine.tracing import Tracing
@@ -158,7 +158,7 @@ class Recorded:
                 self.seen.append(
                     (
                         torch.get_num_threads(),
-                        placing.SHARE_OF_MEMORY,
+                        transfer.SHARE_OF_MEMORY,
                         compiling.STEPS_BEFORE_TRACING,
                     )
                 )
@@ -176,7 +176,7 @@ def way(form, **kwargs):
 
 
 def test_every_way_has_its_threads_and_its_place():
-    share, steps = placing.SHARE_OF_MEMORY, compiling.STEPS_BEFORE_TRACING
+    share, steps = transfer.SHARE_OF_MEMORY, compiling.STEPS_BEFORE_TRACING
     forms = {name: Recorded() for name in ("one", "two", "staged", "once")}
     ways = {
         "one": way(forms["one"], threads=1, warm_up=2),
@@ -197,7 +197,7 @@ def test_every_way_has_its_threads_and_its_place():
     assert found.losses["one"] == [1.0, 2.0, 3.0, 4.0, 5.0]
     assert found.steps == 5
     assert all(form.ended.is_set() for form in forms.values())
-    assert share == placing.SHARE_OF_MEMORY
+    assert share == transfer.SHARE_OF_MEMORY
     assert steps == compiling.STEPS_BEFORE_TRACING
 
 

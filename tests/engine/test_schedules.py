@@ -22,14 +22,15 @@ from sbi_ignite import (
     CheckpointConfig,
     EarlyStopping,
     LRSchedule,
+    SbiIgniteWarning,
     SettingsError,
     TrainConfig,
     run_training,
 )
-from sbi_ignite.engine.recipe import count_rows
+from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.engine.schedules import derived_length
 from sbi_ignite.handlers.events import TrainingEvents
-from tests.small import SBI_WARNS, ready, same, train
+from tests.small import SBI_WARNS, ready, same, train, weights
 
 pytestmark = SBI_WARNS
 
@@ -208,18 +209,18 @@ def test_a_schedule_whose_length_nobody_knows_is_refused_with_advice():
 
 def test_rows_are_counted_where_a_loader_shows_them():
     data = TensorDataset(torch.zeros(10, 1))
-    assert count_rows(DataLoader(data, batch_size=4)) == 10
-    assert count_rows(DataLoader(data, sampler=range(7))) == 7
-    assert count_rows(BATCHES) == 12
-    assert count_rows(Endless()) is None
+    assert as_batches(DataLoader(data, batch_size=4)).num_rows == 10
+    assert as_batches(DataLoader(data, sampler=range(7))).num_rows == 7
+    assert as_batches(BATCHES).num_rows == 12
+    assert as_batches(Endless()).num_rows is None
 
 
 SCHEDULES = {
     "constant": LRSchedule("constant", warmup_steps=8),
     "constant, from a third": LRSchedule("constant", warmup_steps=8, warmup_start=0.33),
     "plateau": LRSchedule("plateau", warmup_steps=8, patience=0, factor=0.5),
-    "cosine": LRSchedule("cosine", warmup_steps=8, total_epochs=4),
-    "one_cycle": LRSchedule("one_cycle", total_epochs=4),
+    "cosine": LRSchedule("cosine", warmup_steps=8, total_epochs=4, min_lr=1e-5),
+    "one_cycle": LRSchedule("one_cycle", total_epochs=4, min_lr=1e-5),
 }
 
 
@@ -245,6 +246,128 @@ def test_a_training_broken_off_in_mid_epoch_goes_on_with_the_rates_of_one_that_w
     assert len(rest.rates) == 20 - break_after + 1  # broken off before the step was saved
     assert one.training_summary.learning_rate == two.training_summary.learning_rate
     assert same(one, two)
+
+
+# --- more epochs
+
+LONGER = {
+    "cosine": "cosine",
+    "cosine, warmed up": LRSchedule("cosine", warmup_steps=WARM),
+    "one cycle": "one_cycle",
+    "one cycle, its rise named": LRSchedule("one_cycle", warmup_steps=WARM),
+}
+
+
+def stretched(schedule):
+    schedule = schedule if isinstance(schedule, LRSchedule) else LRSchedule(schedule)
+    return schedule.model_copy(update={"on_extend": "stretch"})
+
+
+@pytest.mark.parametrize("name", LONGER)
+def test_more_epochs_on_a_finished_schedule_are_refused_with_both_lengths(name, tmp_path):
+    run(LONGER[name], fields={"max_epochs": 3}, checkpoint=str(tmp_path))
+    kept = (tmp_path / "run.json").read_text()
+    with pytest.raises(SettingsError, match=r"epoch 3,.*got 6 from .*max_epochs.*\"stretch\""):
+        run(LONGER[name], checkpoint=str(tmp_path))
+    assert (tmp_path / "run.json").read_text() == kept
+    _, summary = run(LONGER[name], fields={"max_epochs": 3}, checkpoint=str(tmp_path))
+    assert summary.resumed_from_epoch == 3
+
+
+@pytest.mark.parametrize("name", LONGER)
+def test_a_stretched_schedule_goes_on_with_the_rates_of_one_that_had_its_length_from_the_start(
+    name, tmp_path
+):
+    whole, _ = run(LONGER[name])
+    first, _ = run(LONGER[name], fields={"max_epochs": 3}, checkpoint=str(tmp_path))
+    rest, summary = run(stretched(LONGER[name]), checkpoint=str(tmp_path))
+    assert len(first) + len(rest) == len(whole)
+    assert rest == whole[len(first) :]
+    assert summary.epochs_trained == EPOCHS
+
+
+def test_a_stretched_schedule_is_continued_in_mid_epoch_like_any_other(tmp_path):
+    schedule = stretched("cosine")
+    every_step = CheckpointConfig(tmp_path, every_seconds=1e-9)
+
+    def go(rates, epochs=5):
+        config = TrainConfig(lr_schedule=schedule, max_epochs=epochs, batch_size=27)
+        return train(ready(), config, callbacks=[rates], checkpoint=every_step)
+
+    go(Rates(), epochs=2)
+    with pytest.raises(KeyboardInterrupt):
+        go(Rates(break_after=6))
+    rest, whole = Rates(), Rates()
+    go(rest)
+    train(
+        ready(),
+        TrainConfig(lr_schedule="cosine", max_epochs=5, batch_size=27),
+        callbacks=[whole],
+    )
+    assert rest.rates == whole.rates[-len(rest.rates) :]
+    assert 0 < len(rest.rates) < 12
+
+
+def test_a_trainer_that_resumes_a_finished_schedule_is_told_so_and_keeps_its_best_weights():
+    trainer = train(ready(), TrainConfig(lr_schedule="cosine", max_epochs=3))
+    before = weights(trainer)
+    for _ in range(2):
+        with pytest.raises(SettingsError, match=r"ends with epoch 3.*got 6"):
+            trainer.train(TrainConfig(lr_schedule="cosine", max_epochs=6, resume_training=True))
+    assert same(trainer, before)
+    trainer.train(
+        TrainConfig(
+            lr_schedule=LRSchedule("cosine", on_extend="stretch"),
+            max_epochs=6,
+            resume_training=True,
+        )
+    )
+    whole = train(ready(), TrainConfig(lr_schedule="cosine", max_epochs=6))
+    rates = trainer.training_summary.learning_rate
+    assert rates[3:] == whole.training_summary.learning_rate[3:]
+
+
+def test_a_last_rate_that_was_asked_for_is_held_through_more_epochs(tmp_path):
+    schedule = LRSchedule("cosine", min_lr=1e-3)
+    run(schedule, fields={"max_epochs": 3}, checkpoint=str(tmp_path))
+    rates, _ = run(schedule, checkpoint=str(tmp_path))
+    assert rates == [pytest.approx(1e-3)] * 9
+
+
+def test_a_run_that_patience_has_ended_may_have_more_epochs(tmp_path):
+    """Nothing is trained at a rate of nothing."""
+    stop = EarlyStopping.validation_loss(patience=1)
+    for epochs in (5, 9):
+        fields = {"max_epochs": epochs}
+        _, summary = run(
+            "cosine", loss=flat, fields=fields, early_stopping=stop, checkpoint=str(tmp_path)
+        )
+    assert (summary.epochs_trained, summary.stop_reason) == (2, "patience")
+
+
+def test_a_schedule_that_is_shorter_than_its_training_warns_of_the_rate_after_it():
+    with pytest.warns(SbiIgniteWarning, match=r"total_epochs=2 .* 6 epochs .*rate stays at 0"):
+        rates, _ = run(LRSchedule("cosine", total_epochs=2))
+    assert rates[6:] == [0.0] * 12
+
+
+@pytest.mark.parametrize("kind", ["constant", "plateau", "cosine", "one_cycle"])
+def test_a_warm_up_that_is_longer_than_the_training_warns_with_both_numbers(kind):
+    schedule = LRSchedule(kind, warmup_steps=STEPS)
+    with pytest.warns(SbiIgniteWarning, match=r"warmup_steps=18 from .*the 18 steps.*6 epochs of"):
+        run(schedule)
+    run(LRSchedule(kind, warmup_steps=STEPS - 1))
+
+
+def test_a_rate_threshold_without_a_schedule_warns_that_it_never_stops():
+    with pytest.warns(SbiIgniteWarning, match=r"lr_threshold\(min_lr=1e-06\) never stops"):
+        run_training(
+            TrainConfig(max_epochs=1),
+            nn.Linear(1, 1),
+            squares,
+            BATCHES,
+            early_stopping=EarlyStopping.lr_threshold(),
+        )
 
 
 # --- lr_threshold

@@ -163,7 +163,7 @@ class _NoWaiting:
 @pytest.mark.parametrize("method", ["NPE maf", "NPE nsf", "NLE maf", "NPE zuko_nsf", "NRE"])
 def test_no_step_waits_for_the_card(method: str, where: str, monkeypatch: pytest.MonkeyPatch):
     if where == "cpu":
-        monkeypatch.setattr("sbi_ignite.data.placing.SHARE_OF_MEMORY", 0.0)
+        monkeypatch.setattr("sbi_ignite.data.transfer.SHARE_OF_MEMORY", 0.0)
     made = trainer(sbi_ignite.inference, method, data_device=where)
     watch = _NoWaiting()
     config = TrainConfig(batch_size=50, max_epochs=4)
@@ -189,7 +189,7 @@ def test_data_on_the_host_move_to_the_card_where_they_fit():
 def test_data_that_do_not_fit_give_the_same_network(compat: bool, monkeypatch: pytest.MonkeyPatch):
     nets = []
     for share in (0.5, 0.0):
-        monkeypatch.setattr("sbi_ignite.data.placing.SHARE_OF_MEMORY", share)
+        monkeypatch.setattr("sbi_ignite.data.transfer.SHARE_OF_MEMORY", share)
         made = trainer(sbi_ignite.inference, data_device="cpu")
         config = TrainConfig(batch_size=50, max_epochs=3, sbi_compat=compat)
         nets.append(made.train(config, checkpoint=False))
@@ -200,7 +200,7 @@ def test_batches_from_the_host_are_the_rows_they_name():
     """With more batches than slots in pinned memory, and the card kept busy meanwhile."""
     rows = torch.arange(40_000.0)[:, None].repeat(1, 100)
     batches = ShuffledBatches((rows, rows[:, 0]), torch.arange(40_000), 512, 0)
-    batches.bring_to(DEVICE)
+    batches.to(DEVICE)
     busy = torch.randn(4_096, 4_096, device=DEVICE)
     seen, numbers = [], []
     for wide, narrow in batches:
@@ -216,7 +216,7 @@ def test_batches_from_the_host_are_the_rows_they_name():
 @pytest.mark.parametrize("share", [0.5, 0.0])
 def test_a_loss_that_is_not_finite_is_told_apart_later(share: float, monkeypatch: Any):
     """Losses are read a hundred at a time; the error still names step and row."""
-    monkeypatch.setattr("sbi_ignite.data.placing.SHARE_OF_MEMORY", share)
+    monkeypatch.setattr("sbi_ignite.data.transfer.SHARE_OF_MEMORY", share)
     made = trainer(sbi_ignite.inference, data_device="cpu")
     made.train(TrainConfig(batch_size=10, max_epochs=2), checkpoint=False)
     before = copy.deepcopy(made._neural_net.state_dict())

@@ -108,13 +108,6 @@ def test_the_default_batch_size_adapts_to_few_rows():
     assert trainer.training_summary.epochs_trained == 1
 
 
-def test_five_simulations_are_too_few_for_the_typed_form():
-    trainer = ready(num_rows=5)
-    with pytest.raises(DataError, match=r"(?i)validation.*1 of 5|too few"):
-        trainer.train(TrainConfig())
-    assert trainer._neural_net is None
-
-
 def test_five_simulations_train_in_sbis_form_as_in_sbi():
     import sbi.inference
 

@@ -8,7 +8,14 @@ import pickle
 import pytest
 import torch
 
-from sbi_ignite import ArgumentError, DataError, EarlyStopping, LRSchedule, TrainConfig
+from sbi_ignite import (
+    ArgumentError,
+    DataError,
+    EarlyStopping,
+    LRSchedule,
+    SbiIgniteWarning,
+    TrainConfig,
+)
 from sbi_ignite.engine import state
 from tests.small import SBI_WARNS, append, draw, ready, same, standing_still, train
 
@@ -200,9 +207,10 @@ def test_new_simulations_before_a_resume_are_refused():
     assert trainer.training_summary.epochs_trained == 2
 
 
-def test_resuming_a_training_that_never_began_begins_one():
+def test_resuming_a_training_that_never_began_begins_one_and_says_so():
     trainer = ready()
-    trainer.train(TrainConfig(max_epochs=2, resume_training=True))
+    with pytest.warns(SbiIgniteWarning, match=r"TrainConfig\(resume_training.*starts anew"):
+        trainer.train(TrainConfig(max_epochs=2, resume_training=True))
     assert trainer.training_summary.epochs_trained == 2
 
 
@@ -275,7 +283,7 @@ def test_other_batches_than_until_now_are_refused(batch_size):
     """Epochs would be counted wrongly: three of smaller batches are one and a half."""
     trainer = train(ready(), TrainConfig(batch_size=27, max_epochs=3))
     with pytest.raises(
-        ArgumentError, match=r"12 in 3 finished epochs, got \d+ an epoch.*batch_size"
+        ArgumentError, match=r"expected 4 batches an epoch.*got \d+ batches an epoch.*batch_size"
     ):
         trainer.train(TrainConfig(batch_size=batch_size, max_epochs=6, resume_training=True))
     trainer.train(TrainConfig(batch_size=27, max_epochs=6, resume_training=True))

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "sbi_ignite"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
-    "words": ("callback", "summary", "exceptions", "settings", "_version"),
+    "words": ("callback", "summary", "html", "exceptions", "settings", "_version"),
     "works": ("methods", "data", "handlers", "loggers", "runs"),
     "engine": ("engine",),
     "inference": ("inference",),

@@ -10,7 +10,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from sbi_ignite.loggers import EPOCH_METRICS
+from sbi_ignite.loggers import EPOCH_METRICS as WITH_VALIDATION
+
+EPOCH_METRICS = (*WITH_VALIDATION, "best_training_loss")
 
 Rows = list[tuple[int, dict[str, float]]]
 """Steps in the order in which they are held, repeated ones included, with their metrics."""
@@ -36,6 +38,18 @@ def tensorboard(folder: Path, prefix: str = "") -> Rows:
     tags = [tag for tag in events.Tags()["scalars"] if tag.removeprefix(prefix) in EPOCH_METRICS]
     points = {tag.removeprefix(prefix): events.Scalars(tag) for tag in tags}
     return _by_step({n: [(p.step, p.value) for p in ps] for n, ps in points.items()})
+
+
+def tensorboard_tags(folder: Path) -> list[str]:
+    """Return the names of all scalars, and of what the page of hyperparameters compares."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, parse_experiment_plugin_data
+
+    events = EventAccumulator(str(folder)).Reload()
+    plugins = events.summary_metadata.get(EXPERIMENT_TAG)
+    compared = [] if plugins is None else parse_experiment_plugin_data(plugins.plugin_data.content)
+    infos = getattr(compared, "metric_infos", [])
+    return [*events.Tags()["scalars"], *(info.name.tag for info in infos)]
 
 
 def tensorboard_iterations(folder: Path) -> list[Any]:
@@ -98,16 +112,17 @@ def mlflow_runs(uri: str, experiment: str) -> list[Any]:
 
 def wandb(folder: Path, run_id: str = "*") -> Rows:
     """Read the offline files of a run, in the order in which they were written."""
-    rows = _wandb_rows(folder, run_id)
+    rows = wandb_rows(folder, run_id)
     return [(row["epoch"], _metrics(row)) for row in rows if "training_loss" in row]
 
 
 def wandb_iterations(folder: Path) -> list[Any]:
     """Read (iteration, learning rate, loss)."""
-    return [_iteration(row) for row in _wandb_rows(folder, "*") if "iteration_loss" in row]
+    return [_iteration(row) for row in wandb_rows(folder, "*") if "iteration_loss" in row]
 
 
-def _wandb_rows(folder: Path, run_id: str) -> list[dict[str, Any]]:
+def wandb_rows(folder: Path, run_id: str = "*") -> list[dict[str, Any]]:
+    """Return everything that was logged to a run's offline files, call by call."""
     from sbi_ignite.loggers.wandb import logged_rows
 
     paths = folder.glob(f"wandb/*run-2*-{run_id}/run-*.wandb")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import random
@@ -153,7 +154,10 @@ class Play:
 
     def summary(self) -> TrainingSummary:
         """Return the summary so far."""
-        history = {name: tuple(values) for name, values in vars(self.state.history).items()}
+        known = {field.name for field in dataclasses.fields(TrainingSummary)}
+        columns = vars(self.state.history)
+        history = {name: tuple(columns[name]) for name in columns.keys() & known}
+        history.pop("best_validation_loss")
         return TrainingSummary(
             method="NPE_C",
             epochs_trained=self.state.epoch,
@@ -164,12 +168,15 @@ class Play:
         )
 
     def _note(self, epoch: int) -> None:
-        history = self.state.history
-        history.training_loss.append(10.5 - epoch)
-        history.validation_loss.append(10.0 - epoch)
-        history.learning_rate.append(0.5)
-        history.gradient_norm.append(1.0)
-        history.epoch_durations_sec.append(0.25)
+        self.state.history.append(
+            training_loss=10.5 - epoch,
+            validation_loss=10.0 - epoch,
+            learning_rate=0.5,
+            gradient_norm=1.0,
+            epoch_durations_sec=0.25,
+            best_validation_loss=10.0 - epoch,
+            patience_left=7.0,
+        )
 
 
 # --- servers and processes

@@ -106,12 +106,13 @@ def expected(summary: TrainingSummary) -> read.Rows:
     """Return what has to be logged."""
     best = list(accumulate(summary.validation_loss, min))
     assert best[-1] == summary.best_validation_loss
-    columns = {
-        n: best if n == "best_validation_loss" else getattr(summary, n) for n in EPOCH_METRICS
+    epochs = range(summary.epochs_trained)
+    own = {
+        "best_validation_loss": best,
+        "patience_left": [20 - (i - int(np.argmin(best[: i + 1]))) for i in epochs],
     }
-    return [
-        (i + 1, {n: columns[n][i] for n in EPOCH_METRICS}) for i in range(summary.epochs_trained)
-    ]
+    columns = {n: own[n] if n in own else getattr(summary, n) for n in EPOCH_METRICS}
+    return [(i + 1, {n: columns[n][i] for n in EPOCH_METRICS}) for i in epochs]
 
 
 def test_the_law_knows_every_backend() -> None:
@@ -153,7 +154,7 @@ def test_lines_on_stdout_hold_what_was_trained(capsys: pytest.CaptureFixture[str
         losses = [row["training_loss"], row["validation_loss"], row["best_validation_loss"]]
         assert words[1:4] == [f"{loss:.4f}" for loss in losses]
         assert math.isclose(float(words[4]), row["learning_rate"])
-        assert int(words[5]) == 20 - (step - 1 - np.argmin(summary.validation_loss[:step]))
+        assert int(words[5]) == row["patience_left"]
         assert words[6] == f"{row['epoch_durations_sec']:.2f}"
 
 

@@ -15,6 +15,11 @@ from sbi_ignite.engine.schedules import derived_length
 from sbi_ignite.loggers import make_loggers
 from tests.loggers.small import Play
 
+_LAST_WORDS = (
+    "stopped by max_epochs after epoch 3; best validation loss 7.0000 at epoch 3; "
+    "last training loss 7.5000, validation loss 7.0000"
+)
+
 
 class Terminal(io.StringIO):
     """Output that somebody watches."""
@@ -31,7 +36,7 @@ def _printed(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, **info: Any) 
 
 def test_a_log_file_gets_aligned_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every column ends where its name ends, and nothing moves the cursor."""
-    text = _printed(monkeypatch, io.StringIO(), patience=7)
+    text = _printed(monkeypatch, io.StringIO())
     title, header, *lines, end = text.splitlines()
     names = (
         *("epoch", "training loss", "validation loss", "best loss"),
@@ -43,15 +48,16 @@ def test_a_log_file_gets_aligned_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = [header.index(name) + len(name) for name in names]
     assert all(line[e - 1] != " " for line in lines for e in ends)
     assert lines[2].split() == ["3", "7.5000", "7.0000", "7.0000", "0.5", "7", "0.25"]
-    assert end.startswith("stopped by max_epochs after epoch 3; best validation loss 7.0000")
+    assert end == _LAST_WORDS
     assert "\r" not in text
 
 
 def test_a_terminal_gets_a_bar_and_no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tqdm's bar counts epochs and shows losses and rate."""
+    """Tqdm's bar counts epochs and shows losses and rate; the last line says how it ended."""
     text = _printed(monkeypatch, Terminal(), max_epochs=3)
     assert "3/3" in text
-    assert "best 7.000, rate 0.5" in text
+    assert "best 7.000, rate 0.5, patience left 7" in text
+    assert text.splitlines()[-1] == _LAST_WORDS
     assert "learning rate" not in text
 
 
@@ -94,8 +100,24 @@ def test_a_notebook_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "tqdm.notebook", SimpleNamespace(tqdm=Bar))  # type: ignore[arg-type]
     text = _printed(monkeypatch, io.StringIO())
-    assert text == ""
+    assert text == _LAST_WORDS + "\n"  # what a saved notebook keeps of a bar is empty
     assert len(opened) == 1
+
+
+def test_a_notebook_without_ipywidgets_gets_the_bar_of_terminals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tqdm's bar for notebooks raises ImportError there; logging goes on."""
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))  # type: ignore[arg-type]
+
+    def refuse(**kwargs: Any) -> None:
+        raise ImportError("IProgress not found. Please update jupyter and ipywidgets.")
+
+    monkeypatch.setitem(sys.modules, "tqdm.notebook", SimpleNamespace(tqdm=refuse))  # type: ignore[arg-type]
+    text = _printed(monkeypatch, io.StringIO(), max_epochs=3)
+    assert "3/3" in text
+    assert text.splitlines()[-1] == _LAST_WORDS
 
 
 def test_a_bar_of_a_resumed_run_begins_where_it_stood(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,7 @@ with mlflow.start_run() as run:
     assert set(client.get_run(run.info.run_id).data.metrics) == {"theirs"}
     others = [r for r in client.search_runs(["0"]) if r.info.run_id != run.info.run_id]
     assert [r.data.tags["stop_reason"] for r in others] == ["max_epochs"]
+    assert [r.data.tags["mlflow.parentRunId"] for r in others] == [run.info.run_id]
 assert wandb.run is mine
 mine.log({"theirs": 2})
 mine.finish()

@@ -50,7 +50,7 @@ STAGES = st.lists(
         },
     ),
     max_size=3,
-)
+).map(lambda stages: [{**stage, "max_relative_length": None} for stage in stages[:1]] + stages[1:])
 
 VALUES = {
     "batch_size": COUNT,
@@ -591,6 +591,14 @@ def test_an_unchanged_script_is_logged_by_variables_alone(environment):
     assert resolved.origins["logging.run_name"] == Origin("default")
 
 
+def test_a_field_of_another_backend_is_refused_with_the_backend_that_takes_it(environment):
+    environment(LOGGING__PROJECT="x")
+    with pytest.raises(
+        SettingsError, match=r"'stdout' .*SBI_IGNITE_LOGGING__PROJECT.*For project, name backend 'w"
+    ):
+        resolve()
+
+
 def test_the_backend_none_is_a_backend(environment):
     environment(LOGGING__BACKEND="none")
     assert resolve().logging == (LoggingConfig("none"),)
@@ -679,6 +687,91 @@ def test_the_directory_of_the_call_wins_and_the_rest_is_filled(environment, aske
     assert resolve(checkpoint=asked).checkpoint == CheckpointConfig("runs/b", every_seconds=60)
 
 
-def test_nothing_is_saved_without_a_directory(environment):
-    environment(CHECKPOINT__KEEP_LAST="3")
+def test_nothing_is_saved_without_a_directory():
     assert resolve().checkpoint is None
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [("RESUME", "must"), ("KEEP_LAST", "3"), ("EVERY_EPOCHS", "2"), ("EVERY_SECONDS", "60")],
+)
+def test_settings_of_checkpoints_without_a_directory_are_refused(environment, file, field, text):
+    """They would do nothing; the error names the variable or the file, and what is missing."""
+    environment(**{f"CHECKPOINT__{field}": text})
+    with pytest.raises(SettingsError, match=rf"directory.*{text}.*SBI_IGNITE_CHECKPOINT__{field}"):
+        resolve()
+    assert resolve(checkpoint=False).checkpoint is None
+    found = resolve(checkpoint="runs/a").checkpoint
+    assert found is not None
+    assert str(getattr(found, field.lower())).startswith(text)
+
+
+def test_a_file_about_checkpoints_without_a_directory_is_refused(file):
+    file("[checkpoint]\nkeep_last = 3")
+    with pytest.raises(SettingsError, match=r"expected a directory.*keep_last=3 from the file"):
+        resolve()
+
+
+# --- nested settings
+
+
+NESTED = [
+    (
+        {"LR_SCHEDULE__WARMUP_STEPS": "5"},
+        r"LRSchedule.kind: expected a value.*got only warmup_steps from the environment variable "
+        r"SBI_IGNITE_TRAIN__LR_SCHEDULE__WARMUP_STEPS. Set SBI_IGNITE_TRAIN__LR_SCHEDULE__KIND too",
+    ),
+    (
+        {"AVERAGING__DECAY": "0.5"},
+        r"WeightAveraging.kind.*SBI_IGNITE_TRAIN__AVERAGING__DECAY. Set .*TRAIN__AVERAGING__KIND",
+    ),
+    (
+        {"LR_SCHEDULE": '{"warmup_steps": 5}'},
+        r"LRSchedule.kind.*variable SBI_IGNITE_TRAIN__LR_SCHEDULE. Name kind beside it",
+    ),
+    (
+        {"LR_SCHEDULE__KIND": "plateau", "LR_SCHEDULE__FACTOR": "2"},
+        r"LRSchedule.factor: expected .*'2' from the environment variable "
+        r"SBI_IGNITE_TRAIN__LR_SCHEDULE__FACTOR$",
+    ),
+    (
+        {"LR_SCHEDULE__KIND": "linear", "LR_SCHEDULE__WARMUP_STEPS": "5"},
+        r"LRSchedule.kind: .*'linear' from the environment variable "
+        r"SBI_IGNITE_TRAIN__LR_SCHEDULE__KIND$",
+    ),
+    (
+        {"LR_SCHEDULE__KIND": "constant", "LR_SCHEDULE__MIN_LR": "0.1"},
+        r"kind 'constant' does not take this field.*LR_SCHEDULE__MIN_LR. It takes",
+    ),
+    (
+        {"STAGES": '[{"patiance": 3}]'},
+        r"Stage has no field 'patiance' .*SBI_IGNITE_TRAIN__STAGES.*did you mean 'patience'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("variables", "message"), NESTED)
+def test_a_nested_variable_that_is_wrong_is_named_with_what_to_do(environment, variables, message):
+    environment(**{f"TRAIN__{name}": text for name, text in variables.items()})
+    with pytest.raises(SettingsError, match=message):
+        resolve()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[train.lr_schedule]\nwarmup_steps = 5",
+            r"LRSchedule.kind: expected a value.*warmup_steps from the file .*Name kind beside it",
+        ),
+        (
+            "[train.lr_schedule]\nkind = 'cosine'\nwarmup_step = 5",
+            r"no field 'warmup_step' .*from the file .*\[train\].*did you mean 'warmup_steps'",
+        ),
+        ("[train.averaging]\nkind = 'ema'\ndecay = 2", r"WeightAveraging.decay.*2 from the file"),
+    ],
+)
+def test_a_nested_table_that_is_wrong_is_named_with_what_to_do(file, text, message):
+    file(text)
+    with pytest.raises(SettingsError, match=message):
+        resolve()

@@ -33,7 +33,7 @@ def resolved(environment) -> Resolved:
             lr_schedule=LRSchedule("cosine"),
             dataloader_kwargs={"worker_init_fn": print, "auth_token": "swordfish", "n": 2},
         ),
-        early_stopping=[EarlyStopping.never(), EarlyStopping.when(bool)],
+        early_stopping=[EarlyStopping.lr_threshold(), EarlyStopping.when(bool)],
         logging=[LoggingConfig("mlflow", tracking_uri="http://me:swordfish@host"), object()],
     )
 
@@ -61,7 +61,7 @@ def test_plain_data_holds_value_origin_and_place_of_every_field(resolved):
 
 def test_plain_data_lists_rules_loggers_and_the_run_directory(resolved):
     data = resolved.to_dict()
-    assert [rule["kind"]["value"] for rule in data["early_stopping"]] == ["never", "when"]
+    assert [rule["kind"]["value"] for rule in data["early_stopping"]] == ["lr_threshold", "when"]
     assert data["early_stopping"][1]["rule"]["value"] == "builtins.bool"
     assert data["logging"][0]["backend"]["value"] == "mlflow"
     assert data["logging"][1]["logger"]["value"] == "builtins.object"

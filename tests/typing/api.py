@@ -74,7 +74,7 @@ net = npe.train(
     config,
     LossArgsNPE(exclude_invalid_x=True),
     logging=[LoggingConfig(backend="stdout"), "jsonl"],
-    early_stopping=[EarlyStopping.never(), EarlyStopping.lr_threshold(1e-5)],
+    early_stopping=[EarlyStopping.when(bool), EarlyStopping.lr_threshold(1e-5)],
     checkpoint="runs/a",
     callbacks=[Print(), Timer()],
 )

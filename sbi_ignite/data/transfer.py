@@ -1,8 +1,8 @@
-"""Tensors on the host and a device come in; the tensors on the device go out, or a way there.
+"""Move simulations, or batches of them, to the device that trains.
 
-Small data move to the device once and are sliced there. Larger data stay, and every batch is
-gathered in pinned memory and copied while the device works on earlier ones: nothing in a step waits
-for the device, so the host is always some batches ahead of it.
+Small data move to the device once and are sliced there. Larger data stay on the host: every batch
+is gathered in pinned memory and copied while the device works on earlier ones, so that no step
+waits for the device.
 """
 
 from __future__ import annotations

@@ -1,0 +1,174 @@
+"""DataLoaders and other iterables of batches behind the data contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler
+from typing_extensions import Self
+
+from sbi_ignite.data.fingerprint import fingerprint_data
+from sbi_ignite.data.source import Batches, num_rows
+from sbi_ignite.exceptions import ArgumentError
+
+
+class ForeignBatches:
+    """A user's torch DataLoader, or any iterable of batches with a length.
+
+    It resumes at epochs. A loader or a batch sampler with `state_dict` and `load_state_dict` is
+    saved and continued with the training.
+
+    Args:
+        loader: The iterable.
+        name: The argument it came as, for error messages.
+
+    Example:
+        >>> batches = ForeignBatches([torch.zeros(4, 2), torch.zeros(3, 2)])
+        >>> len(batches), batches.num_rows
+        (2, 7)
+    """
+
+    resumes_inside_epoch = False
+    rows = None
+
+    def __init__(self, loader: Any, name: str = "train_loader") -> None:
+        self.loader, self.name = loader, f"{name} ({type(loader).__name__})"
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows in one pass; None if the loader does not show it."""
+        sampler = self._batch_sampler
+        indices = getattr(sampler, "indices", None)
+        if isinstance(indices, Tensor):
+            return len(indices)
+        if isinstance(self.loader, Sequence):
+            return sum(map(num_rows, self.loader))
+        if sampler is not None and type(sampler) is not BatchSampler:
+            return None  # it may leave rows out
+        for source in (getattr(self.loader, "sampler", None), self._dataset):
+            if hasattr(source, "__len__"):
+                return len(source)  # type: ignore[arg-type] # just asked
+        return None
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of a full batch; None if the loader does not show it."""
+        for source in (self.loader, self._batch_sampler):
+            size = getattr(source, "batch_size", None)
+            if isinstance(size, int) and not isinstance(size, bool):
+                return size
+        if isinstance(self.loader, Sequence) and len(self.loader):
+            return max(map(num_rows, self.loader))
+        return None
+
+    @property
+    def uses_processes(self) -> bool:
+        """Whether the loader has worker processes."""
+        return bool(getattr(self.loader, "num_workers", 0))
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+    def rows_at(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return nothing: a foreign loader does not number its rows."""
+        return ()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...] | None:
+        """Tensors of a TensorDataset or of a subset of one; None for other data."""
+        source = self._dataset
+        source = getattr(source, "dataset", source)
+        found = getattr(source, "tensors", None)
+        return found if isinstance(found, tuple) else None
+
+    def fingerprint(self) -> list[dict[str, Any]] | None:
+        """Return dtype, shape and digest of the tensors; None where the loader hides its data."""
+        tensors = self.tensors
+        return None if tensors is None else fingerprint_data(tensors)
+
+    def to(self, device: torch.device) -> None:
+        """Leave batches where the loader puts them; every step moves its own."""
+
+    def shard(self, rank: int, num_ranks: int) -> Self:
+        """Return this source for a single process.
+
+        Raises:
+            ArgumentError: For several ranks.
+        """
+        if num_ranks == 1:
+            return self
+        raise ArgumentError(
+            f"{self.name}: a {type(self.loader).__name__} cannot be divided between "
+            f"{num_ranks} processes. Pass simulations to a trainer instead."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the loader and of its batch sampler, where they have one."""
+        return {name: part.state_dict() for name, part in self._stateful().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Hand states back to the loader and its batch sampler."""
+        for name, part in self._stateful().items():
+            if name in state:
+                part.load_state_dict(state[name])
+
+    def _stateful(self) -> dict[str, Any]:
+        candidates = {"loader": self.loader, "batch_sampler": self._batch_sampler}
+        return {n: c for n, c in candidates.items() if hasattr(c, "state_dict")}
+
+    @property
+    def _batch_sampler(self) -> Any:
+        return getattr(self.loader, "batch_sampler", None)
+
+    @property
+    def _dataset(self) -> Any:
+        return getattr(self.loader, "dataset", None)
+
+
+class WholePass(ForeignBatches):
+    """A loader as the only batch, for a user's method that goes through an epoch by itself.
+
+    Args:
+        batches: What the method is given.
+        name: The argument it came as, for error messages.
+    """
+
+    def __init__(self, batches: Batches, name: str = "train_loader") -> None:
+        super().__init__([getattr(batches, "loader", batches)], name)
+        self._inside = batches
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of the loader."""
+        return self._inside.num_rows
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of a full batch of the loader."""
+        return self._inside.batch_size
+
+    @property
+    def uses_processes(self) -> bool:
+        """Whether the loader has worker processes."""
+        return self._inside.uses_processes
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...] | None:
+        """Tensors behind the loader."""
+        return self._inside.tensors
+
+
+def as_batches(loader: Any, name: str = "train_loader") -> Batches:
+    """Return batches that fulfil the data contract.
+
+    Args:
+        loader: Batches that do already, or any iterable of batches with a length.
+        name: The argument it came as, for error messages.
+    """
+    return loader if isinstance(loader, Batches) else ForeignBatches(loader, name)

@@ -1,0 +1,23 @@
+"""ignite engines that know our events and log nothing by themselves."""
+
+from __future__ import annotations
+
+import logging
+
+from ignite.engine import Engine
+
+from sbi_ignite.engine.steps import Step
+from sbi_ignite.handlers.events import TrainingEvents
+
+_logger = logging.getLogger("sbi_ignite.engine")
+# ignite logs errors that are raised anyway; whoever wants them twice adds a handler by name.
+_logger.addHandler(logging.NullHandler())
+_logger.propagate = False
+
+
+def make_engine(step: Step) -> Engine:
+    """Return an engine around a process function."""
+    engine = Engine(step)
+    engine.logger = _logger
+    engine.register_events(*TrainingEvents)
+    return engine

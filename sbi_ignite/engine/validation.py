@@ -1,0 +1,75 @@
+"""Validation after every epoch, in an ignite engine of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from sbi_ignite.data.source import Batches
+from sbi_ignite.engine.make_engine import make_engine
+from sbi_ignite.engine.steps import Step, fixed_random_state
+from sbi_ignite.handlers.epoch_mean import EpochMean
+from sbi_ignite.handlers.spread import ValidationSpread
+
+VALIDATION_SEED = 20201127
+"""Seed of the random state under which every validation runs, the same in all trainings."""
+
+
+class Validation:
+    """Computes the validation loss of what the network holds.
+
+    Args:
+        batches: Batches of validation data.
+        mean: Mean loss of a pass.
+        as_sbi: Whether to draw from the running random state, as sbi does, instead of a fixed one.
+        device: Where the network is.
+        with_error: Whether the losses of rows are kept to give the standard error of their mean.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        mean: EpochMean,
+        as_sbi: bool,
+        device: torch.device,
+        with_error: bool,
+    ) -> None:
+        self._batches, self._mean = batches, mean
+        self._as_sbi, self._device = as_sbi, device
+        self._spread = ValidationSpread() if with_error else None
+
+    def compute_with(self, step: Step) -> None:
+        """Set the process function, before the first validation."""
+        self._engine = make_engine(step)
+        self._mean.attach(self._engine)
+        if self._spread is not None:
+            self._spread.attach(self._engine)
+
+    def loss(self) -> float:
+        """Return the mean loss over the validation rows."""
+        with _randomness(self._as_sbi, self._device):
+            self._engine.run(self._batches, max_epochs=1, epoch_length=len(self._batches))
+        return self._mean.value
+
+    @property
+    def error(self) -> float:
+        """Standard error of the last loss; NaN where nobody asked for it."""
+        return math.nan if self._spread is None else self._spread.error
+
+
+@contextmanager
+def _randomness(as_it_runs: bool, device: torch.device) -> Iterator[None]:
+    """Validate under one fixed random state, or under the running one, as sbi does.
+
+    Args:
+        as_it_runs: Whether to leave the random state alone.
+        device: Where the model is.
+    """
+    if as_it_runs:
+        yield
+    else:
+        with fixed_random_state(VALIDATION_SEED, device):
+            yield
