@@ -169,7 +169,9 @@ class Persistence:
         self._handler = CheckpointHandler(
             directory, config, self._take, state, mid_epoch, background
         )
-        self.found = self._find() or earlier
+        saved = self._find()
+        self._saved_logs = (saved or {}).get("loggers", {})
+        self.found = saved or earlier
 
     def _find(self) -> Mapping[str, Any] | None:
         """Return the states to continue from, if there are any and they belong to this training."""
@@ -191,8 +193,10 @@ class Persistence:
     @property
     def remembered(self) -> dict[str, Any]:
         """What the loggers of the run remembered, as far as it is still the run's own."""
-        directory, saved = self._directory, (self.found or {}).get("loggers", {})
-        return recall(saved, directory.path, directory.run, directory.identity)
+        directory, earlier = self._directory, (self.found or {}).get("loggers", {})
+        if self._saved_logs:
+            return recall(self._saved_logs, directory.path, directory.run, directory.identity)
+        return dict(earlier)
 
     def _remembering(self) -> dict[str, Any]:
         """Return what the loggers remember, as checkpoints hold it."""
@@ -201,8 +205,7 @@ class Persistence:
 
     def _logs_elsewhere(self) -> bool:
         """Say whether a logger remembers something that the run does not."""
-        saved = (self.found or {}).get("loggers", {})
-        now = self._remembering()
+        saved, now = self._saved_logs, self._remembering()
         return any(saved.get(name) != state for name, state in now.items() if name != "iterations")
 
     def _take(self) -> Snapshot:

@@ -176,13 +176,14 @@ class RunDirectory:
             ) from self._refusal
 
     def is_whole(self) -> bool:
-        """Say whether the run is complete and all that people read of it is there."""
+        """Say whether the run is complete, knows where it is, and has all that people read."""
         found = metrics_checksum(self.path)
-        if found is None or not _is_complete(self.path):
-            return False
         try:
-            summary = read_summary(self.path, self.run)
+            manifest, summary = read_manifest(self.path) or {}, read_summary(self.path, self.run)
         except CheckpointError:
+            return False
+        here = {"status": "complete", **self._who()}
+        if any(manifest.get(name) != value for name, value in here.items()):
             return False
         return summary is not None and summary["metrics_checksum"] == found
 

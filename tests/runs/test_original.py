@@ -106,6 +106,15 @@ def train(path: Path, epochs: int) -> Any:
     return run_training(config, torch.nn.Linear(2, 1), squared_error, data, checkpoint=path)
 
 
+def test_a_complete_run_that_was_moved_knows_so_when_it_is_copied(tmp_path):
+    """To read it once where it is now is enough."""
+    train(tmp_path / "a", 2)
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    train(tmp_path / "b", 2)
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
+    assert identity(tmp_path / "c") != identity(tmp_path / "b")
+
+
 HOLD = """
     import sys
     from sbi_ignite.runs.directory import RunDirectory
