@@ -58,7 +58,7 @@ class NotYetError(SbiIgniteError, NotImplementedError):
 
 
 class DataError(SbiIgniteError, ValueError):
-    """The simulations cannot be trained on: too few rows, an empty split, non-finite values."""
+    """The data cannot be trained on: too few rows, non-finite values, a loader without batches."""
 
 
 class NoSimulationsError(SbiIgniteError, RuntimeError):
@@ -66,22 +66,31 @@ class NoSimulationsError(SbiIgniteError, RuntimeError):
 
 
 class NonFiniteLossError(SbiIgniteError, ValueError):
-    """The loss became NaN or infinite; the best weights so far are kept.
+    """A training or validation loss is NaN or infinite; the best weights so far are kept.
 
     Args:
         message: What happened, in a sentence.
         epoch: The epoch in which it happened, counted as in the training summary.
-        iteration: The optimizer step in which it happened, counted over the whole training.
-        rows: Indices of the offending rows in the training data; empty if they are not known.
+        iteration: The optimizer step in which it happened, or, in validation, the last one before
+            it; counted over the whole training.
+        rows: Indices of the offending rows in the data; empty if they are not known.
+        validation: Whether it was a validation loss.
     """
 
     def __init__(
-        self, message: str, *, epoch: int = 0, iteration: int = 0, rows: Iterable[int] = ()
+        self,
+        message: str,
+        *,
+        epoch: int = 0,
+        iteration: int = 0,
+        rows: Iterable[int] = (),
+        validation: bool = False,
     ) -> None:
         super().__init__(message)
         self.epoch = int(epoch)
         self.iteration = int(iteration)
         self.rows = tuple(int(row) for row in rows)
+        self.validation = bool(validation)
 
 
 class MissingPackageError(SbiIgniteError, ImportError):

@@ -163,7 +163,10 @@ def in_bf16(loss: LossFunction, device: torch.device) -> LossFunction:
     def mixed(model: Any, batch: Any) -> Tensor:
         try:
             with torch.autocast(device.type, dtype=torch.bfloat16):
-                return loss(model, batch).float()
+                losses = loss(model, batch)
+                # What is no loss at all is refused in words of its own.
+                known = isinstance(losses, Tensor) and losses.is_floating_point()
+                return losses.float() if known else losses
         except RuntimeError as error:
             if "bfloat16" not in str(error).lower():
                 raise

@@ -29,6 +29,7 @@ class Epochs:
         before_rules: Called when the epoch's numbers are known, with the current time less the
             epoch's duration (seconds since 1970), whatever the system clock did meanwhile.
         keep_best: Looks at the epoch for better weights.
+        to_training_mode: Puts the model into training mode.
     """
 
     def __init__(
@@ -39,10 +40,11 @@ class Epochs:
         validation: Validation | None,
         before_rules: Callable[[float], None],
         keep_best: Callable[[TrainingState], None],
+        to_training_mode: Callable[[], None],
     ) -> None:
         self._state, self._train_loss, self._clipping = state, train_loss, clipping
         self._validation, self._keep_best = validation, keep_best
-        self._before_rules = before_rules
+        self._before_rules, self._to_training_mode = before_rules, to_training_mode
         self._first_epoch, self._first_iteration = state.epoch, state.iteration
         self._started = 0.0
         self._rate = state.learning_rate
@@ -99,7 +101,7 @@ class Epochs:
         self._engine.add_event_handler(again, lambda: restore(sums, found))
 
     def _epoch_started(self) -> None:
-        set_training(self._state.model, True)
+        self._to_training_mode()
         self._started = time.perf_counter()
 
     def _iteration_completed(self) -> None:

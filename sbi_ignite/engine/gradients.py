@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from sbi_ignite.engine.first_batch import check_losses
 
 Backward = Callable[[], object]
 LossFunction = Callable[[Any, Any], Tensor]
@@ -24,9 +26,11 @@ class Gradients(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class EagerGradients:
     """Forward pass now, backward pass when asked: torch as it is.
+
+    What the loss function returns for the first batch is checked.
 
     Attributes:
         model: The network.
@@ -35,10 +39,14 @@ class EagerGradients:
 
     model: nn.Module
     loss: LossFunction
+    _first: bool = field(default=True, init=False, repr=False)
 
     def __call__(self, batch: Any) -> tuple[Tensor, Backward]:
         """Return losses and the backward pass from their mean."""
         losses = self.loss(self.model, batch)
+        if self._first:
+            check_losses(losses, training=True)
+            self._first = False
         return losses, torch.mean(losses).backward
 
 

@@ -21,6 +21,7 @@ from sbi_ignite.engine.schedules import continue_schedule, warn_of_idle
 from sbi_ignite.engine.steps import reads_later
 from sbi_ignite.engine.training import Training, assemble
 from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, SettingsError
+from sbi_ignite.handlers.callbacks import as_callbacks
 from sbi_ignite.loggers import RunInfo
 from sbi_ignite.settings import CheckpointConfig, EarlyStopping, TrainConfig, resolve
 from sbi_ignite.summary import TrainingSummary
@@ -53,16 +54,23 @@ def run_training(
 
     Args:
         config: Training settings; None takes environment, file and defaults.
-        model: Any torch module.
+        model: Any torch module. It is put into training mode, and into evaluation mode from the end
+            of an epoch on. A part without trainable parameters that is in evaluation mode when
+            training starts, such as a pretrained embedding, stays in it, with its BatchNorm and
+            Dropout; with `sbi_compat`, all parts are put into training mode, as in sbi.
         loss_fn: `loss_fn(model, batch)` gives losses of shape (batch,), or their mean as a scalar.
             If it has a method `validate` of the same form, that gives the validation losses.
-        train_loader: Batches of training data: a torch DataLoader or any iterable with a length.
-        val_loader: Batches of validation data. Without it, the training loss decides about the best
-            weights and about stopping.
-        optimizer: Steps over the model's parameters; None makes what `config` asks for.
-        scheduler: A torch scheduler, stepped after every epoch (`OneCycleLR` and `CyclicLR`: after
-            every iteration); None makes what `config` asks for.
-        callbacks: Objects with methods of `Callback`, or anything with ignite's `attach(engine)`.
+        train_loader: Batches of training data: a torch DataLoader or any iterable with a length,
+            which yields that many batches in every pass, each of at least one row.
+        val_loader: Batches of validation data, likewise. Without it, the training loss decides
+            about the best weights and about stopping.
+        optimizer: Steps over the model's parameters; None makes what `config` asks for. It may hold
+            others too, such as a weight inside the loss; parameters that it lacks stay as they are,
+            with a warning.
+        scheduler: A torch scheduler of that optimizer, stepped after every epoch (`OneCycleLR` and
+            `CyclicLR`: after every iteration); None makes what `config` asks for.
+        callbacks: Objects with methods of `Callback`, or anything with ignite's `attach(engine)`;
+            one alone needs no list.
         device: Where to train; None takes `config.device`, else the model's device.
         logging: A `LoggingConfig`, the name of a backend, or a list of these.
         early_stopping: One rule or several, of which any one stops; None waits 20 epochs for a
@@ -74,8 +82,11 @@ def run_training(
 
     Raises:
         SettingsError: If a setting is not valid; nothing has been trained.
-        ArgumentError: If an argument has the wrong type; nothing has been trained.
-        NonFiniteLossError: If a loss is NaN or infinite; the model has the best weights so far.
+        ArgumentError: If an argument has the wrong type, the model or the optimizer nothing to
+            train, or the losses of the first batch the wrong shape; nothing has been trained.
+        DataError: If a loader yields other than the promised number of batches, or an empty one.
+        NonFiniteLossError: If a training or validation loss is NaN or infinite; the model has the
+            best weights so far.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -104,7 +115,7 @@ def run_training(
         val_batches,
         optimizer=optimizer,
         scheduler=scheduler,
-        callbacks=tuple(callbacks or ()),
+        callbacks=as_callbacks(callbacks),
         device=device,
     )
     summary = run(training)
@@ -120,7 +131,9 @@ def run(training: Training) -> TrainingSummary:
         training: What `assemble` put together; it runs once.
 
     Raises:
-        NonFiniteLossError: If a loss is NaN or infinite; the model has the best weights so far.
+        DataError: If the batches of a pass are not those that their length promises.
+        NonFiniteLossError: If a training or validation loss is NaN or infinite; the model has the
+            best weights so far.
     """
     with persistence(training) as files:
         files.attach(training.engine)
@@ -143,6 +156,8 @@ def _resume(training: Training, files: Persistence | NoPersistence) -> int:
         if files.found is not None:
             schedule.note_rate()
             training.epochs.continue_at(epoch_length, training.parts, files.found)
+            if training.train_batches.resumes_inside_epoch:  # others begin a pass anew
+                training.passes.continue_after(state.iteration % epoch_length)
         training.stopping.ask_before_training()
         if _has_epochs_left(training):
             settings, budget = training.settings, training.budget
@@ -185,9 +200,7 @@ def _loop(training: Training) -> None:
     ):
         if _has_epochs_left(training):
             training.engine.run(
-                training.train_batches,
-                max_epochs=epochs_left,
-                epoch_length=len(training.train_batches),
+                training.passes, max_epochs=epochs_left, epoch_length=len(training.passes)
             )
         training.train_loss.read()
 

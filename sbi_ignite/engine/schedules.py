@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from sbi_ignite.data.source import Batches
+from sbi_ignite.engine.checks import check_scheduler
 from sbi_ignite.exceptions import SbiIgniteWarning, SettingsError
 from sbi_ignite.handlers.schedule import Schedule, Schedulers
 from sbi_ignite.settings import LRSchedule, Resolved, TrainConfig
@@ -41,12 +42,15 @@ def make_schedulers(config: TrainConfig, optimizer: Optimizer, batches: Batches)
 
     Raises:
         SettingsError: If a schedule needs a length and none can be derived.
+        ArgumentError: If a callable returns something else than a scheduler.
     """
     wanted = config.schedule
     if wanted is None:
         return Schedulers()
     if not isinstance(wanted, LRSchedule):
-        return Schedulers(wanted(optimizer))
+        scheduler = wanted(optimizer)
+        check_scheduler(scheduler, "lr_schedule")
+        return Schedulers(scheduler)
     if wanted.kind == "plateau":
         return _plateau(wanted, optimizer)
     if wanted.kind == "constant":

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from ignite.engine import Engine
-from ignite.utils import convert_tensor
 from torch import Tensor, nn
 
 from sbi_ignite.data.source import Batches, num_rows
+from sbi_ignite.engine.first_batch import check_batch, check_losses, check_shape
 from sbi_ignite.engine.gradients import Gradients
-from sbi_ignite.exceptions import NonFiniteLossError
+from sbi_ignite.exceptions import DataError, NonFiniteLossError
 from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.handlers.events import TrainingEvents
 
@@ -36,9 +36,11 @@ class Stepping(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainStep:
     """One optimizer step: forward, backward, clip (a handler), step.
+
+    The first batch is looked at closely.
 
     Attributes:
         gradients: Losses of a batch, shape (batch,), or their mean, and its gradients.
@@ -46,6 +48,7 @@ class TrainStep:
         device: Where batches are moved.
         summed: How the losses of a batch add up, `summed` or `summed_as_sbi`.
         now: Returns current epoch and iteration, for errors.
+        check_gradients: Called after the first backward pass.
     """
 
     gradients: Gradients
@@ -53,23 +56,37 @@ class TrainStep:
     device: torch.device
     summed: Callable[[Tensor, Any], StepOutput]
     now: Callable[[], tuple[int, int]]
+    check_gradients: Callable[[], None] | None = None
+    _first: bool = field(default=True, init=False, repr=False)
 
     def __call__(self, engine: Engine, batch: Any) -> StepOutput:
         """Take one step and return the losses' sum."""
         self.optimizer.zero_grad()
         batch = on_device(batch, self.device)
+        if self._first:
+            check_batch(batch, _batches(engine).name)
         with _translated_errors(engine, self.now, batch):
             losses, backward = self.gradients(batch)
-        output = checked(self.summed(losses, batch), engine, self.now, batch, losses)
+        if self._first and self.summed is summed:
+            check_shape(losses, batch)
+        output = self.summed(losses, batch)
+        if not output.rows:
+            raise _empty_batch(engine, f"iteration {self.now()[1]}", self.now()[0])
+        output = checked(output, engine, self.now, batch, losses)
         backward()
+        if self._first and self.check_gradients is not None:
+            self.check_gradients()
+        self._first = False
         engine.fire_event(TrainingEvents.BACKWARD_COMPLETED)
         self.optimizer.step()
         return output
 
 
-@dataclass(frozen=True)
+@dataclass
 class ValidationStep:
     """One batch of validation, without gradients.
+
+    The first batch is looked at closely.
 
     Attributes:
         model: The network.
@@ -77,7 +94,7 @@ class ValidationStep:
         device: Where batches are moved.
         summed: How the losses of a batch add up, `summed` or `summed_as_sbi`.
         now: Returns current epoch and iteration, for errors.
-        refuse_non_finite: Raise on NaN and infinity, as sbi does.
+        refuse_non_finite: Raise on NaN and infinity.
         keep_losses: Hand on the losses of the rows, where the loss function returns these.
     """
 
@@ -86,17 +103,25 @@ class ValidationStep:
     device: torch.device
     summed: Callable[[Tensor, Any], StepOutput]
     now: Callable[[], tuple[int, int]]
-    refuse_non_finite: bool = False
+    refuse_non_finite: bool = True
     keep_losses: bool = False
+    _first: bool = field(default=True, init=False, repr=False)
 
     def __call__(self, engine: Engine, batch: Any) -> StepOutput:
         """Return the losses' sum."""
         batch = on_device(batch, self.device)
-        with torch.no_grad():
+        with torch.no_grad(), _translated_errors(engine, self.now, batch, validation=True):
             losses = self.loss(self.model, batch)
+        if self._first:
+            check_losses(losses)
+            if self.summed is summed:
+                check_shape(losses, batch)
+            self._first = False
         output = self.summed(losses, batch)
+        if not output.rows:
+            raise _empty_batch(engine, f"after iteration {self.now()[1]}", self.now()[0])
         if self.refuse_non_finite:
-            output = checked(output, engine, self.now, batch, losses)
+            output = checked(output, engine, self.now, batch, losses, validation=True)
         if self.keep_losses and losses.ndim:
             # A copy: a CUDA graph writes the next batch's losses to the same place.
             output = replace(output, losses=losses.reshape(-1).clone())
@@ -104,11 +129,24 @@ class ValidationStep:
 
 
 def on_device(batch: Any, device: torch.device) -> Any:
-    """Return a batch of any structure with its tensors on a device."""
+    """Return a batch of any structure with its tensors on a device; what cannot move stays."""
     # What comes from our own loaders is there already, and need not be built anew.
     if type(batch) is tuple and all(isinstance(t, Tensor) and t.device == device for t in batch):
         return batch
-    return convert_tensor(batch, device=device)
+    return _moved(batch, device)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Move tensors, and objects that know how to move, out of containers of all depths."""
+    if callable(getattr(value, "to", None)):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return type(value)({name: _moved(item, device) for name, item in value.items()})  # type: ignore[call-arg] # as all mappings do
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_moved(item, device) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)([_moved(item, device) for item in value])
+    return value
 
 
 def summed(losses: Tensor, batch: Any) -> StepOutput:
@@ -140,6 +178,7 @@ def checked(
     now: Callable[[], tuple[int, int]],
     batch: Any,
     losses: Tensor,
+    validation: bool = False,
 ) -> StepOutput:
     """Refuse a loss that is not finite, or see to it that it is refused once it is read.
 
@@ -149,6 +188,7 @@ def checked(
         now: Returns current epoch and iteration.
         batch: The batch.
         losses: Its losses.
+        validation: Whether they are losses of validation.
 
     Raises:
         NonFiniteLossError: If the loss is known and NaN or infinite.
@@ -161,23 +201,29 @@ def checked(
 
         def refused() -> NonFiniteLossError:
             batch_again = () if rows is None else batches.rows_at(rows)
-            return _non_finite_loss(step, rows, size, losses, batch_again)
+            return _non_finite_loss(step, rows, size, losses, batch_again, validation)
 
         return replace(output, refused=refused)
     if not math.isfinite(output.loss):
-        raise non_finite_loss(engine, now(), batch, losses)
+        raise non_finite_loss(engine, now(), batch, losses, validation)
     return output
 
 
 def non_finite_loss(
-    engine: Engine, now: tuple[int, int], batch: Any, losses: Tensor | None
+    engine: Engine, now: tuple[int, int], batch: Any, losses: Tensor | None, validation: bool
 ) -> NonFiniteLossError:
     """Build the error that says when and for which rows a loss was NaN or infinite."""
-    return _non_finite_loss(now, _batches(engine).rows, num_rows(batch), losses, batch)
+    rows = _batches(engine).rows
+    return _non_finite_loss(now, rows, num_rows(batch), losses, batch, validation)
 
 
 def _non_finite_loss(
-    now: tuple[int, int], numbers: Any, size: int, losses: Tensor | None, batch: Any
+    now: tuple[int, int],
+    numbers: Any,
+    size: int,
+    losses: Tensor | None,
+    batch: Any,
+    validation: bool,
 ) -> NonFiniteLossError:
     epoch, iteration = now
     if losses is not None and losses.ndim:
@@ -189,14 +235,32 @@ def _non_finite_loss(
     rows = numbers.cpu()[positions] if known else positions
     listed = rows.tolist()
     shown = ", ".join(map(str, listed[:10])) + (", ..." if len(listed) > 10 else "")
+    where = (
+        f"for {len(listed)} of {size} rows of the batch "
+        f"({'row numbers' if known else 'positions in the batch'} {shown})"
+    )
+    if validation:
+        message = (
+            f"The validation loss is NaN or infinite in epoch {epoch}, after iteration "
+            f"{iteration}, {where}. Look at these simulations (where a density is zero, its loss "
+            "is infinite), leave them out, or lower learning_rate; the best weights so far are "
+            "kept."
+        )
+    else:
+        message = (
+            f"The loss became NaN or infinite in epoch {epoch}, iteration {iteration}, {where}. "
+            "Look at these simulations, lower learning_rate or clip_max_norm; the best weights so "
+            "far are kept."
+        )
     return NonFiniteLossError(
-        f"The loss became NaN or infinite in epoch {epoch}, iteration "
-        f"{iteration}, for {len(listed)} of {size} rows of the batch "
-        f"({'row numbers' if known else 'positions in the batch'} {shown}). Look at these "
-        "simulations, lower learning_rate or clip_max_norm; the best weights so far are kept.",
-        epoch=epoch,
-        iteration=iteration,
-        rows=listed,
+        message, epoch=epoch, iteration=iteration, rows=listed, validation=validation
+    )
+
+
+def _empty_batch(engine: Engine, moment: str, epoch: int) -> DataError:
+    return DataError(
+        f"{_batches(engine).name}: expected batches of at least one row, got a batch without rows "
+        f"in epoch {epoch}, {moment}. Leave empty batches out of the loader and of its len()."
     )
 
 
@@ -217,7 +281,7 @@ def _non_finite_inputs(batch: Any, size: int) -> Tensor:
 
 @contextmanager
 def _translated_errors(
-    engine: Engine, now: Callable[[], tuple[int, int]], batch: Any
+    engine: Engine, now: Callable[[], tuple[int, int]], batch: Any, validation: bool = False
 ) -> Iterator[None]:
     """Turn the error by which sbi's own losses report NaN into ours, which says where."""
     try:
@@ -225,7 +289,7 @@ def _translated_errors(
     except ValueError as error:
         if isinstance(error, NonFiniteLossError) or not str(error).startswith("NaN/Inf present"):
             raise
-        raise non_finite_loss(engine, now(), batch, None) from error
+        raise non_finite_loss(engine, now(), batch, None, validation) from error
 
 
 @contextmanager

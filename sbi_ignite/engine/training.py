@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +15,15 @@ from torch.optim import Optimizer
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.data.source import Batches
 from sbi_ignite.data.transfer import indexed
+from sbi_ignite.engine.checks import check_model, check_optimizer, check_schedulers
 from sbi_ignite.engine.compiling import Compiler
 from sbi_ignite.engine.epochs import Epochs
+from sbi_ignite.engine.first_batch import check_gradients
 from sbi_ignite.engine.flat import FlatOptimizer
 from sbi_ignite.engine.hooks import TrainingHooks
 from sbi_ignite.engine.length import sure_epochs
 from sbi_ignite.engine.make_engine import make_engine
+from sbi_ignite.engine.mode import FrozenParts, set_training
 from sbi_ignite.engine.optimizers import make_optimizer
 from sbi_ignite.engine.options import (
     check_compile,
@@ -28,6 +32,7 @@ from sbi_ignite.engine.options import (
     left_out_of_recipe,
     observed,
 )
+from sbi_ignite.engine.passes import Passes
 from sbi_ignite.engine.recipe import filled_in
 from sbi_ignite.engine.schedules import epochs_to_train, make_schedulers
 from sbi_ignite.engine.state import Snapshots, Stateful
@@ -58,6 +63,7 @@ class Training:
         model: The network.
         device: Where it trains.
         train_batches: Batches of training data.
+        passes: The same, held to the number of batches that they promise.
         val_batches: Batches of validation data; None without.
         optimizer: Steps over the network's parameters.
         stepping: The same, on all parameters as one flat tensor where it can.
@@ -82,6 +88,7 @@ class Training:
     model: nn.Module
     device: torch.device
     train_batches: Batches
+    passes: Passes
     val_batches: Batches | None
     optimizer: Optimizer
     stepping: FlatOptimizer
@@ -137,7 +144,10 @@ def assemble(
 
     Raises:
         SettingsError: If settings and arguments do not go together.
+        ArgumentError: If there is nothing to train, or optimizer or scheduler belong to something
+            else.
     """
+    check_model(model)
     arguments: dict[str, Any] = {}
     if hooks is None:
         arguments = {"optimizer": optimizer, "scheduler": scheduler, "device": device}
@@ -150,13 +160,16 @@ def assemble(
     device = _device(settings, device, model)
     check_compile(settings, device)
     model.to(device)
+    given = optimizer is not None
     optimizer = optimizer or make_optimizer(config, model.parameters())
+    check_optimizer(model, optimizer)
     settings = observed(settings, optimizer, train_batches, val_batches, arguments)
     state = hooks.state(model)
     state.validated = val_batches is not None
     schedulers = (
         Schedulers(scheduler) if scheduler else make_schedulers(config, optimizer, train_batches)
     )
+    check_schedulers(filter(None, (schedulers.main, schedulers.warmup)), optimizer, given)
     schedule = Schedule(schedulers, optimizer, state)
     stepping = FlatOptimizer(optimizer)
     averages = AveragedWeights(model, config.averages.share, stepping) if config.averages else None
@@ -180,12 +193,21 @@ def assemble(
         validation = Validation(val_batches, mean, as_sbi, device, asks_for_error)
     stages = None
     if stage_rule is not None:
-        validate = None if validation is None else validation.loss
+        validate = None if validation is None else validation.loss_of_trial
         stages = StageChanges(
             stage_rule, model, optimizer, schedule, best, averages, state, validate
         )
         stages.begin()
-    epochs = Epochs(state, train_loss, clipping, validation, hooks.on_epoch_validated, best.update)
+    frozen = None if as_sbi else FrozenParts(model)
+    epochs = Epochs(
+        state,
+        train_loss,
+        clipping,
+        validation,
+        hooks.on_epoch_validated,
+        best.update,
+        partial(set_training, model, True) if frozen is None else frozen.train,
+    )
     sure = sure_epochs(settings, len(train_batches))
     budget = epochs_to_train(config, schedulers)
     sure = min(sure, budget - state.epoch)
@@ -203,24 +225,22 @@ def assemble(
     )
     add_up = summed_as_sbi if as_sbi else summed
     gradients = compiler.gradients(optimizer)
+    check = partial(check_gradients, model, optimizer, config.clip_max_norm)
     engine = make_engine(
-        hooks.steps.train or TrainStep(gradients, stepping, device, add_up, epochs.now)
+        hooks.steps.train or TrainStep(gradients, stepping, device, add_up, epochs.now, check)
     )
     if validation is not None:
+        step = ValidationStep(
+            model, compiler.losses(), device, add_up, epochs.now, keep_losses=asks_for_error
+        )
         validation.compute_with(
-            hooks.steps.validate
-            or ValidationStep(
-                model,
-                compiler.losses(),
-                device,
-                add_up,
-                epochs.now,
-                refuse_non_finite=as_sbi,
-                keep_losses=asks_for_error,
-            )
+            hooks.steps.validate or step,
+            hooks.steps.validate or replace(step, refuse_non_finite=False),
         )
 
     # What happens when: handlers act in the order in which they are attached.
+    passes = Passes(train_batches)
+    passes.attach(engine)
     if averages is not None:
         averages.attach(engine)
     for handler in (train_loss, clipping, epochs, schedule, stopping, users):
@@ -242,6 +262,7 @@ def assemble(
             "best_epochs": None if stages is None else stages.best_epochs,
             "train_loss": train_loss,
             "clipping": clipping,
+            "frozen": frozen,
             "batches": train_batches,
             **{f"rule-{i}": rule for i, rule in enumerate(stopping.rules)},
             **hooks.parts,
@@ -255,6 +276,7 @@ def assemble(
         model=model,
         device=device,
         train_batches=train_batches,
+        passes=passes,
         val_batches=val_batches,
         optimizer=optimizer,
         stepping=stepping,

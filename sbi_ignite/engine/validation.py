@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from ignite.engine import Engine
 
 from sbi_ignite.data.source import Batches
 from sbi_ignite.engine.make_engine import make_engine
+from sbi_ignite.engine.passes import Passes
 from sbi_ignite.engine.steps import Step, fixed_random_state
 from sbi_ignite.handlers.epoch_mean import EpochMean
 from sbi_ignite.handlers.spread import ValidationSpread
@@ -41,17 +43,37 @@ class Validation:
         self._as_sbi, self._device = as_sbi, device
         self._spread = ValidationSpread() if with_error else None
 
-    def compute_with(self, step: Step) -> None:
-        """Set the process function, before the first validation."""
-        self._engine = make_engine(step)
-        self._mean.attach(self._engine)
+    def compute_with(self, step: Step, trial: Step) -> None:
+        """Set the process functions, before the first validation.
+
+        Args:
+            step: Computes the losses of a batch.
+            trial: The same for weights that are only tried, which refuses no losses.
+        """
+        self._engine, self._trial = make_engine(step), make_engine(trial)
+        for engine in (self._engine, self._trial):
+            self._mean.attach(engine)
         if self._spread is not None:
             self._spread.attach(self._engine)
 
     def loss(self) -> float:
-        """Return the mean loss over the validation rows."""
+        """Return the mean loss over the validation rows.
+
+        Raises:
+            DataError: If the batches are not those that their length promises.
+            NonFiniteLossError: If a loss is NaN or infinite.
+        """
+        return self._run(self._engine)
+
+    def loss_of_trial(self) -> float:
+        """Return the same of weights that are only tried and may be no good, finite or not."""
+        return self._run(self._trial)
+
+    def _run(self, engine: Engine) -> float:
+        passes = Passes(self._batches)
         with _randomness(self._as_sbi, self._device):
-            self._engine.run(self._batches, max_epochs=1, epoch_length=len(self._batches))
+            engine.run(passes, max_epochs=1, epoch_length=len(passes))
+            passes.conclude()
         return self._mean.value
 
     @property

@@ -26,7 +26,7 @@ class UserCallbacks:
 
     def __init__(self, callbacks: Iterable[Any], state: TrainingState) -> None:
         self._callbacks, self._state = tuple(callbacks), state
-        check_callbacks(self._callbacks)
+        _check_callbacks(self._callbacks)
 
     def attach(self, engine: Engine) -> None:
         """Attach ignite handlers and call `on_epoch_end` after validation."""
@@ -57,17 +57,30 @@ class UserCallbacks:
                 method(*args)
 
 
-def check_callbacks(callbacks: Iterable[Any]) -> None:
-    """Refuse objects that are neither callbacks nor ignite handlers.
+def as_callbacks(callbacks: Any) -> tuple[Any, ...]:
+    """Return a user's callbacks as a tuple; one alone is a tuple of one.
 
     Args:
-        callbacks: What a user passed.
+        callbacks: Callbacks or ignite handlers in any iterable, one of them, or None.
 
     Raises:
-        ArgumentError: If an object has none of the methods.
+        ArgumentError: If an object has none of their methods.
     """
+    if callbacks is None:
+        return ()
+    alone = _is_callback(callbacks) or not isinstance(callbacks, Iterable)
+    several = (callbacks,) if alone else tuple(callbacks)
+    _check_callbacks(several)
+    return several
+
+
+def _is_callback(value: Any) -> bool:
+    return any(hasattr(value, name) for name in (*CALLBACK_METHODS, "attach"))
+
+
+def _check_callbacks(callbacks: Iterable[Any]) -> None:
     for callback in callbacks:
-        if not any(hasattr(callback, name) for name in (*CALLBACK_METHODS, "attach")):
+        if not _is_callback(callback):
             raise ArgumentError(
                 "callbacks: expected objects with one of the methods "
                 f"{', '.join(CALLBACK_METHODS)} or with ignite's attach(engine), got {callback!r}."

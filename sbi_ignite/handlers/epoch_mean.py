@@ -60,14 +60,14 @@ class EpochMean:
 
     @property
     def value(self) -> float:
-        """The mean so far.
+        """The mean so far; NaN where no row was seen.
 
         Raises:
             NonFiniteLossError: If one of the losses that are read now is not finite, and its step
                 refuses that.
         """
         self.read()
-        return self.loss_sum / (self._rows or max(self.rows, 1))
+        return self.loss_sum / (self._rows or self.rows) if self.rows else math.nan
 
     def _reset(self) -> None:
         self.loss_sum, self.rows = 0.0, 0

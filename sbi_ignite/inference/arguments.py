@@ -16,7 +16,7 @@ from typing import Any
 from sbi.inference.trainers._contracts import TrainConfig as SbiTrainConfig
 
 from sbi_ignite.exceptions import ArgumentError
-from sbi_ignite.handlers.callbacks import check_callbacks
+from sbi_ignite.handlers.callbacks import as_callbacks
 from sbi_ignite.inference.families import Family, family_of
 from sbi_ignite.methods.base import LossArgs
 from sbi_ignite.settings import Resolved, TrainConfig, resolve
@@ -135,7 +135,7 @@ def parse_call(
         keywords=sbi,
         exclude_invalid_x=exclude_invalid_x,
         ema_loss_decay=sbi.get("ema_loss_decay", 0.1),
-        callbacks=_callbacks(new["callbacks"]),
+        callbacks=as_callbacks(new["callbacks"]),
         sbi_form=config is None,
     )
 
@@ -257,12 +257,3 @@ def _add_settings(
                 sbi[keyword] = dict(value) if isinstance(value, Mapping) else value
         elif origin.source == "call" and value != type(settings.train).model_fields[field].default:
             raise ArgumentError(f"{type(trainer).__name__}.train() has no {keyword}; leave it out.")
-
-
-def _callbacks(callbacks: Any) -> tuple[Any, ...]:
-    """Return callbacks as a tuple, checked; one alone is a tuple of one."""
-    if callbacks is None:
-        return ()
-    several = tuple(callbacks) if isinstance(callbacks, list | tuple) else (callbacks,)
-    check_callbacks(several)
-    return several

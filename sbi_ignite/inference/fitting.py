@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,12 +19,13 @@ from sbi.inference import NeuralInference
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.data.foreign import WholePass, as_batches
 from sbi_ignite.data.source import Batches
+from sbi_ignite.engine.checks import check_loader
 from sbi_ignite.engine.hooks import Place, Steps, TrainingHooks
 from sbi_ignite.engine.optimizers import make_optimizer
 from sbi_ignite.engine.options import rates_of
 from sbi_ignite.engine.run import run
-from sbi_ignite.engine.steps import Step
 from sbi_ignite.engine.training import assemble
+from sbi_ignite.exceptions import NonFiniteLossError
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.handlers.stopping import Rule
@@ -72,6 +74,8 @@ def fit(
     state, resume_from = _start(trainer, call)
     rules, best = rules_of(trainer, call, continued=state.epoch > 0)
     now = begin_round(trainer, config.resume_training)
+    for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
+        check_loader(loader, name)
     train_batches, val_batches = as_batches(train_loader), as_batches(val_loader, "val_loader")
     place = Place(
         method=type(trainer).__name__,
@@ -85,11 +89,12 @@ def fit(
     )
 
     train_step = validation_step = None
+    refuse = not config.sbi_compat
     if hasattr(trainer, "_train_epoch") and not is_sbis_own(trainer, "_train_epoch"):
-        train_step = _whole_epoch(trainer._train_epoch, config.clip_max_norm, loss_args)
+        train_step = _WholeEpoch(trainer, "_train_epoch", (config.clip_max_norm, loss_args), refuse)
         train_batches = WholePass(train_batches)
     if hasattr(trainer, "_validate_epoch") and not is_sbis_own(trainer, "_validate_epoch"):
-        validation_step = _whole_epoch(trainer._validate_epoch, loss_args)
+        validation_step = _WholeEpoch(trainer, "_validate_epoch", (loss_args,), refuse)
         val_batches = WholePass(val_batches, "val_loader")
     steps = Steps(train_step, validation_step, traceable=is_traceable(trainer, loss))
 
@@ -275,10 +280,33 @@ def _keep_on(trainer: Any, name: str) -> Callable[[Any], None]:
     return keep
 
 
-def _whole_epoch(epoch: Callable[..., float], *args: Any) -> Step:
-    """Return a step that hands the whole loader to an epoch method that a user has overridden."""
+@dataclass(frozen=True)
+class _WholeEpoch:
+    """A step that hands the whole loader to an epoch method that a user has overridden.
 
-    def step(engine: Engine, loader: Any) -> StepOutput:
-        return StepOutput(float(epoch(loader, *args)), rows=1)
+    What the method returns is taken as it is in sbi's form, as sbi takes it.
 
-    return step
+    Attributes:
+        trainer: One of sbi's trainers.
+        method: Name of the method, which returns the mean loss.
+        args: What it takes besides the loader.
+        refuse_non_finite: Raise where that loss is NaN or infinite.
+    """
+
+    trainer: Any
+    method: str
+    args: tuple[Any, ...]
+    refuse_non_finite: bool
+
+    def __call__(self, engine: Engine, loader: Any) -> StepOutput:
+        """Train or validate for an epoch."""
+        loss = float(getattr(self.trainer, self.method)(loader, *self.args))
+        if self.refuse_non_finite and not math.isfinite(loss):
+            epoch = self.trainer.epoch + 1
+            raise NonFiniteLossError(
+                f"{type(self.trainer).__name__}.{self.method}() returned the loss {loss} in epoch "
+                f"{epoch}; the best weights so far are kept.",
+                epoch=epoch,
+                validation=self.method == "_validate_epoch",
+            )
+        return StepOutput(loss, rows=1)

@@ -49,6 +49,11 @@ class TrainConfig(Settings):
     The fields are described one by one in `TrainConfig.model_fields`. `training_batch_size` is
     another name of `batch_size`, and `max_num_epochs` of `max_epochs`.
 
+    A part of the network without trainable parameters that is in evaluation mode when training
+    starts, such as a frozen embedding after `.eval()`, stays in it: its BatchNorm keeps its
+    statistics, its Dropout stays off. With `sbi_compat`, all parts are trained in training mode, as
+    in sbi.
+
     Raises:
         SettingsError: If a value is wrong, a name is misspelt, both names of a field are given, or
             two fields say one thing: `averaging` and `ema_decay`; a callable `optimizer`, which

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ignite.engine import Events
 from torch import nn
 
 from sbi_ignite import EarlyStopping, TrainConfig, WeightAveraging, run_training
@@ -26,8 +27,6 @@ class Watch:
         self.model, self.steps, self.told = model, [], []
 
     def attach(self, engine):
-        from ignite.engine import Events
-
         keep = lambda: self.steps.append(self.model.weight.detach().clone())  # noqa: E731
         engine.add_event_handler(Events.ITERATION_COMPLETED, keep)
 
@@ -91,22 +90,20 @@ def test_without_any_finished_epoch_the_average_is_returned():
     model = linear()
     watch = Watch(model)
 
-    class Nan:
-        def __call__(self, model, batch):
-            return loss(model, batch)
-
-        def validate(self, model, batch):
-            return torch.full((len(batch),), torch.nan)
+    class BreakingOff:
+        def attach(self, engine):
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.terminate)
 
     setting = WeightAveraging("power", factor=1.0)
     run_training(
         TrainConfig(max_epochs=1, learning_rate=0.1, averaging=setting, optimizer="sgd"),
         model,
-        Nan(),
+        loss,
         BATCHES,
         [X],
-        callbacks=[watch],
+        callbacks=[watch, BreakingOff()],
     )
+    assert len(watch.steps) == 2
     torch.testing.assert_close(model.weight, torch.stack(watch.steps).mean(dim=0))
 
 

@@ -197,40 +197,50 @@ def test_the_best_weights_are_returned_not_the_last():
     assert not torch.equal(next(model.parameters()), kept[3][0])
 
 
-@pytest.mark.parametrize("first", [math.nan, 2.0])
-def test_nan_is_never_an_improvement(first):
-    """Wherever NaN stands among the validation losses, the lowest number is the best."""
-    values = iter([first, math.nan, 1.5, math.nan])
+class Scripted:
+    """Made-up validation losses of the sixth row, one an epoch, and a very low training loss."""
 
-    class Loss:
-        def __call__(self, model, batch):
-            return per_row(model, batch) - 1e6
+    def __init__(self, *losses):
+        self._losses = iter(losses)
 
-        def validate(self, model, batch):
-            return torch.tensor(next(values))
+    def __call__(self, model, batch):
+        return per_row(model, batch) - 1e6
 
-    _, summary = run_training(TrainConfig(max_epochs=4), mlp(), Loss(), BATCHES, BATCHES[:1])
-    assert (summary.best_epoch, summary.best_validation_loss) == (3, 1.5)
+    def validate(self, model, batch):
+        return torch.where(torch.arange(len(batch[0])) == 5, next(self._losses), 0.0)
 
 
-def test_nan_counts_against_patience_from_the_first_epoch():
-    class Loss:
-        def __call__(self, model, batch):
-            return per_row(model, batch)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("compat", [True, False])
+def test_a_validation_loss_that_is_not_finite_ends_the_training_with_the_best_weights(bad, compat):
+    """The rule of training losses, in both forms: the error names the epoch and the row."""
+    kept = {}
 
-        def validate(self, model, batch):
-            return torch.tensor(math.nan)
+    class Keep:
+        failed = None
 
-    _, summary = run_training(
-        TrainConfig(max_epochs=50),
-        mlp(),
-        Loss(),
-        BATCHES,
-        BATCHES[:1],
-        early_stopping=EarlyStopping.validation_loss(patience=3),
-    )
-    assert summary.stop_reason == "patience"
-    assert summary.epochs_trained == 3
+        def on_epoch_end(self, state):
+            kept[state.epoch] = [p.detach().clone() for p in state.model.parameters()]
+
+        def on_exception(self, error, state):
+            self.failed = error
+
+    model, keep = mlp(), Keep()
+    loss = Scripted(2.0, 1.5, 1.8, bad)
+    with pytest.raises(NonFiniteLossError, match=r"validation loss.*epoch 4, after") as caught:
+        run_training(
+            TrainConfig(max_epochs=9, sbi_compat=compat),
+            model,
+            loss,
+            BATCHES,
+            BATCHES[:1],
+            callbacks=[keep],
+        )
+    error = caught.value
+    assert (error.validation, error.epoch, error.iteration, error.rows) == (True, 4, 12, (5,))
+    assert keep.failed is error
+    assert sorted(kept) == [1, 2, 3]
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), kept[2], strict=True))
 
 
 def test_negative_losses_improve_downwards():
@@ -342,6 +352,7 @@ def test_schedulers_step_as_in_a_loop_by_hand(name):
         ({"train_loader": []}, r"train_loader: .*at least one batch"),
         ({"val_loader": []}, r"val_loader: .*at least one batch"),
         ({"callbacks": [object()]}, r"callbacks: .*on_epoch_end"),
+        ({"callbacks": 3}, r"callbacks: .*on_epoch_end.*got 3"),
         ({"early_stopping": "patience"}, r"(?i)early_stopping"),
         ({"config": {"max_epochs": 1}}, r"(?i)TrainConfig"),
         ({"optimizer": "adam"}, r"(?i)optimizer"),
@@ -362,6 +373,18 @@ def test_arguments_of_the_wrong_type_are_refused_before_training(replaced, messa
     with pytest.raises(ArgumentError, match=message):
         run_training(**arguments)
     assert equal(model, mlp())
+
+
+def test_one_callback_alone_needs_no_list():
+    class Keep:
+        epochs = 0
+
+        def on_epoch_end(self, state):
+            self.epochs = state.epoch
+
+    keep = Keep()
+    run_training(TrainConfig(max_epochs=2), mlp(), per_row, BATCHES, callbacks=keep)
+    assert keep.epochs == 2
 
 
 def test_an_unknown_device_is_refused():

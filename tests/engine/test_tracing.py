@@ -385,6 +385,7 @@ def test_changes_of_the_network_during_training_are_honoured(act, event, replays
     check_equal(trained(make, "off", callbacks=[Changes(act, event)], epochs=6), traced)
 
 
+@pytest.mark.filterwarnings("ignore:optimizer. 2 of the model's 4:UserWarning")
 def test_gradients_are_added_to_those_that_nobody_takes_away(replays):
     """A parameter that the optimizer does not know keeps its gradients from step to step."""
 

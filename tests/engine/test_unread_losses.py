@@ -10,7 +10,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from sbi_ignite import NonFiniteLossError, TrainConfig, run_training
-from sbi_ignite.data.in_memory import ShuffledBatches
+from sbi_ignite.data.in_memory import OrderedBatches, ShuffledBatches
 from sbi_ignite.handlers import epoch_mean
 
 NUM_ROWS, BATCH = 60, 4
@@ -91,6 +91,37 @@ def test_a_mean_that_is_not_finite_is_refused_with_the_rows_whose_values_are_not
     with pytest.raises(NonFiniteLossError) as caught:
         train(mean_squared, x)
     assert caught.value.rows == (42,)
+
+
+@pytest.mark.parametrize("compat", [True, False])
+def test_a_validation_loss_that_is_not_finite_is_refused_when_it_is_read(
+    unread: list[int], compat: bool
+):
+    """In the epoch that it belongs to, with its rows, and with the best weights so far."""
+    best: list[Tensor] = []
+
+    class Spoiling:
+        def on_epoch_end(self, state: Any) -> None:
+            best[:] = [state.model.weight.detach().clone()]
+            if state.epoch == 2:
+                x[[3, 17]] = torch.tensor([[torch.inf, 0.0], [torch.nan, 0.0]])
+
+    x = data()
+    model = nn.Linear(2, 1)
+    batches = ShuffledBatches((data(),), torch.arange(NUM_ROWS), BATCH, seed=1)
+    others = OrderedBatches((x,), torch.arange(18), 9)
+    with pytest.raises(NonFiniteLossError, match=r"validation loss.*epoch 3, after") as caught:
+        run_training(
+            TrainConfig(max_epochs=5, learning_rate=0.1, sbi_compat=compat),
+            model,
+            squared,
+            batches,
+            others,
+            callbacks=[Spoiling()],
+        )
+    error = caught.value
+    assert (error.validation, error.epoch, error.iteration, error.rows) == (True, 3, 45, (3,))
+    assert torch.equal(model.weight, best[0])
 
 
 def test_the_model_keeps_its_best_weights(unread: list[int]):

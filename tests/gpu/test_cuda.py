@@ -18,7 +18,7 @@ from sbi.utils import BoxUniform
 
 import sbi_ignite.inference
 from sbi_ignite import CheckpointConfig, NonFiniteLossError, Stage, TrainConfig, run_training
-from sbi_ignite.data.in_memory import ShuffledBatches
+from sbi_ignite.data.in_memory import OrderedBatches, ShuffledBatches
 from sbi_ignite.engine.optimizers import make_optimizer
 from sbi_ignite.handlers.epoch_mean import MOST_UNREAD, EpochMean
 
@@ -230,6 +230,26 @@ def test_a_loss_that_is_not_finite_is_told_apart_later(share: float, monkeypatch
     assert before.keys() == after.keys()
 
 
+@pytest.mark.parametrize("compat", [True, False])
+def test_a_validation_loss_that_is_not_finite_is_told_apart_when_it_is_read(compat: bool):
+    """In the epoch that it belongs to, with its row."""
+    x = torch.randn(60, 2, device=DEVICE)
+    batches = [(x[:8],), (x[8:16],)]
+    others = OrderedBatches((x,), torch.arange(20, 40), 10)
+    x[33, 0] = torch.nan
+    model = torch.nn.Linear(2, 1).to(DEVICE)
+    with pytest.raises(NonFiniteLossError, match=r"validation loss.*epoch 1") as caught:
+        run_training(
+            TrainConfig(max_epochs=3, sbi_compat=compat),
+            model,
+            lambda m, b: m(b[0])[:, 0].square(),
+            batches,
+            others,
+        )
+    assert (caught.value.validation, caught.value.rows) == (True, (33,))
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
 def test_losses_are_read_together():
     reads = []
     read = EpochMean.read
@@ -242,7 +262,10 @@ def test_losses_are_read_together():
     batches = [torch.randn(8, 2, device=DEVICE) for _ in range(MOST_UNREAD + 5)]
     with mock.patch.object(EpochMean, "read", counted):
         run_training(
-            TrainConfig(max_epochs=2, compile="off"), model, lambda m, b: m(b).square(), batches
+            TrainConfig(max_epochs=2, compile="off"),
+            model,
+            lambda m, b: m(b)[:, 0].square(),
+            batches,
         )
     assert reads == [MOST_UNREAD, 5] * 2
 

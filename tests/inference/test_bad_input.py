@@ -17,7 +17,9 @@ from sbi_ignite import (
     SettingsError,
     TrainConfig,
     UnsupportedSbiError,
+    load_run,
 )
+from sbi_ignite.runs.directory import RunDirectory
 from tests.small import METHODS, SBI_WARNS, Watch, append, draw, empty, flow, ready, same, weights
 
 pytestmark = SBI_WARNS
@@ -210,6 +212,94 @@ def test_a_loss_that_is_nan_at_once_says_so_and_a_new_training_works():
     with pytest.raises(NonFiniteLossError, match="epoch 1, iteration 1"):
         broken.train(TrainConfig(max_epochs=2), LossArgsNPE())
     trainer.train(TrainConfig(max_epochs=1))
+
+
+def breaks_in_validation(epoch, batches=1):
+    """Return a builder of flows whose validation loss of one row is infinite from an epoch on."""
+
+    def build(theta, x):
+        net, calls = flow()(theta, x), [0]
+        loss = net.loss
+
+        def broken(inputs, condition):
+            losses = loss(inputs, condition)
+            calls[0] += not net.training
+            if not net.training and calls[0] > (epoch - 1) * batches:
+                losses = torch.where(torch.arange(len(losses)) == 2, torch.inf, losses)
+            return losses
+
+        net.loss = broken
+        return net
+
+    return build
+
+
+@pytest.mark.parametrize("typed", [True, False], ids=["typed", "sbi"])
+def test_an_infinite_validation_loss_is_an_error_and_the_best_weights_are_kept(typed, tmp_path):
+    """As in sbi, whose losses raise a ValueError in training and validation alike."""
+    # sbi's form validates in batches of 12, of which 12 rows make one, as does the typed form.
+    trainer, watch = ready(density_estimator=breaks_in_validation(3)), Watch()
+    arguments = [TrainConfig(batch_size=12, max_epochs=9)] if typed else []
+    keywords = {} if typed else {"training_batch_size": 12, "max_num_epochs": 8}
+    with pytest.raises(NonFiniteLossError, match=r"validation loss.*epoch 3") as caught:
+        trainer.train(*arguments, **keywords, callbacks=[watch], checkpoint=str(tmp_path / "run"))
+
+    error = caught.value
+    assert (error.validation, error.epoch, error.iteration) == (True, 3, 27)
+    assert isinstance(error, ValueError)
+    (row,) = error.rows
+    assert row in trainer.val_indices.tolist()
+
+    losses = trainer._summary["validation_loss"]
+    assert len(losses) == len(watch.weights) == 2
+    best = watch.weights[losses.index(min(losses))]
+    assert same(trainer, best)
+    posterior = trainer.build_posterior()
+    assert posterior.sample((3,), x=torch.zeros(1, 2), show_progress_bars=False).isfinite().all()
+
+    run = load_run(tmp_path / "run")
+    assert run.manifest["status"] == "failed"
+    assert len(run.metrics) == 2
+    (file,) = (tmp_path / "run").rglob("best.pt")
+    with RunDirectory.open(file.parent) as directory:
+        assert same(directory.read_best()["weights"], best)
+
+
+def test_sbi_refuses_an_infinite_validation_loss_too():
+    """What the test above calls sbi's own behaviour."""
+    import sbi.inference
+
+    trainer = ready(inference=sbi.inference, density_estimator=breaks_in_validation(3))
+    with pytest.raises(ValueError, match="NaN/Inf present in NPE loss"):
+        trainer.train(training_batch_size=12, max_num_epochs=8)
+
+
+@pytest.mark.parametrize("method", ["_train_epoch", "_validate_epoch"])
+@pytest.mark.parametrize("typed", [True, False], ids=["typed", "sbi"])
+def test_what_an_overridden_epoch_method_returns_is_held_to_the_rule_of_its_form(method, typed):
+    """In sbi, and hence in its form, only the losses themselves are checked."""
+    import sbi_ignite.inference
+
+    class Own(sbi_ignite.inference.NPE_C):
+        pass
+
+    def epoch(self, *args):
+        return math.nan if self.epoch == 1 else 1.0
+
+    setattr(Own, method, epoch)
+    torch.manual_seed(1)
+    trainer = empty("NPE_C")
+    trainer.__class__ = Own
+    append(trainer, *draw())
+    if typed:
+        with pytest.raises(NonFiniteLossError, match=rf"{method}\(\) returned.*epoch 2") as caught:
+            trainer.train(TrainConfig(max_epochs=3))
+        assert caught.value.validation == (method == "_validate_epoch")
+        return
+    with pytest.warns(UserWarning, match="Maximum number of epochs"):
+        trainer.train(max_num_epochs=2)
+    name = "training_loss" if method == "_train_epoch" else "validation_loss"
+    assert trainer._summary[name] == pytest.approx([1.0, math.nan, 1.0], nan_ok=True)
 
 
 def _always_nan(net):

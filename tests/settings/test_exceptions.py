@@ -43,9 +43,11 @@ def test_an_error_is_caught_as_ours_and_as_the_built_in(name):
 def test_a_non_finite_loss_names_epoch_iteration_and_rows():
     error = NonFiniteLossError("NaN", epoch=3, iteration=70, rows=[5, 8])
     assert (error.epoch, error.iteration, error.rows) == (3, 70, (5, 8))
+    assert not error.validation
 
 
 def test_a_non_finite_loss_survives_the_way_between_processes():
-    error = NonFiniteLossError("NaN", epoch=3, iteration=70, rows=[5, 8])
+    error = NonFiniteLossError("NaN", epoch=3, iteration=70, rows=[5, 8], validation=True)
     copied = pickle.loads(pickle.dumps(error))
     assert (str(copied), copied.epoch, copied.iteration, copied.rows) == ("NaN", 3, 70, (5, 8))
+    assert copied.validation

@@ -1,0 +1,169 @@
+"""Checks of the first batch of a training, its losses and its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adagrad, Optimizer, SparseAdam
+
+from sbi_ignite.data.source import num_rows
+from sbi_ignite.exceptions import ArgumentError
+
+_EXPECTED = "loss_fn: expected losses of shape (batch,), or their mean of shape (), as a tensor"
+
+
+def check_batch(batch: Any, source: str) -> None:
+    """Refuse a batch that torch cannot compute gradients with.
+
+    Args:
+        batch: The batch.
+        source: Name of where it comes from.
+
+    Raises:
+        ArgumentError: If its tensors were made under `torch.inference_mode()`.
+    """
+    if any(tensor.is_inference() for tensor in _tensors(batch)):
+        raise ArgumentError(
+            f"{source}: expected ordinary tensors, got tensors made under "
+            "torch.inference_mode(), which torch computes no gradients with. Make them outside, or "
+            "pass clones of them."
+        )
+
+
+def check_losses(losses: Any, training: bool = False) -> None:
+    """Refuse what is not a tensor of losses.
+
+    Args:
+        losses: What the loss function returned.
+        training: Whether gradients are to be computed from it.
+
+    Raises:
+        ArgumentError: If it is something else, has no real numbers, or no way to the parameters.
+    """
+    if not isinstance(losses, Tensor):
+        raise ArgumentError(f"{_EXPECTED}, got {_described(losses)}. {_remedy(losses)}")
+    if not losses.is_floating_point():
+        raise ArgumentError(
+            f"{_EXPECTED} of floating-point numbers, got one of {losses.dtype}. Return "
+            f"{'a real loss, such as its .abs()' if losses.is_complex() else 'losses.float()'}."
+        )
+    if training and not losses.requires_grad:
+        raise ArgumentError(
+            f"{_EXPECTED} that depends on the model's parameters, got one that torch knows no "
+            "gradient of. Leave out .detach(), .item(), numpy and torch.no_grad() on the way from "
+            "the model to the loss."
+        )
+
+
+def check_shape(losses: Tensor, batch: Any) -> None:
+    """Refuse losses that are not one or several for every row of a batch.
+
+    How many rows a batch has is known where it is a tensor or a container of tensors: one of them
+    must have as many.
+
+    Args:
+        losses: What the loss function returned.
+        batch: The batch.
+
+    Raises:
+        ArgumentError: If they have more than one dimension, or another number of rows.
+    """
+    if losses.ndim == 0 or losses.numel() == 0:
+        return
+    shape, rows = tuple(losses.shape), num_rows(batch)
+    if losses.ndim > 1:
+        how = "losses.squeeze(1)" if shape[1:] == (1,) else "losses.flatten(1).mean(dim=1)"
+        broadcast = (
+            " Or did a prediction of shape (batch, 1) meet a target of shape (batch,)?"
+            if shape == (rows, rows)
+            else ""
+        )
+        raise ArgumentError(
+            f"{_EXPECTED}, got shape {shape} for a batch of {rows} rows. Return {how}.{broadcast}"
+        )
+    sizes = {len(tensor) for tensor in _tensors(batch) if tensor.ndim}
+    if sizes and not any(size and len(losses) % size == 0 for size in sizes):
+        raise ArgumentError(
+            f"{_EXPECTED}, got shape {shape} for a batch of {rows} rows. Return one loss for every "
+            "row, as .mean(dim=1) of losses of shape (batch, dim), or one .mean() of all."
+        )
+
+
+def check_gradients(model: nn.Module, optimizer: Optimizer, clip_max_norm: float | None) -> None:
+    """Refuse gradients that train nothing, or that clipping or the optimizer cannot take.
+
+    Args:
+        model: The network, after a backward pass.
+        optimizer: Its optimizer.
+        clip_max_norm: What the gradients' norm is clipped to, if it is.
+
+    Raises:
+        ArgumentError: If no parameter of the model has a gradient, or a sparse one is in the way.
+    """
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    gradients = {
+        name: parameter.grad
+        for name, parameter in model.named_parameters()
+        if id(parameter) in trained and parameter.grad is not None
+    }
+    if not gradients:
+        raise ArgumentError(
+            "loss_fn: expected losses that depend on the parameters of `model`, got losses that "
+            "depend on none of those that are trained. Compute them from the model that is handed "
+            "to loss_fn(model, batch)."
+        )
+    sparse = [name for name, grad in gradients.items() if grad.layout != torch.strided]
+    if not sparse:
+        return
+    named = f"sparse gradients of {', '.join(sparse)}"
+    if clip_max_norm is not None:
+        raise ArgumentError(
+            f"clip_max_norm={clip_max_norm:g}: expected dense gradients, got {named}, whose norm "
+            "torch does not take. Make the embedding with sparse=False, or pass clip_max_norm=None "
+            "and an optimizer for sparse gradients, such as torch.optim.Adagrad."
+        )
+    if not _takes_sparse(optimizer):
+        raise ArgumentError(
+            f"optimizer: expected one for sparse gradients, such as torch.optim.Adagrad, got "
+            f"{type(optimizer).__name__} for {named}. Or make the embedding with sparse=False."
+        )
+
+
+def _takes_sparse(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer takes sparse gradients; others than torch's are let pass."""
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return True
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    return isinstance(optimizer, SparseAdam | Adagrad | SGD) and not fused
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a batch that is a tensor or consists of containers."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        yield from (tensor for value in batch.values() for tensor in _tensors(value))
+    elif isinstance(batch, list | tuple):
+        yield from (tensor for value in batch for tensor in _tensors(value))
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} of {', '.join(map(repr, value)) or 'nothing'}"
+    if isinstance(value, list | tuple):
+        kinds = ", ".join(type(item).__name__ for item in value)
+        return f"a {type(value).__name__} of {kinds or 'nothing'}"
+    if isinstance(value, int | float | complex):
+        return f"{value!r}, a {type(value).__name__}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _remedy(value: Any) -> str:
+    if isinstance(value, Mapping | list | tuple):
+        return "Return the loss alone, as the tensor that it is in there."
+    if value is None:
+        return "Does the function lack a `return`?"
+    return "Return the tensor itself, without .item(), float() or numpy."

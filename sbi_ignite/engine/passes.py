@@ -1,0 +1,128 @@
+"""Passes over batches that are held to the number that their length promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+from sbi_ignite.data.source import Batches
+from sbi_ignite.exceptions import DataError
+
+
+class Passes:
+    """Batches for ignite's engines, which refuse a pass of another length than promised.
+
+    ignite counts an epoch in batches: a loader that ends early is started again in mid-epoch, one
+    that ends without a batch leaves an empty epoch, and batches beyond the length are left for the
+    next epoch or, in validation, never seen.
+
+    Everything else, such as `rows` or a DataLoader's `dataset`, is that of the batches or of the
+    user's loader behind them.
+
+    Args:
+        batches: The batches.
+
+    Attributes:
+        num_batches: Batches of a pass.
+
+    Example:
+        >>> from sbi_ignite.data.foreign import ForeignBatches
+        >>> list(Passes(ForeignBatches([1, 2])))
+        [1, 2]
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+        self.num_batches = len(batches)
+        self._done = 0
+        self._pass: _Pass | None = None
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        self._pass = _Pass(self, self._done)
+        self._done = 0
+        return self._pass
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "batches":  # not there yet, while this object is copied
+            raise AttributeError(name)
+        if hasattr(self.batches, name):
+            return getattr(self.batches, name)
+        return getattr(getattr(self.batches, "loader", self.batches), name)
+
+    def continue_after(self, num_batches: int) -> None:
+        """Expect the next pass to begin after so many batches, as a resumed one does."""
+        self._done = num_batches
+
+    def attach(self, engine: Engine) -> None:
+        """Look at the end of every epoch; attach it before what takes the epoch for complete."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.conclude)
+
+    def conclude(self) -> None:
+        """Run a pass that has handed out all its batches to its end, as a `for` loop does.
+
+        Raises:
+            DataError: If there is another batch.
+        """
+        if self._pass is not None and self._pass.handed_out == self.num_batches:
+            next(self._pass, None)
+
+
+class _Pass:
+    """One pass over a loader.
+
+    Args:
+        passes: What the pass is held to.
+        done: Batches of this pass that were handed out earlier.
+    """
+
+    def __init__(self, passes: Passes, done: int) -> None:
+        self._of, self._batches = passes, iter(passes.batches)
+        self.handed_out = done
+        self._ended = False
+
+    def __iter__(self) -> _Pass:
+        return self
+
+    def __next__(self) -> Any:
+        if self._ended:
+            raise StopIteration
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            self._ended = True
+            if self.handed_out < self._of.num_batches:
+                raise self._too_few() from None
+            raise
+        if self.handed_out == self._of.num_batches:
+            raise self._too_many()
+        self.handed_out += 1
+        return batch
+
+    def _too_few(self) -> DataError:
+        got = self.handed_out or "none"
+        again = (
+            " A loader is iterated once an epoch and must begin anew each time, which an iterator "
+            "or a generator that is used up does not."
+        )
+        return DataError(
+            f"{self._expected()}, got {got} in one pass.{'' if self.handed_out else again} Let "
+            "len() give the batches of a pass, or train on a list of batches."
+        )
+
+    def _too_many(self) -> DataError:
+        return DataError(
+            f"{self._expected()}, got more in one pass. Let len() give the batches of a pass, and "
+            "a stream without an end stop there. With several workers, an IterableDataset must "
+            "share out its rows among them (torch.utils.data.get_worker_info), in whole batches."
+        )
+
+    def _expected(self) -> str:
+        of = self._of
+        return (
+            f"{of.batches.name}: expected as many batches as its len() promises ({of.num_batches})"
+        )
