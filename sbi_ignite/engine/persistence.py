@@ -27,6 +27,8 @@ from sbi_ignite.runs.manifest import make_manifest
 from sbi_ignite.settings import CheckpointConfig, Resolved
 from sbi_ignite.summary import TrainingSummary
 
+_SECONDS_FOR_LAST_WORDS = 1.0
+
 
 @contextmanager
 def persistence(
@@ -37,6 +39,7 @@ def persistence(
     state: TrainingState,
     train_loader: Any,
     snapshots: Snapshots,
+    signals: StopOnSignals,
 ) -> Iterator[Persistence | NoPersistence]:
     """Hold the run directory that the settings or the host name, for the time of a training.
 
@@ -48,6 +51,7 @@ def persistence(
         state: The training's numbers.
         train_loader: Batches, whose tensors are what the run is recognised by.
         snapshots: Take snapshots of the parts.
+        signals: From `signals_to_stop_on`.
     """
     method, manifest = host.method or type(model).__name__, {}
     if settings.checkpoint is not None or settings.logging:
@@ -60,14 +64,11 @@ def persistence(
         )
         manifest.update(host.manifest)
     if settings.checkpoint is None:
-        # There is nothing to continue from, but what is logged ends with the right status.
-        names = ("SIGTERM",) if settings.logging else ()
-        signals = StopOnSignals(state, names, only_deadly=True)
         yield NoPersistence(method, manifest, parts, host.resume_from, signals)
         return
     path = host.directory or settings.checkpoint.directory
     with RunDirectory.open(path, settings.checkpoint.keep_last) as directory:
-        yield Persistence(
+        files = Persistence(
             directory,
             settings.checkpoint,
             method,
@@ -75,10 +76,29 @@ def persistence(
             parts,
             state,
             snapshots,
+            signals,
             mid_epoch=isinstance(train_loader, Batches),
             # A thread that writes must not run while a loader forks its workers.
             background=not getattr(train_loader, "num_workers", 0),
         )
+        try:
+            yield files
+        except BaseException as error:
+            files.fail(error)
+            raise
+
+
+def signals_to_stop_on(settings: Resolved, state: TrainingState) -> StopOnSignals:
+    """Return what holds signals off until everything about a training is where it belongs.
+
+    Args:
+        settings: All settings.
+        state: The training's numbers.
+    """
+    if settings.checkpoint is not None:
+        return StopOnSignals(state)
+    # There is nothing to continue from, but what is logged ends with the right status.
+    return StopOnSignals(state, ("SIGTERM",) if settings.logging else (), only_deadly=True)
 
 
 class NoPersistence:
@@ -116,20 +136,14 @@ class NoPersistence:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Hold signals off for the time of the training."""
-        with self._signals:
-            yield
+        """Note nothing."""
+        yield
 
     def finish(self) -> None:
         """Save nothing."""
 
     def conclude(self, summary: TrainingSummary) -> None:
-        """Write nothing, and pass on the signal that ended the training.
-
-        Raises:
-            SystemExit: If SIGTERM ended it, with the shell's exit code for it.
-        """
-        self._signals.pass_on()
+        """Write nothing."""
 
 
 class Persistence:
@@ -143,6 +157,7 @@ class Persistence:
         parts: The parts of the training that remember something.
         state: The training's numbers.
         snapshots: Take snapshots of the parts.
+        signals: The signals that end the training cleanly.
         mid_epoch: Whether the batches know their position inside an epoch.
         background: Whether to write in another thread.
 
@@ -159,13 +174,14 @@ class Persistence:
         parts: Mapping[str, Stateful],
         state: TrainingState,
         snapshots: Snapshots,
+        signals: StopOnSignals,
         mid_epoch: bool,
         background: bool = True,
     ) -> None:
         self._directory, self._config = directory, config
         self.method, self.manifest = method, manifest
         self._parts, self._state, self._mid_epoch = parts, state, mid_epoch
-        self._signals = StopOnSignals(state)
+        self._signals, self._began = signals, False
         self._engine: Engine | None = None
         self._handler = CheckpointHandler(
             directory, config, snapshots.take, state, mid_epoch, background
@@ -211,38 +227,47 @@ class Persistence:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Hold signals off for the time of the training, and note how it ended."""
+        """Note that the training runs, and an error that ends it before anybody else hears it."""
         self._directory.write_manifest(self.manifest)
         self._handler.start()
         self._handler.save_now()
+        self._began = True
         try:
-            with self._signals:
-                yield
+            yield
         except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-            self._note_end("interrupted" if interrupted else "failed", error=_line(error))
+            self.fail(error)
             raise
+
+    def fail(self, error: BaseException) -> None:
+        """Note an error that ended the training, the first one only."""
+        if not self._began:
+            return
+        self._began = False
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        words = {"status": "interrupted" if interrupted else "failed", "error": _line(error)}
+        with contextlib.suppress(CheckpointError):
+            if isinstance(error, KeyboardInterrupt):  # whoever insists must not wait for a disk
+                self._directory.update_manifest_soon(_SECONDS_FOR_LAST_WORDS, **words)
+            else:
+                self._directory.update_manifest(**words)
 
     def finish(self) -> None:
         """Save the last state, from which a longer training would go on."""
         # Between batches of a foreign loader nothing can be continued: its last epoch's end stays.
-        if self._mid_epoch or self._state.iteration == 0 or self._at_epoch_end():
+        # Neither can what was cut short in mid-validation.
+        whole = self._mid_epoch or self._state.iteration == 0 or self._at_epoch_end()
+        if whole and not self._signals.cut_in_loader:
             self._handler.finish()
         self._directory.wait()
 
     def conclude(self, summary: TrainingSummary) -> None:
-        """Write what people read, and pass on the signal that ended the training.
-
-        Raises:
-            KeyboardInterrupt: If Ctrl-C ended it.
-            SystemExit: If SIGTERM or SIGUSR1 ended it, with the shell's exit code for it.
-        """
+        """Write what people read."""
         if summary.complete:
             self._directory.write_summary(summary.to_dict())
-        self._note_end(
-            "complete" if summary.complete else "interrupted", stop_reason=summary.stop_reason
-        )
-        self._signals.pass_on()
+        status = "complete" if summary.complete else "interrupted"
+        with contextlib.suppress(CheckpointError):
+            self._directory.update_manifest(status=status, stop_reason=summary.stop_reason)
+        self._began = False
 
     @property
     def path(self) -> Path | None:
@@ -251,10 +276,6 @@ class Persistence:
 
     def _at_epoch_end(self) -> bool:
         return self._engine is None or ends_epoch(self._engine)
-
-    def _note_end(self, status: str, **values: Any) -> None:
-        with contextlib.suppress(CheckpointError):
-            self._directory.update_manifest(status=status, **values)
 
 
 def tensors_of(loader: Any) -> tuple[Tensor, ...] | None:

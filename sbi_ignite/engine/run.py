@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging as python_logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -27,7 +27,12 @@ from sbi_ignite.engine.flat import FlatOptimizer
 from sbi_ignite.engine.host import Host
 from sbi_ignite.engine.length import sure_epochs
 from sbi_ignite.engine.optimizers import make_optimizer
-from sbi_ignite.engine.persistence import NoPersistence, Persistence, persistence
+from sbi_ignite.engine.persistence import (
+    NoPersistence,
+    Persistence,
+    persistence,
+    signals_to_stop_on,
+)
 from sbi_ignite.engine.recipe import filled_in
 from sbi_ignite.engine.schedules import epochs_to_train, make_schedulers
 from sbi_ignite.engine.state import Snapshots, Stateful
@@ -47,6 +52,7 @@ from sbi_ignite.handlers.epoch_mean import EpochMean
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.handlers.gradient_clipping import GradientClipping
 from sbi_ignite.handlers.schedule import Schedule, Schedulers
+from sbi_ignite.handlers.signals import StoppedInLoader
 from sbi_ignite.handlers.spread import ValidationSpread
 from sbi_ignite.handlers.stages import StageChanges, StageRule
 from sbi_ignite.handlers.stopping import Rule, StopOnRules, make_rule
@@ -136,6 +142,7 @@ def run_training(
     callbacks = tuple(callbacks or ())
     state = host.state or TrainingState(model=model)
     state.validated = val_loader is not None
+    signals = signals_to_stop_on(settings, state)
     schedulers = (
         Schedulers(scheduler) if scheduler else make_schedulers(config, optimizer, train_loader)
     )
@@ -160,7 +167,8 @@ def run_training(
 
     def validate() -> float:
         with validation_randomness(as_sbi, device):
-            evaluator.run(val_loader, max_epochs=1, epoch_length=len(val_loader or ()))
+            batches = signals.guard(val_loader)
+            evaluator.run(batches, max_epochs=1, epoch_length=len(val_loader or ()))
         return validation_loss.value
 
     def validate_epoch() -> float:
@@ -206,9 +214,12 @@ def run_training(
         sure_validation_steps=sure * len(() if val_loader is None else val_loader),
     )
     gradients, losses = compiler.gradients(optimizer), compiler.losses()
-    trainer = _engine(host.train_step or TrainStep(gradients, stepping, device, add_up, epochs.now))
+    trainer = _engine(
+        signals.guard_step(host.train_step)
+        or TrainStep(gradients, stepping, device, add_up, epochs.now)
+    )
     evaluator = _engine(
-        host.validation_step
+        signals.guard_step(host.validation_step)
         or ValidationStep(
             model,
             losses,
@@ -254,7 +265,10 @@ def run_training(
     snapshots = Snapshots(parts, state, host.keep_snapshot, extra={"loggers": loggers})
     snapshots.attach(trainer)
 
-    with persistence(settings, host, model, parts, state, train_loader, snapshots) as files:
+    with (
+        signals,
+        persistence(settings, host, model, parts, state, train_loader, snapshots, signals) as files,
+    ):
         files.attach(trainer)
         files.resume()
         if files.found is not None:
@@ -273,16 +287,19 @@ def run_training(
             denormals_as_zeros(wanted=not as_sbi),
             stepping.lent_memory(),
         ):
+            signals.ask_before_training()
             if state.stop_reason is None and state.epoch < budget:
-                trainer.run(
-                    train_loader,
-                    max_epochs=budget - epochs.before_this_engine,
-                    epoch_length=len(train_loader),
-                )
+                with suppress(StoppedInLoader):
+                    trainer.run(
+                        signals.guard(train_loader),
+                        max_epochs=budget - epochs.before_this_engine,
+                        epoch_length=len(train_loader),
+                    )
             train_loss.read()
 
         state.stop("max_epochs" if state.epoch >= budget else "callback")
-        snapshots.conclude()
+        if not signals.cut_in_loader:
+            snapshots.conclude()
         files.finish()
         if averages is not None:
             averages.show()
@@ -294,6 +311,7 @@ def run_training(
             host.keep_identity(loggers.state_dict())
         users.on_train_end(summary)
         files.conclude(summary)
+    signals.pass_on()
     return model, summary
 
 
