@@ -6,6 +6,7 @@ Without a directory nothing is read and nothing is saved.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +19,13 @@ from sbi_ignite.callback import TrainingState
 from sbi_ignite.data.in_memory import Batches
 from sbi_ignite.engine.host import Host
 from sbi_ignite.engine.state import Snapshots, Stateful, restore
-from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError
+from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError, SbiIgniteWarning
 from sbi_ignite.handlers.checkpoint import CheckpointHandler, ends_epoch
 from sbi_ignite.handlers.signals import StopOnSignals
 from sbi_ignite.runs.directory import RunDirectory
 from sbi_ignite.runs.fingerprint import differences
-from sbi_ignite.runs.manifest import make_manifest
+from sbi_ignite.runs.machine import changes, in_words
+from sbi_ignite.runs.manifest import RESUMES, make_manifest
 from sbi_ignite.settings import CheckpointConfig, Resolved
 from sbi_ignite.summary import TrainingSummary
 
@@ -134,6 +136,9 @@ class NoPersistence:
         if self.found is not None:
             restore(self._parts, self.found)
 
+    def note_resume(self) -> None:
+        """Say nothing: it is the same process that continues."""
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Note nothing."""
@@ -182,6 +187,7 @@ class Persistence:
         self.method, self.manifest = method, manifest
         self._parts, self._state, self._mid_epoch = parts, state, mid_epoch
         self._signals, self._began = signals, False
+        self._changed: dict[str, list[Any]] = {}
         self._engine: Engine | None = None
         self._handler = CheckpointHandler(
             directory, config, snapshots.take, state, mid_epoch, background
@@ -197,6 +203,10 @@ class Persistence:
         different = differences(saved, self.manifest) if saved is not None else []
         if different:
             raise CheckpointMismatchError(f"{directory.path}: " + "\n".join(different))
+        if saved is not None:
+            self._changed = changes(saved, self.manifest)
+            if RESUMES in saved:
+                self.manifest = {**self.manifest, RESUMES: saved[RESUMES]}
         checkpoint = directory.latest()
         if checkpoint is None and self._config.resume == "must":
             raise CheckpointError(
@@ -214,6 +224,21 @@ class Persistence:
         if stopped is not None:
             self._state.stop(stopped["message"] or stopped["reason"])
             self._state.stop_reason = stopped["reason"]
+
+    def note_resume(self) -> None:
+        """Say, also in run.json, if what is trained on now may differ in its last bits."""
+        if self.found is None or not self._changed:
+            return
+        note = {"epoch": self._state.epoch, "iteration": self._state.iteration}
+        notes = [*self.manifest.get(RESUMES, ()), {**note, "changed": self._changed}]
+        self.manifest = {**self.manifest, RESUMES: notes}
+        warnings.warn(
+            f"{self._directory.path}: this run continues under other conditions, so its numbers "
+            f"may differ in the last bits from those of an uninterrupted run: "
+            f"{in_words(self._changed)}.",
+            SbiIgniteWarning,
+            stacklevel=3,
+        )
 
     def attach(self, engine: Engine) -> None:
         """Save during training; attach it last.

@@ -277,6 +277,8 @@ def run_training(
         resumed_from = state.epoch
         budget = epochs_to_train(config, schedulers)
         stopping.ask_before_training()
+        if state.stop_reason is None and state.epoch < budget:
+            files.note_resume()
         loggers.start(_run_info(settings, host, files, state, rules, budget))
         users.on_train_start()
 
