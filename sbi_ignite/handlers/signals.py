@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,9 @@ process group or a job step does so process by process."""
 
 _WORKER_ERRORS = (RuntimeError, OSError, EOFError)
 """What a loader raises when its workers, or their pipes, are gone."""
+
+
+_entered: weakref.WeakSet[StopOnSignals] = weakref.WeakSet()
 
 
 class StoppedInLoader(Exception):  # noqa: N818 # a request, not an error
@@ -69,7 +73,6 @@ class StopOnSignals:
         self._state, self._names, self._only_deadly = state, names, only_deadly
         self._originals: dict[signal.Signals, Any] = {}
         self._counts: Counter[int] = Counter()
-        self._process = os.getpid()
         self._workers = _WorkerErrors()
 
     @property
@@ -138,6 +141,7 @@ class StopOnSignals:
                 continue
             self._originals[number] = signal.signal(number, self._note)
         if self._originals:
+            _entered.add(self)
             self._workers.hold()
         return self
 
@@ -147,6 +151,7 @@ class StopOnSignals:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        _entered.discard(self)
         self._workers.let_go()
         for number, original in self._originals.items():
             signal.signal(number, original)
@@ -154,12 +159,6 @@ class StopOnSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         received = signal.Signals(number)
-        if os.getpid() != self._process:
-            # A forked child has inherited this handler. Whoever started it must be able to end it;
-            # other signals are for the training to answer.
-            if received == signal.SIGTERM:
-                self._do_as_before(received)
-            return
         self._counts[number] += 1
         if self._counts[number] >= AT_ONCE.get(received.name, _AT_ONCE):
             if received == signal.SIGINT:
@@ -167,6 +166,15 @@ class StopOnSignals:
             self._do_as_before(received)
         elif self.received is None or received == signal.SIGINT:
             self.received = received
+
+    def let_child_end(self) -> None:
+        """Give SIGTERM back in a forked child, which whoever started it must be able to end.
+
+        Other signals are for the training to answer.
+        """
+        original = self._originals.pop(signal.SIGTERM, None)
+        if original is not None:
+            signal.signal(signal.SIGTERM, original)
 
     def _do_as_before(self, number: signal.Signals) -> None:
         """Let the signal do what it did before the context was entered."""
@@ -304,3 +312,12 @@ class _WorkerErrors:
 def _is_torchs(handler: Any) -> bool:
     """Say whether torch's data loaders have installed a signal handler."""
     return callable(handler) and str(handler.__module__).startswith("torch.utils.data.")
+
+
+def _let_children_end() -> None:
+    for signals in list(_entered):
+        signals.let_child_end()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_children_end)

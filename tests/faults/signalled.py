@@ -1,7 +1,7 @@
 """Trainings in forked processes that can be signalled, and that end as scripts do.
 
-Run as `python -m tests.faults.signalled`; `Trainings` in `test_signals.py` talks to it. This
-process imports everything once, so that a training starts in milliseconds. Every line that it reads
+Run as a script, which Ctrl-C ends with the status that shells know; `Trainings` in `test_signals.py`
+talks to it. This process imports everything once, so that a training starts in milliseconds. Every line that it reads
 starts one: a JSON object with the arguments of `train`. It answers with the id of the new process,
 which is the leader of a process group, and later with its exit status.
 """
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from sbi_ignite import TrainConfig, run_training
 from sbi_ignite.data.in_memory import ShuffledBatches
 
-EPOCHS, ROWS, BATCH = 6, 400, 20
+EPOCHS, ROWS, BATCH = 4, 500, 20
 
 
 class Slowly:
