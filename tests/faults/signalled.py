@@ -1,9 +1,9 @@
 """Trainings in forked processes that can be signalled, and that end as scripts do.
 
-Run as a script, which Ctrl-C ends with the status that shells know; `Trainings` in `test_signals.py`
-talks to it. This process imports everything once, so that a training starts in milliseconds. Every line that it reads
-starts one: a JSON object with the arguments of `train`. It answers with the id of the new process,
-which is the leader of a process group, and later with its exit status.
+Run as a script; `Trainings` in `test_signals.py` talks to it. This process imports everything once,
+so that a training starts in milliseconds. Every line that it reads starts one: a JSON object with
+the arguments of `train`. It answers with the id of the new process, which is the leader of a
+process group, and later with its exit status.
 """
 
 from __future__ import annotations
