@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ignite.engine import Engine, Events
@@ -23,6 +23,7 @@ class Passes:
 
     Args:
         batches: The batches.
+        guard: Returns what is iterated over instead, see `StopOnSignals.guard`.
 
     Attributes:
         num_batches: Batches of a pass.
@@ -33,8 +34,10 @@ class Passes:
         [1, 2]
     """
 
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
+    def __init__(
+        self, batches: Batches, guard: Callable[[Any], Iterable[Any]] = lambda batches: batches
+    ) -> None:
+        self.batches, self.guard = batches, guard
         self.num_batches = len(batches)
         self._done = 0
         self._pass: _Pass | None = None
@@ -81,7 +84,7 @@ class _Pass:
     """
 
     def __init__(self, passes: Passes, done: int) -> None:
-        self._of, self._batches = passes, iter(passes.batches)
+        self._of, self._batches = passes, iter(passes.guard(passes.batches))
         self.handed_out = done
         self._ended = False
 

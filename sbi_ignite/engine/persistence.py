@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,16 +14,19 @@ from ignite.engine import Engine
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.engine.state import Saved, Snapshots, Stateful, restore
 from sbi_ignite.engine.training import Training
-from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError
+from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError, SbiIgniteWarning
 from sbi_ignite.handlers.checkpoint import CheckpointHandler, ends_epoch
 from sbi_ignite.handlers.signals import StopOnSignals
 from sbi_ignite.runs.directory import RunDirectory
 from sbi_ignite.runs.fingerprint import differences
-from sbi_ignite.runs.manifest import make_manifest
+from sbi_ignite.runs.machine import changes, in_words
+from sbi_ignite.runs.manifest import RESUMES, make_manifest
 from sbi_ignite.runs.remembered import recall, remember
 from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.settings import CheckpointConfig
 from sbi_ignite.summary import TrainingSummary
+
+_SECONDS_FOR_LAST_WORDS = 1.0
 
 
 @contextmanager
@@ -32,29 +36,32 @@ def persistence(training: Training) -> Iterator[Persistence | NoPersistence]:
     Args:
         training: The training.
     """
-    settings, state, place = training.settings, training.state, training.hooks.place
+    settings, place = training.settings, training.hooks.place
     manifest = _manifest(training) if settings.checkpoint is not None or settings.logging else {}
     if settings.checkpoint is None:
-        # There is nothing to continue from, but what is logged ends with the right status.
-        names = ("SIGTERM",) if settings.logging else ()
-        signals = StopOnSignals(state, names, only_deadly=True)
-        yield NoPersistence(manifest, training.parts, training.hooks.resume_from, signals)
+        yield NoPersistence(manifest, training.parts, training.hooks.resume_from, training.signals)
         return
     path = place.directory or settings.checkpoint.directory
     with RunDirectory.open(path, settings.checkpoint.keep_last) as directory:
-        yield Persistence(
+        files = Persistence(
             directory,
             settings.checkpoint,
             manifest,
             training.parts,
-            state,
+            training.state,
             training.snapshots,
             training.loggers,
             training.hooks.resume_from,
+            training.signals,
             mid_epoch=training.train_batches.resumes_inside_epoch,
             # A thread that writes must not run while a loader forks its workers.
             background=not training.train_batches.uses_processes,
         )
+        try:
+            yield files
+        except BaseException as error:
+            files.fail(error)
+            raise
 
 
 def _manifest(training: Training) -> dict[str, Any]:
@@ -108,23 +115,20 @@ class NoPersistence:
         if self.found is not None:
             restore(self._parts, self.found)
 
+    def note_resume(self) -> None:
+        """Say nothing: it is the same process that continues."""
+
     @contextmanager
     def running(self, trains: bool = True) -> Iterator[None]:
-        """Hold signals off for the time of the training."""
+        """Note nothing."""
         del trains
-        with self._signals:
-            yield
+        yield
 
     def finish(self) -> None:
         """Save nothing."""
 
     def conclude(self, summary: TrainingSummary) -> None:
-        """Write nothing, and pass on the signal that ended the training.
-
-        Raises:
-            SystemExit: If SIGTERM ended it, with the shell's exit code for it.
-        """
-        self._signals.pass_on()
+        """Write nothing."""
 
 
 class Persistence:
@@ -139,6 +143,7 @@ class Persistence:
         snapshots: Take snapshots of the parts.
         loggers: Remember where they log to.
         earlier: Snapshot of an earlier call, to go on from where the directory has nothing.
+        signals: The signals that end the training cleanly.
         mid_epoch: Whether the batches know their position inside an epoch.
         background: Whether to write in another thread.
 
@@ -156,13 +161,15 @@ class Persistence:
         snapshots: Snapshots,
         loggers: Saved,
         earlier: Mapping[str, Any] | None,
+        signals: StopOnSignals,
         mid_epoch: bool,
         background: bool = True,
     ) -> None:
         self._directory, self._config = directory, config
         self.manifest = manifest
         self._parts, self._state, self._mid_epoch = parts, state, mid_epoch
-        self._signals = StopOnSignals(state)
+        self._signals, self._began = signals, False
+        self._changed: dict[str, list[Any]] = {}
         self._engine: Engine | None = None
         self._snapshots, self._loggers = snapshots, loggers
         self._only_reads = False
@@ -182,6 +189,10 @@ class Persistence:
         different = differences(saved, self.manifest) if saved is not None else []
         if different:
             raise CheckpointMismatchError(f"{directory.path}: " + "\n".join(different))
+        if saved is not None:
+            self._changed = changes(saved, self.manifest)
+            if RESUMES in saved:
+                self.manifest = {**self.manifest, RESUMES: saved[RESUMES]}
         checkpoint = directory.latest()
         if checkpoint is None and self._config.resume == "must":
             raise CheckpointError(
@@ -229,6 +240,21 @@ class Persistence:
             self._state.stop(stopped["message"] or stopped["reason"])
             self._state.stop_reason = stopped["reason"]
 
+    def note_resume(self) -> None:
+        """Say, also in run.json, if what is trained on now may differ in its last bits."""
+        if self.found is None or not self._changed:
+            return
+        note = {"epoch": self._state.epoch, "iteration": self._state.iteration}
+        notes = [*self.manifest.get(RESUMES, ()), {**note, "changed": self._changed}]
+        self.manifest = {**self.manifest, RESUMES: notes}
+        warnings.warn(
+            f"{self._directory.path}: this run continues under other conditions, so its numbers "
+            f"may differ in the last bits from those of an uninterrupted run: "
+            f"{in_words(self._changed)}.",
+            SbiIgniteWarning,
+            stacklevel=3,
+        )
+
     def attach(self, engine: Engine) -> None:
         """Save during training; attach it last.
 
@@ -241,7 +267,7 @@ class Persistence:
 
     @contextmanager
     def running(self, trains: bool = True) -> Iterator[None]:
-        """Hold signals off for the time of the training, and note how it ended.
+        """Note that the training runs, and an error that ends it before anybody else hears it.
 
         Args:
             trains: Whether there is anything left to train. A complete run that has all its files
@@ -253,45 +279,54 @@ class Persistence:
                 directory.is_whole() and not self._logs_elsewhere()
             )
         if self._only_reads:
-            with self._signals:
-                yield
+            yield
             return
         saved = {} if trains else directory.read_manifest() or {}
         # A run that was complete is so at every moment, for others that read it meanwhile.
         directory.write_manifest(saved if saved.get("status") == "complete" else self.manifest)
         self._handler.start()
         self._handler.save_now()
+        self._began = True
         try:
-            with self._signals:
-                yield
+            yield
         except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-            self._note_end("interrupted" if interrupted else "failed", error=_line(error))
+            self.fail(error)
             raise
+
+    def fail(self, error: BaseException) -> None:
+        """Note an error that ended the training, the first one only."""
+        if not self._began:
+            return
+        self._began = False
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        words = {"status": "interrupted" if interrupted else "failed", "error": _line(error)}
+        with contextlib.suppress(CheckpointError):
+            if isinstance(error, KeyboardInterrupt):  # whoever insists must not wait for a disk
+                self._directory.update_manifest_soon(_SECONDS_FOR_LAST_WORDS, **words)
+            else:
+                self._directory.update_manifest(**words)
 
     def finish(self) -> None:
         """Save the last state, from which a longer training would go on."""
         if self._only_reads:
             return
         # Between batches of a foreign loader nothing can be continued: its last epoch's end stays.
-        if self._mid_epoch or self._state.iteration == 0 or self._at_epoch_end():
+        # Neither can what was cut short in mid-validation.
+        whole = self._mid_epoch or self._state.iteration == 0 or self._at_epoch_end()
+        if whole and not self._signals.cut_in_loader:
             self._handler.finish()
         self._directory.wait()
 
     def conclude(self, summary: TrainingSummary) -> None:
-        """Write what people read, and pass on the signal that ended the training.
-
-        Raises:
-            KeyboardInterrupt: If Ctrl-C ended it.
-            SystemExit: If SIGTERM or SIGUSR1 ended it, with the shell's exit code for it.
-        """
-        if not self._only_reads:
-            if summary.complete:
-                self._directory.write_summary(summary.to_dict())
-            self._note_end(
-                "complete" if summary.complete else "interrupted", stop_reason=summary.stop_reason
-            )
-        self._signals.pass_on()
+        """Write what people read."""
+        if self._only_reads:
+            return
+        if summary.complete:
+            self._directory.write_summary(summary.to_dict())
+        status = "complete" if summary.complete else "interrupted"
+        with contextlib.suppress(CheckpointError):
+            self._directory.update_manifest(status=status, stop_reason=summary.stop_reason)
+        self._began = False
 
     @property
     def path(self) -> Path | None:
@@ -300,10 +335,6 @@ class Persistence:
 
     def _at_epoch_end(self) -> bool:
         return self._engine is None or ends_epoch(self._engine)
-
-    def _note_end(self, status: str, **values: Any) -> None:
-        with contextlib.suppress(CheckpointError):
-            self._directory.update_manifest(status=status, **values)
 
 
 def _line(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from sbi_ignite.engine.steps import reads_later
 from sbi_ignite.engine.training import Training, assemble
 from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, SettingsError
 from sbi_ignite.handlers.callbacks import as_callbacks
+from sbi_ignite.handlers.signals import StoppedInLoader
 from sbi_ignite.loggers import RunInfo
 from sbi_ignite.settings import CheckpointConfig, EarlyStopping, TrainConfig, resolve
 from sbi_ignite.summary import TrainingSummary
@@ -134,8 +135,10 @@ def run(training: Training) -> TrainingSummary:
         DataError: If the batches of a pass are not those that their length promises.
         NonFiniteLossError: If a training or validation loss is NaN or infinite; the model has the
             best weights so far.
+        KeyboardInterrupt: After Ctrl-C, when everything is saved.
+        SystemExit: After SIGTERM or SIGUSR1, when everything is saved.
     """
-    with persistence(training) as files:
+    with training.signals, persistence(training) as files:
         files.attach(training.engine)
         resumed_from = _resume(training, files)
         trains = _has_epochs_left(training)
@@ -144,7 +147,9 @@ def run(training: Training) -> TrainingSummary:
         _begin(training, files, trains)
         with _errors_reported(training), files.running(trains):
             _loop(training)
-        return _conclude(training, files, resumed_from)
+        summary = _conclude(training, files, resumed_from)
+    training.signals.pass_on()
+    return summary
 
 
 def _resume(training: Training, files: Persistence | NoPersistence) -> int:
@@ -160,6 +165,7 @@ def _resume(training: Training, files: Persistence | NoPersistence) -> int:
                 training.passes.continue_after(state.iteration % epoch_length)
         training.stopping.ask_before_training()
         if _has_epochs_left(training):
+            files.note_resume()
             settings, budget = training.settings, training.budget
             continue_schedule(settings, schedule, budget, epoch_length)
             warn_of_idle(
@@ -198,10 +204,12 @@ def _loop(training: Training) -> None:
         denormals_as_zeros(wanted=not training.settings.train.sbi_compat),
         training.stepping.lent_memory(),
     ):
+        training.signals.ask_before_training()
         if _has_epochs_left(training):
-            training.engine.run(
-                training.passes, max_epochs=epochs_left, epoch_length=len(training.passes)
-            )
+            with suppress(StoppedInLoader):
+                training.engine.run(
+                    training.passes, max_epochs=epochs_left, epoch_length=len(training.passes)
+                )
         training.train_loss.read()
 
 
@@ -211,7 +219,8 @@ def _conclude(
     """Save the last state, put the best weights into the model, and tell how it went."""
     state = training.state
     state.stop("max_epochs" if state.epoch >= training.budget else "callback")
-    training.snapshots.conclude()
+    if not training.signals.cut_in_loader:
+        training.snapshots.conclude()
     files.finish()
     if training.averages is not None:
         training.averages.show()

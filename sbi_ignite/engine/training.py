@@ -44,6 +44,7 @@ from sbi_ignite.handlers.callbacks import UserCallbacks
 from sbi_ignite.handlers.epoch_mean import EpochMean
 from sbi_ignite.handlers.gradient_clipping import GradientClipping
 from sbi_ignite.handlers.schedule import Schedule, Schedulers
+from sbi_ignite.handlers.signals import StopOnSignals, signals_to_stop_on
 from sbi_ignite.handlers.stages import StageChanges, StageRule
 from sbi_ignite.handlers.stopping import StopOnRules, make_rule
 from sbi_ignite.handlers.time_limit import TimeLimit
@@ -79,6 +80,7 @@ class Training:
         callbacks: The user's callbacks.
         parts: Everything with a state, by the name under which checkpoints hold it.
         snapshots: Takes snapshots of the parts.
+        signals: Holds signals off and turns them into a clean stop.
         budget: Epochs after which training ends at the latest, counted over all its legs.
         rate_may_change: Whether a schedule or a callback may change the learning rate.
     """
@@ -104,6 +106,7 @@ class Training:
     callbacks: UserCallbacks
     parts: Mapping[str, Stateful]
     snapshots: Snapshots
+    signals: StopOnSignals
     budget: int
     rate_may_change: bool
 
@@ -166,6 +169,7 @@ def assemble(
     settings = observed(settings, optimizer, train_batches, val_batches, arguments)
     state = hooks.state(model)
     state.validated = val_batches is not None
+    signals = signals_to_stop_on(settings, state)
     schedulers = (
         Schedulers(scheduler) if scheduler else make_schedulers(config, optimizer, train_batches)
     )
@@ -190,7 +194,7 @@ def assemble(
     validation = None
     if val_batches is not None:
         mean = _epoch_mean(val_batches, as_sbi and hooks.steps.validate is None)
-        validation = Validation(val_batches, mean, as_sbi, device, asks_for_error)
+        validation = Validation(val_batches, mean, as_sbi, device, asks_for_error, signals.guard)
     stages = None
     if stage_rule is not None:
         validate = None if validation is None else validation.loss_of_trial
@@ -227,19 +231,20 @@ def assemble(
     gradients = compiler.gradients(optimizer)
     check = partial(check_gradients, model, optimizer, config.clip_max_norm)
     engine = make_engine(
-        hooks.steps.train or TrainStep(gradients, stepping, device, add_up, epochs.now, check)
+        signals.guard_step(hooks.steps.train)
+        or TrainStep(gradients, stepping, device, add_up, epochs.now, check)
     )
     if validation is not None:
         step = ValidationStep(
             model, compiler.losses(), device, add_up, epochs.now, keep_losses=asks_for_error
         )
         validation.compute_with(
-            hooks.steps.validate or step,
-            hooks.steps.validate or replace(step, refuse_non_finite=False),
+            signals.guard_step(hooks.steps.validate) or step,
+            signals.guard_step(hooks.steps.validate) or replace(step, refuse_non_finite=False),
         )
 
     # What happens when: handlers act in the order in which they are attached.
-    passes = Passes(train_batches)
+    passes = Passes(train_batches, signals.guard)
     passes.attach(engine)
     if averages is not None:
         averages.attach(engine)
@@ -292,6 +297,7 @@ def assemble(
         callbacks=users,
         parts=parts,
         snapshots=snapshots,
+        signals=signals,
         budget=budget,
         rate_may_change=bool(callbacks) or schedulers != Schedulers(),
     )

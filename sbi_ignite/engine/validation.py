@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from ignite.engine import Engine
@@ -29,6 +30,7 @@ class Validation:
         as_sbi: Whether to draw from the running random state, as sbi does, instead of a fixed one.
         device: Where the network is.
         with_error: Whether the losses of rows are kept to give the standard error of their mean.
+        guard: Returns what is iterated over, see `StopOnSignals.guard`.
     """
 
     def __init__(
@@ -38,8 +40,9 @@ class Validation:
         as_sbi: bool,
         device: torch.device,
         with_error: bool,
+        guard: Callable[[Any], Iterable[Any]],
     ) -> None:
-        self._batches, self._mean = batches, mean
+        self._batches, self._mean, self._guard = batches, mean, guard
         self._as_sbi, self._device = as_sbi, device
         self._spread = ValidationSpread() if with_error else None
 
@@ -70,7 +73,7 @@ class Validation:
         return self._run(self._trial)
 
     def _run(self, engine: Engine) -> float:
-        passes = Passes(self._batches)
+        passes = Passes(self._batches, self._guard)
         with _randomness(self._as_sbi, self._device):
             engine.run(passes, max_epochs=1, epoch_length=len(passes))
             passes.conclude()

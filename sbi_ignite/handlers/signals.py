@@ -1,10 +1,15 @@
-"""A signal of the operating system comes in; training ends cleanly after the current batch."""
+"""Clean end of a training on a signal of the operating system."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Sequence
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -12,17 +17,44 @@ from ignite.engine import Engine, Events
 from typing_extensions import Self
 
 from sbi_ignite.callback import TrainingState
+from sbi_ignite.data.in_memory import InMemoryBatches
 from sbi_ignite.handlers.cutting import stop_after_batch
+from sbi_ignite.settings import Resolved
+
+Step = Callable[..., Any]
 
 NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
+
+AT_ONCE = {"SIGINT": 2}
+"""How many signals of one kind end the process at once. Slurm sends SIGTERM twice as a rule: to the
+step, and by a job script that hands it on."""
+_AT_ONCE = 3
+
+MOMENT = 0.5
+"""Seconds between a worker's end and the arrival of the signal that it died of: whoever signals a
+process group or a job step does so process by process."""
+
+_WORKER_ERRORS = (RuntimeError, OSError, EOFError)
+"""What a loader raises when its workers, or their pipes, are gone."""
+
+
+_entered: weakref.WeakSet[StopOnSignals] = weakref.WeakSet()
+
+
+class StoppedInLoader(Exception):  # noqa: N818 # a request, not an error
+    """A signal that asked for the end also ended what a loader reads with."""
 
 
 class StopOnSignals:
     """End training after the current batch when a signal arrives: SIGTERM, SIGUSR1 or Ctrl-C.
 
-    While the context is entered, the first signal only sets a flag; a second Ctrl-C raises
-    KeyboardInterrupt at once. Signals that the process ignores stay ignored. Off the main thread,
-    where python takes no signals, nothing happens.
+    While the context is entered, the first signal only sets a flag. A second Ctrl-C raises
+    KeyboardInterrupt at once; the third SIGTERM or SIGUSR1 does what the first would have done
+    outside. Signals that the process ignores stay ignored. Off the main thread, where python takes
+    no signals, nothing happens.
+
+    A signal often reaches all processes of a job, those of data loaders too. `guard` makes what a
+    loader raises then the stop that was asked for.
 
     Args:
         state: Where the request to stop is made.
@@ -31,14 +63,18 @@ class StopOnSignals:
 
     Attributes:
         received: The signal that came, None without any.
+        cut_in_loader: Whether training was ended while it waited for a batch that never came.
     """
 
     def __init__(
         self, state: TrainingState, names: Sequence[str] = NAMES, only_deadly: bool = False
     ) -> None:
         self.received: signal.Signals | None = None
+        self.cut_in_loader = False
         self._state, self._names, self._only_deadly = state, names, only_deadly
         self._originals: dict[signal.Signals, Any] = {}
+        self._counts: Counter[int] = Counter()
+        self._workers = _WorkerErrors()
 
     @property
     def exit_code(self) -> int | None:
@@ -65,6 +101,31 @@ class StopOnSignals:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
+    def ask_before_training(self) -> None:
+        """Request the stop if a signal came before the first batch."""
+        if self.received is not None:
+            self._state.stop("signal")
+
+    def guard(self, loader: Any) -> Any:
+        """Return a loader that ends training, instead of failing, when a signal ends its workers.
+
+        Everything else about the loader stays as it is.
+
+        Args:
+            loader: Any iterable of batches.
+        """
+        if not self._originals or isinstance(loader, InMemoryBatches):  # those need no workers
+            return loader
+        return GuardedLoader(loader, self._guarded, self._workers)
+
+    def guard_step(self, step: Step | None) -> Step | None:
+        """Return a step that reads from loaders itself, guarded like one; None where there is none.
+
+        Args:
+            step: A process function of ignite.
+        """
+        return None if step is None else lambda *args: self._guarded(step, *args)
+
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self
@@ -80,6 +141,9 @@ class StopOnSignals:
             if self._only_deadly and before != signal.SIG_DFL:
                 continue
             self._originals[number] = signal.signal(number, self._note)
+        if self._originals:
+            _entered.add(self)
+            self._workers.hold()
         return self
 
     def __exit__(
@@ -88,15 +152,35 @@ class StopOnSignals:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        _entered.discard(self)
+        self._workers.let_go()
         for number, original in self._originals.items():
             signal.signal(number, original)
         self._originals.clear()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self.received is None or number == signal.SIGINT:
-            self.received = signal.Signals(number)
+        received = signal.Signals(number)
+        self._counts[number] += 1
+        if self._counts[number] >= AT_ONCE.get(received.name, _AT_ONCE):
+            if received == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._do_as_before(received)
+        elif self.received is None or received == signal.SIGINT:
+            self.received = received
+
+    def let_child_end(self) -> None:
+        """Give SIGTERM back in a forked child, which whoever started it must be able to end.
+
+        Other signals are for the training to answer.
+        """
+        original = self._originals.pop(signal.SIGTERM, None)
+        if original is not None:
+            signal.signal(signal.SIGTERM, original)
+
+    def _do_as_before(self, number: signal.Signals) -> None:
+        """Let the signal do what it did before the context was entered."""
+        signal.signal(number, self._originals.get(number, signal.SIG_DFL))
+        os.kill(os.getpid(), number)
 
     def _iteration_completed(self, engine: Engine) -> None:
         if self.received is not None:
@@ -106,3 +190,148 @@ class StopOnSignals:
         if self.received is not None:
             self._state.stop("signal")
             engine.terminate()
+
+    def _guarded(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call what reads from a loader; its errors after a signal are the stop asked for."""
+        try:
+            with self._workers.allowed():
+                return function(*args)
+        except StopIteration:
+            raise
+        except Exception as error:
+            if not self._came(MOMENT if isinstance(error, _WORKER_ERRORS) else 0.0):
+                raise
+            self.cut_in_loader = True
+            self._state.stop("signal")
+            raise StoppedInLoader(str(error)) from error
+
+    def _came(self, seconds: float) -> bool:
+        """Say whether a signal has come, or comes within so many seconds."""
+        until = time.monotonic() + (seconds if self._originals else 0.0)
+        while self.received is None and time.monotonic() < until:
+            time.sleep(0.01)
+        return self.received is not None
+
+
+def signals_to_stop_on(settings: Resolved, state: TrainingState) -> StopOnSignals:
+    """Return what holds signals off until everything about a training is where it belongs.
+
+    Args:
+        settings: All settings.
+        state: The training's numbers.
+    """
+    if settings.checkpoint is not None:
+        return StopOnSignals(state)
+    # There is nothing to continue from, but what is logged ends with the right status.
+    return StopOnSignals(state, ("SIGTERM",) if settings.logging else (), only_deadly=True)
+
+
+class GuardedLoader:
+    """A loader whose errors go through a guard; all else is the loader's.
+
+    Args:
+        loader: The loader.
+        guarded: Calls a function and looks at what it raises.
+        workers: Holds back what torch says about workers that have died.
+    """
+
+    def __init__(self, loader: Any, guarded: Callable[..., Any], workers: _WorkerErrors) -> None:
+        self._loader, self._guarded, self._workers = loader, guarded, workers
+
+    def __iter__(self) -> Iterator[Any]:
+        with self._workers.torch_in_charge():
+            batches = self._guarded(iter, self._loader)
+        return _GuardedIterator(batches, self._guarded)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_loader":  # not there yet: an empty copy is being filled
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+
+class _GuardedIterator:
+    """The batches of one epoch of a guarded loader."""
+
+    def __init__(self, batches: Iterator[Any], guarded: Callable[..., Any]) -> None:
+        self._batches, self._guarded = batches, guarded
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        return self._guarded(next, self._batches)
+
+
+class _WorkerErrors:
+    """Lets torch say that a worker has died when a loader is asked, and not in between.
+
+    torch raises that error from its handler of SIGCHLD, wherever the main thread happens to be:
+    inside a step, or while the last checkpoint is being written.
+    """
+
+    def __init__(self) -> None:
+        self._torchs: Any = None
+        self._holding = self._may_raise = self._postponed = False
+
+    def hold(self) -> None:
+        """Take the place of torch's handler, if it is installed."""
+        self._holding = True
+        number = getattr(signal, "SIGCHLD", None)
+        found = None if number is None else signal.getsignal(number)
+        if number is not None and _is_torchs(found):
+            self._torchs = found
+            signal.signal(number, self._child_ended)
+
+    def let_go(self) -> None:
+        """Put torch's handler back."""
+        self._holding = self._postponed = False
+        torchs, self._torchs = self._torchs, None
+        if torchs is not None and signal.getsignal(signal.SIGCHLD) == self._child_ended:
+            signal.signal(signal.SIGCHLD, torchs)
+
+    @contextmanager
+    def torch_in_charge(self) -> Iterator[None]:
+        """Let torch install its handler, which it does once for all loaders."""
+        if not self._holding:
+            yield
+            return
+        self.let_go()
+        try:
+            yield
+        finally:
+            self.hold()
+
+    @contextmanager
+    def allowed(self) -> Iterator[None]:
+        """Let errors be raised, also those of workers that died in the meantime."""
+        self._may_raise = True
+        try:
+            if self._postponed:
+                self._postponed = False
+                self._torchs(signal.SIGCHLD, None)
+            yield
+        finally:
+            self._may_raise = False
+
+    def _child_ended(self, number: int, frame: FrameType | None) -> None:
+        if self._may_raise:
+            self._torchs(number, frame)
+        else:
+            self._postponed = True
+
+
+def _is_torchs(handler: Any) -> bool:
+    """Say whether torch's data loaders have installed a signal handler."""
+    return callable(handler) and str(handler.__module__).startswith("torch.utils.data.")
+
+
+def _let_children_end() -> None:
+    for signals in list(_entered):
+        signals.let_child_end()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_children_end)

@@ -35,8 +35,8 @@ best training loss is then `best_training_loss`.
 ITERATION_METRICS = ("iteration_loss", "iteration_learning_rate")
 """What every backend gets every n iterations, if asked, over iterations instead of epochs."""
 
-_NO_PARAMETERS = ("settings", "status")
-"""What a manifest says besides parameters: the settings again, and the state of the run."""
+_NO_PARAMETERS = ("settings", "status", "inexact_resumes")
+"""What a manifest says besides parameters: the settings again, and the course of the run."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +53,7 @@ from sbi_ignite.runs.lock import Lock
 from sbi_ignite.runs.original import original_of
 from sbi_ignite.runs.packing import pack, unpack
 from sbi_ignite.runs.snapshot import BEST, BestCopy, Snapshot, from_file
+from sbi_ignite.runs.writer import Writer
 
 _ADVICE = (
     'Start with resume="never", which moves the old files aside, or in another directory; or put '
@@ -112,7 +114,7 @@ class RunDirectory:
     ) -> None:
         self.path, self.keep_last = path, keep_last
         self._lock, self._refusal = lock, refusal
-        self._writer: ThreadPoolExecutor | None = None
+        self._writer: Writer | None = None
         self._writing: Future[None] | None = None
         self._warned = False
         self._damaged: set[Path] = set()
@@ -193,10 +195,23 @@ class RunDirectory:
             self.wait()
         finally:
             if self._writer is not None:
-                self._writer.shutdown()
+                self._writer.close()
                 self._writer = None
-            if self._lock is not None:
-                self._lock.release()
+            self._release()
+
+    def abandon(self) -> None:
+        """Wait for nothing; other processes are let in when what is being written is written."""
+        writer, self._writer = self._writer, None
+        if writer is None:
+            self._release()
+        else:
+            writer.submit(self._release)
+            writer.close(wait=False)
+
+    def _release(self) -> None:
+        """Let other processes in; a run that is only read was never locked."""
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -207,7 +222,10 @@ class RunDirectory:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.abandon()
+        else:
+            self.close()
 
     # --- checkpoints
 
@@ -245,10 +263,7 @@ class RunDirectory:
         self.require_writable()
         self.wait()
         snapshot.require_savable()
-        if self._writer is None:
-            # One thread that stays: starting one takes longer than what it does under the GIL.
-            self._writer = ThreadPoolExecutor(1, thread_name_prefix="sbi_ignite-checkpoint")
-        self._writing = self._writer.submit(self._write, epoch, iteration, snapshot)
+        self._writing = self._submit(lambda: self._write(epoch, iteration, snapshot))
 
     def wait(self) -> None:
         """Wait until everything is on the disk; warn once if something could not be written."""
@@ -376,6 +391,17 @@ class RunDirectory:
         """Change some values in run.json, such as `status="complete"`; see `write_manifest`."""
         self.write_manifest({**(self.read_manifest() or {}), **values})
 
+    def update_manifest_soon(self, seconds: float, **values: Any) -> None:
+        """Change some values in run.json, behind what is being written.
+
+        Args:
+            seconds: How long to wait for it. A process that ends earlier may leave it undone.
+            **values: The values.
+        """
+        writing = self._submit(lambda: self.update_manifest(**values))
+        with contextlib.suppress(FutureTimeoutError):
+            writing.result(seconds)
+
     def read_manifest(self) -> dict[str, Any] | None:
         """Return run.json, None if nothing was ever saved here.
 
@@ -459,6 +485,11 @@ class RunDirectory:
         return folder
 
     # --- inside
+
+    def _submit(self, job: Callable[[], None]) -> Future[None]:
+        if self._writer is None:
+            self._writer = Writer()
+        return self._writer.submit(job)
 
     @property
     def _manifest_path(self) -> Path:

@@ -1,4 +1,4 @@
-"""What a training is about comes in; the plain data of its run.json goes out."""
+"""What run.json says about a training."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
 from torch import nn
 
 from sbi_ignite.runs.fingerprint import fingerprint_network
+from sbi_ignite.runs.machine import describe_machine
 
 STATUSES = ("running", "complete", "interrupted", "failed")
+
+RESUMES = "inexact_resumes"
+"""Name of the resumes that may have changed the last bits: where they began, and what changed."""
 
 
 def versions() -> dict[str, str]:
     """Return the versions of python and of the packages that decide about numbers."""
     found = {"python": platform.python_version()}
-    for name in ("torch", "sbi", "pytorch-ignite", "numpy", "sbi-ignite"):
+    for name in ("torch", "sbi", "pytorch-ignite", "numpy", "nflows", "zuko", "sbi-ignite"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -55,5 +60,12 @@ def make_manifest(
         "network": None if network is None else fingerprint_network(network),
         "settings": dict(settings),
         "versions": versions(),
+        "machine": describe_machine(_device_of(network)),
         "estimator": None if estimator is None else dict(estimator),
     }
+
+
+def _device_of(network: nn.Module | None) -> torch.device | None:
+    """Return where a network's first parameter is."""
+    first = None if network is None else next(network.parameters(), None)
+    return None if first is None else first.device
