@@ -1,4 +1,4 @@
-"""What a backend is told comes in; a process of its own, in which the backend lives, gets it.
+"""A backend that lives in a process of its own.
 
 wandb and mlflow may hang, take seconds to import, draw from python's random state and hold up the
 exit of the interpreter. In a process of their own they can do none of this to a training, and when

@@ -1,7 +1,4 @@
-"""Lines from a training come in; the backend of this process gets them, and reports go out.
-
-The other end of `courier.py`.
-"""
+"""The process in which a courier's backend lives; the other end of `courier.py`."""
 
 from __future__ import annotations
 

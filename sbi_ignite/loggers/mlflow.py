@@ -1,4 +1,4 @@
-"""Numbers come in; an MLflow run with parameters, metrics, tags and artifacts goes out.
+"""The backend for MLflow.
 
 ignite's logger uses MLflow's global active run, which may be the user's, and a dead server blocks
 it for minutes; this one speaks to the client, with a run of its own. Made to live in a courier's
@@ -87,13 +87,12 @@ class Mlflow(Backend):
         super().__init__(run_name=run_name, tags=tags, every_n_iterations=every_n_iterations)
         self._experiment_name, self._script = experiment_name, script
         self._tracking_uri = tracking_uri or default_tracking_uri
-        environment = default_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        environment = os.environ.get("MLFLOW_TRACKING_URI")
         self.local = is_local(self._tracking_uri or environment or "")
-        # Ids in the environment, and the active run, are those of the environment's store.
-        self._ids_count = not (tracking_uri and environment) or same_store(
-            tracking_uri, environment
-        )
-        self._users_run = dict(users_run or {}) if self._ids_count else {}
+        # Ids are those of the store that the environment, or the user's process, says.
+        self._ids_count = _agree(tracking_uri, environment)
+        theirs = _agree(tracking_uri, default_tracking_uri)
+        self._users_run = dict(users_run or {}) if theirs else {}
         self._info = RunInfo()
         self._client: Any = None
         self._run_id = ""
@@ -113,8 +112,10 @@ class Mlflow(Backend):
         self._info = info
         self._client = self._client or self._connect()
         given = self._given()
+        # Earlier rounds are in the run that they were logged to, and nowhere else.
+        stays = identity.get("continued") and info.first_step
         run = (
-            self._adopt(given, identity["id"])
+            (None if stays else self._adopt(given, identity["id"]))
             or self._find(identity["id"], identity.get("run_id", ""))
             or self._create(identity["id"], given)
         )
@@ -353,6 +354,11 @@ def place_of(tracking_uri: str) -> str:
         return tracking_uri.rstrip("/")
     path = tracking_uri.removeprefix("sqlite:///").removeprefix("file://")
     return str(Path(path).absolute())
+
+
+def _agree(called: str | None, said: str | None) -> bool:
+    """Say whether the call leaves the store to somebody else, or names the same."""
+    return not called or not said or same_store(called, said)
 
 
 def same_store(one: str, other: str) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _taken: set[str] = set()
-"""Values of `WANDB_RUN_ID` under which a training of this process has logged."""
+"""Ids under which a training or the user has logged to wandb in this process."""
 
 
 def new_identity(name: str) -> dict[str, Any]:
@@ -41,7 +41,9 @@ def known_to_this_process(name: str, identity: Mapping[str, Any]) -> dict[str, A
         theirs = users_wandb_run()
         given = os.environ.get("WANDB_RUN_ID", "")
         free = theirs is None and (given not in _taken or given == identity["id"])
-        if free and given:
+        if theirs is not None:
+            _taken.add(theirs["id"])
+        elif free and given:
             _taken.add(given)
         return {**script, "pid": os.getpid(), "users_run": theirs, "may_take_given": free}
     return script

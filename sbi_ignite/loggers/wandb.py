@@ -1,4 +1,4 @@
-"""Numbers come in; a run of Weights & Biases goes out.
+"""The backend for Weights & Biases.
 
 ignite's logger goes through wandb's global run, which may be the user's, reports success after an
 exception and cannot continue a run; this one has a run of its own. Made to live in a courier's
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,9 +49,8 @@ class Wandb(Backend):
     gets a run of its own, in one group with it.
 
     Args:
-        project: The project; None, and nothing from wandb either: that of the user's open run, or
-            "sbi".
-        entity: User or team.
+        project: The project; None: that of the user's open run, or what wandb says, or "sbi".
+        entity: User or team; None: likewise.
         mode: "online", "offline", "shared" or "disabled".
         script: The user's script, named as the run's program.
         pid: The process whose use of the machine is shown.
@@ -94,6 +94,8 @@ class Wandb(Backend):
         # The service of the user's process would end with it.
         os.environ.pop("WANDB_SERVICE", None)
         root = Path(os.environ.get("WANDB_DIR") or ".").absolute()
+        # Earlier rounds are in the run that they were logged to, and nowhere else.
+        self._may_take_given &= not (identity.get("continued") and info.first_step)
         wanted = self._choose(root / "wandb", identity["id"], bool(identity.get("continued")))
         self._open(info, wanted)
         self._have = self._logged(root / "wandb")
@@ -162,8 +164,8 @@ class Wandb(Backend):
         tags = [f"{name}:{value}" if value else name for name, value in self.tags.items()]
         self._silent = bool(known.silent or known.quiet)
         self._run = wandb.init(
-            project=self._project or known.project or self._users_run.get("project") or "sbi",
-            entity=self._entity or known.entity or self._users_run.get("entity"),
+            project=self._project or self._users_run.get("project") or known.project or "sbi",
+            entity=self._entity or self._users_run.get("entity") or known.entity,
             mode=self._mode,  # type: ignore[arg-type] # checked by LoggingConfig
             id=wanted.run_id,
             resume="allow" if wanted.exists and not known.resume else None,
@@ -227,7 +229,7 @@ class Wandb(Backend):
     def _logged(self, folder: Path) -> dict[str, int]:
         """Return the last epoch and iteration of the open run, here or on the server."""
         here, there = last_logged(folder, self._run.id), self._run.summary
-        return {n: max(here.get(n, 0), int(there.get(n) or 0)) for n in ("epoch", "iteration")}
+        return {n: max(here.get(n, 0), _whole(there.get(n))) for n in ("epoch", "iteration")}
 
     def _close(self, exit_code: int) -> None:
         """Close the run and wait until its file is whole.
@@ -278,8 +280,15 @@ def last_logged(folder: Path, run_id: str) -> dict[str, int]:
     for path in folder.glob(f"*-{run_id}/run-{run_id}.wandb"):
         for row in logged_rows(path):
             for name in ("epoch", "iteration"):
-                last[name] = max(last.get(name, 0), int(row.get(name, 0)))
+                last[name] = max(last.get(name, 0), _whole(row.get(name)))
     return last
+
+
+def _whole(value: Any) -> int:
+    """Return a number as a whole one, 0 for anything else that a user may have logged."""
+    if isinstance(value, int | float) and math.isfinite(value):
+        return int(value)
+    return 0
 
 
 def logged_rows(path: Path) -> Iterator[dict[str, Any]]:

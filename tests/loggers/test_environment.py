@@ -117,6 +117,31 @@ def test_a_training_resumed_under_an_agents_id_has_every_step_once(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", ["wandb", "mlflow"])
+def test_a_later_round_stays_in_the_run_of_the_first(
+    backend: str, store: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the environment has come to name another run, which could not have the first."""
+    uri, (given, other) = store
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    first = Play(make_loggers([backend])).epochs(2)
+    first.end()
+    identity = first.loggers.state_dict()
+    _agent_says(monkeypatch, "trial5")
+    monkeypatch.setenv("MLFLOW_RUN_ID", given)
+    later = {"first_step": 2, "round_index": 1, "identity": identity}
+    Play(make_loggers([backend]), **later).epochs(2).end()
+    if backend == "wandb":
+        (own,) = {run.run_id for run in read.wandb_records(tmp_path, "run")}
+        steps = [step for step, _ in read.wandb(tmp_path, own)]
+    else:
+        (own,) = _runs(uri).keys() - {given, other}
+        steps = _steps(uri, own)
+    assert own != "trial5"
+    assert steps == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
 def test_only_one_fresh_training_takes_an_agents_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
