@@ -114,7 +114,7 @@ def fit(
                 loggers=_trackers(trainer, call),
                 identity=getattr(trainer, "_ignite_identity", {}),
                 keep_identity=_keep_on(trainer, "_ignite_identity"),
-                directory=directory_of(trainer, call, now),
+                directory=directory_of(trainer, call, now, train_loader),
                 manifest=_manifest(trainer, call, now, train_loader),
                 round_index=now.index,
                 first_step=now.first_step,

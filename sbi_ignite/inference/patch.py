@@ -20,6 +20,7 @@ from sbi.inference.trainers.vfpe.base_vf_inference import VectorFieldTrainer
 from sbi_ignite.inference import marginal, seam
 from sbi_ignite.inference.trainers import refuse_arguments
 from sbi_ignite.inference.version import check_sbi_version
+from sbi_ignite.inference.workers import pass_on_patch
 
 _TRAINERS: tuple[type, ...] = (
     PosteriorEstimatorTrainer,
@@ -82,6 +83,13 @@ def patch_sbi() -> Patch:
     Acts at once, for all threads, until `unpatch_sbi()`. Used as a context manager it is undone at
     the end of the block, unless it was on before. Twice is as good as once.
 
+    Python processes that are started while it is on are patched as well, and stay so: workers of
+    joblib, multiprocessing, Ray and Dask on this machine, and plain subprocesses, if they inherit
+    the environment (PYTHONPATH names a start-up hook there).
+
+    Warns:
+        SbiIgniteWarning: If there are workers that it cannot reach, such as those that run already.
+
     Returns:
         A context manager.
 
@@ -116,6 +124,7 @@ def is_patched() -> bool:
 
 
 def _apply() -> None:
+    _undo.append(pass_on_patch())
     for cls in _TRAINERS:
         if "train" in vars(cls):
             _replace(cls, "train", _training(vars(cls)["train"], seam.train))
