@@ -6,6 +6,8 @@ Without a directory nothing is read and nothing is saved.
 from __future__ import annotations
 
 import contextlib
+import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,7 @@ from sbi_ignite.callback import TrainingState
 from sbi_ignite.data.in_memory import Batches
 from sbi_ignite.engine.host import Host
 from sbi_ignite.engine.state import Snapshots, Stateful, restore
-from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError
+from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError, SbiIgniteWarning
 from sbi_ignite.handlers.checkpoint import CheckpointHandler, ends_epoch
 from sbi_ignite.handlers.signals import StopOnSignals
 from sbi_ignite.runs.directory import RunDirectory
@@ -211,7 +213,19 @@ class Persistence:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Hold signals off for the time of the training, and note how it ended."""
+        """Hold signals off for the time of the training, and note how it ended.
+
+        Warns:
+            SbiIgniteWarning: Off the main thread, where no signals arrive.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            warnings.warn(
+                f"{self.path}: this training runs in a thread, so that SIGTERM, SIGUSR1 and Ctrl-C "
+                "end the process without saving first; it can be continued from the last "
+                "checkpoint. Train on the main thread, of another process if need be.",
+                SbiIgniteWarning,
+                stacklevel=4,
+            )
         self._directory.write_manifest(self.manifest)
         self._handler.start()
         self._handler.save_now()

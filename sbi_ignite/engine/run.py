@@ -39,6 +39,7 @@ from sbi_ignite.engine.steps import (
     summed,
     summed_as_sbi,
 )
+from sbi_ignite.engine.threads import training_in_this_thread
 from sbi_ignite.exceptions import NonFiniteLossError
 from sbi_ignite.handlers.averaging import AveragedWeights, TrainedWeights
 from sbi_ignite.handlers.best_weights import BestWeights
@@ -254,7 +255,10 @@ def run_training(
     snapshots = Snapshots(parts, state, host.keep_snapshot, extra={"loggers": loggers})
     snapshots.attach(trainer)
 
-    with persistence(settings, host, model, parts, state, train_loader, snapshots) as files:
+    with (
+        training_in_this_thread(),
+        persistence(settings, host, model, parts, state, train_loader, snapshots) as files,
+    ):
         files.attach(trainer)
         files.resume()
         if files.found is not None:

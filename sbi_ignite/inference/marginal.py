@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from sbi_ignite.engine.recipe import filled_in
+from sbi_ignite.engine.threads import training_in_this_thread
 from sbi_ignite.inference import seam
 from sbi_ignite.inference.arguments import Call, parse_call
 from sbi_ignite.inference.batches import make_loaders, split
@@ -38,7 +39,8 @@ def train(
     check_sbi_version()
     call = parse_call(trainer, sbi_train, args, kwargs)
     seam.check_simulations(trainer)
-    return carry_out(trainer, call)
+    with training_in_this_thread():
+        return carry_out(trainer, call)
 
 
 def carry_out(trainer: Any, call: Call) -> Any:

@@ -17,6 +17,7 @@ from ignite.utils import manual_seed
 from sbi.utils.torchutils import check_if_prior_on_device, process_device
 
 from sbi_ignite.engine.recipe import filled_in
+from sbi_ignite.engine.threads import training_in_this_thread
 from sbi_ignite.exceptions import NoSimulationsError
 from sbi_ignite.inference.arguments import Call, parse_call
 from sbi_ignite.inference.batches import make_loaders, simulations_of, split
@@ -55,7 +56,7 @@ def train(
 def carry_out(trainer: Any, sbi_train: Callable[..., Any], call: Call) -> Any:
     """Carry out a call that has been understood and checked."""
     prepare(trainer, call.settings.train)
-    with _activated(call), lean_building(trainer, call):
+    with training_in_this_thread(), _activated(call), lean_building(trainer, call):
         return sbi_train(trainer, **call.keywords)
 
 
