@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -272,6 +273,9 @@ class Persistence:
         Args:
             trains: Whether there is anything left to train. A complete run that has all its files
                 is not written again.
+
+        Warns:
+            SbiIgniteWarning: Off the main thread, where no signals arrive.
         """
         directory = self._directory
         if not trains:
@@ -281,6 +285,14 @@ class Persistence:
         if self._only_reads:
             yield
             return
+        if trains and threading.current_thread() is not threading.main_thread():
+            warnings.warn(
+                f"{self.path}: this training runs in a thread, so that SIGTERM, SIGUSR1 and Ctrl-C "
+                "end the process without saving first; it can be continued from the last "
+                "checkpoint. Train on the main thread, of another process if need be.",
+                SbiIgniteWarning,
+                stacklevel=4,
+            )
         saved = {} if trains else directory.read_manifest() or {}
         # A run that was complete is so at every moment, for others that read it meanwhile.
         directory.write_manifest(saved if saved.get("status") == "complete" else self.manifest)

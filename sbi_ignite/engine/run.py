@@ -19,6 +19,7 @@ from sbi_ignite.engine.options import check_options
 from sbi_ignite.engine.persistence import NoPersistence, Persistence, persistence
 from sbi_ignite.engine.schedules import continue_schedule, warn_of_idle
 from sbi_ignite.engine.steps import reads_later
+from sbi_ignite.engine.threads import training_in_this_thread
 from sbi_ignite.engine.training import Training, assemble
 from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, SettingsError
 from sbi_ignite.handlers.callbacks import as_callbacks
@@ -138,7 +139,7 @@ def run(training: Training) -> TrainingSummary:
         KeyboardInterrupt: After Ctrl-C, when everything is saved.
         SystemExit: After SIGTERM or SIGUSR1, when everything is saved.
     """
-    with training.signals, persistence(training) as files:
+    with training_in_this_thread(), training.signals, persistence(training) as files:
         files.attach(training.engine)
         resumed_from = _resume(training, files)
         trains = _has_epochs_left(training)

@@ -28,6 +28,7 @@ from sbi_ignite.engine.gradients import Backward, EagerGradients, LossFunction, 
 from sbi_ignite.engine.graphs import Graph, record
 from sbi_ignite.engine.reachable import PLAIN, Fingerprint
 from sbi_ignite.engine.state import random_states, set_random_states
+from sbi_ignite.engine.threads import others_may_draw, others_train
 from sbi_ignite.engine.watching import NotTraceable
 
 Outputs = list[Tensor | None]
@@ -42,6 +43,10 @@ MAX_MISSES = 10
 """Batches on which a recording did not hold, after which it is given up."""
 MAX_CHANGES = 3
 """Changes of the network between steps, after which it is left alone."""
+MAX_DISTURBED = 5
+"""Proofs that fail beside other threads, which may draw random numbers, until one counts."""
+PAUSE = 8
+"""Batches that are left alone after the first of those; twice as many after each that follows."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ class Tracing:
         self._shapes: dict[Any, _Shape] = {}
         self._last_epoch, self._changes = -1, 0
         self._fingerprint: Fingerprint | None = None
-        self._active = True
+        self._active, self._disturbed, self._pause = True, 0, 0
 
     def shape_of(self, batch: Any) -> tuple[_Shape | None, list[Any]]:
         """Return what is known about batches like this one, and its leaves in order.
@@ -124,6 +129,12 @@ class Tracing:
         Nothing is known about batches that are to be left alone.
         """
         if not self._active or torch.is_anomaly_enabled():
+            return None, []
+        if others_train():
+            self._forget()  # what they do to shared state is no change of this computation
+            return None, []
+        if self._pause:
+            self._pause -= 1
             return None, []
         self._look_for_changes()
         leaves, structure = _flattened(batch)
@@ -195,9 +206,9 @@ class Tracing:
             self._compare(shape, leaves, before, after, outputs, recordable)
             self._fingerprint, same = python, True
         except NotTraceable as reason:
-            self._give_up(str(reason))
+            self._refuted(str(reason))
         except Exception as error:
-            self._give_up(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+            self._refuted(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
         finally:
             if not same:
                 after.restore()
@@ -280,6 +291,18 @@ class Tracing:
         self._changes += 1
         if self._changes >= MAX_CHANGES:
             self._give_up("the network or its loss keeps changing between steps")
+
+    def _refuted(self, reason: str) -> None:
+        """Give up, or try again where other threads may have drawn random numbers meanwhile."""
+        if not others_may_draw():
+            self._give_up(reason)
+            return
+        self._disturbed += 1
+        if self._disturbed < MAX_DISTURBED:
+            self._forget()
+            self._pause = PAUSE * 2**self._disturbed
+        else:
+            self._give_up(f"{reason}, which other threads of this process may have brought about")
 
     def _give_up(self, reason: str) -> None:
         """Compute eagerly from now on."""

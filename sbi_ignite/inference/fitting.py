@@ -79,7 +79,7 @@ def fit(
     train_batches, val_batches = as_batches(train_loader), as_batches(val_loader, "val_loader")
     place = Place(
         method=type(trainer).__name__,
-        directory=directory_of(trainer, call, now),
+        directory=directory_of(trainer, call, now, train_batches),
         manifest=_manifest(trainer, call, now, train_batches),
         round_index=now.index,
         first_step=now.first_step,

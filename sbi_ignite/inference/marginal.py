@@ -12,6 +12,7 @@ from typing import Any
 
 from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.engine.recipe import filled_in
+from sbi_ignite.engine.threads import training_in_this_thread
 from sbi_ignite.inference import seam
 from sbi_ignite.inference.arguments import Call, parse_call
 from sbi_ignite.inference.batches import make_loaders, split
@@ -41,7 +42,8 @@ def train(
     call = parse_call(trainer, sbi_train, args, kwargs)
     seam.check_simulations(trainer)
     check_call(trainer, call)
-    return carry_out(trainer, call)
+    with training_in_this_thread():
+        return carry_out(trainer, call)
 
 
 def carry_out(trainer: Any, call: Call) -> Any:

@@ -6,12 +6,19 @@ its own below the one that was named.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from sbi_ignite.data.source import Batches
 from sbi_ignite.inference.arguments import Call
+from sbi_ignite.inference.workers import is_worker
+from sbi_ignite.runs.fingerprint import BUDGETS, fingerprint_data, fingerprint_network
 
 
 @dataclass(frozen=True)
@@ -66,36 +73,61 @@ def _epochs_so_far(trainer: Any) -> int:
 
 # --- run directories
 
-_trainers: dict[Path, list[weakref.ref[Any]]] = {}
+_given: dict[Path, list[tuple[weakref.ref[Any], str]]] = {}
+"""Which trainers of this process have got which folders below directories that they share."""
 
 
-def directory_of(trainer: Any, call: Call, now: Round) -> Path | None:
+def directory_of(trainer: Any, call: Call, now: Round, batches: Batches) -> Path | None:
     """Return the run directory of a training; None without checkpoints.
 
     A directory that the call names is taken as it is. One that comes from the environment or a file
     belongs to a whole script: its first trainer gets the directory itself, the others
     `trainer-1`, `trainer-2`, ... below it, in the order in which they first train.
 
+    Worker processes share it, and no order among them is sure. There a trainer gets
+    `training-DIGEST`, of what makes its first training the one that it is: settings, data, initial
+    weights and random state. A script that is started again finds it if it seeds every training.
+
     Args:
         trainer: The trainer.
         call: The call.
         now: Its round; rounds after the first get `round-1`, `round-2`, ... below.
+        batches: Batches of training data.
     """
     checkpoint = call.settings.checkpoint
     if checkpoint is None:
         return None
     path = Path(checkpoint.directory)
     if call.settings.origin("checkpoint.directory").source != "call":
-        number = _number_of(trainer, path.absolute())
-        path = path / f"trainer-{number}" if number else path
+        path = path / _own_folder(trainer, call, path.absolute(), batches)
     return path / f"round-{now.index}" if now.index else path
 
 
-def _number_of(trainer: Any, path: Path) -> int:
-    """Return how many other trainers of this process have used a directory before this one."""
-    known = _trainers.setdefault(path, [])
-    for number, reference in enumerate(known):
+def _own_folder(trainer: Any, call: Call, path: Path, batches: Batches) -> str:
+    """Return a trainer's folder below a shared directory; "" stands for the directory itself."""
+    given = _given.setdefault(path, [])
+    for reference, folder in given:
         if reference() is trainer:
-            return number
-    known.append(weakref.ref(trainer))
-    return len(known) - 1
+            return folder
+    if is_worker():
+        folder = f"training-{_digest_of(trainer, call, batches)}"
+    else:
+        folder = f"trainer-{len(given)}" if given else ""
+    given.append((weakref.ref(trainer), folder))
+    return folder
+
+
+def _digest_of(trainer: Any, call: Call, batches: Batches) -> str:
+    """Return a digest of all that decides about the numbers of a training that begins."""
+    net, train = trainer._neural_net, call.settings.to_dict()["train"]
+    known = {
+        "method": type(trainer).__name__,
+        "settings": {name: train[name]["value"] for name in train.keys() - BUDGETS},
+        "network": fingerprint_network(net)["digest"],
+        # Without buffers: z-scores of many rows differ in the last bits by the number of threads.
+        "weights": fingerprint_data(list(net.parameters())),
+        "data": batches.fingerprint() or [],
+        "random state": fingerprint_data([torch.get_rng_state()]),
+    }
+    text = json.dumps(known, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

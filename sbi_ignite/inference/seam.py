@@ -19,6 +19,7 @@ from sbi.utils.torchutils import check_if_prior_on_device, process_device
 from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.engine.options import checked_device
 from sbi_ignite.engine.recipe import filled_in
+from sbi_ignite.engine.threads import training_in_this_thread
 from sbi_ignite.exceptions import NoSimulationsError
 from sbi_ignite.inference.arguments import Call, parse_call
 from sbi_ignite.inference.batches import (
@@ -64,7 +65,7 @@ def train(
 def carry_out(trainer: Any, sbi_train: Callable[..., Any], call: Call) -> Any:
     """Carry out a call that has been understood and checked."""
     prepare(trainer, call.settings)
-    with _activated(call), lean_building(trainer, call):
+    with training_in_this_thread(), _activated(call), lean_building(trainer, call):
         return sbi_train(trainer, **call.keywords)
 
 
