@@ -20,7 +20,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.adam import adam
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from sbi_ignite.engine.aligned import ALIGNED, Aligned
+from sbi_ignite.optim.memory_layout import ALIGNED, Aligned
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 # torch lists its own optimizers' operations on many tensors nowhere among the public names.

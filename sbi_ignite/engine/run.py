@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sbi_ignite.callback import TrainingState
+from sbi_ignite.capture import Compiler
 from sbi_ignite.data.placing import indexed
 from sbi_ignite.engine.checks import check_arguments, check_device
-from sbi_ignite.engine.compiling import Compiler
 from sbi_ignite.engine.denormals import denormals_as_zeros
 from sbi_ignite.engine.epochs import Epochs, validation_randomness
 from sbi_ignite.engine.flat import FlatOptimizer

@@ -15,7 +15,7 @@ from ignite.engine import Engine
 from ignite.utils import convert_tensor
 from torch import Tensor, nn
 
-from sbi_ignite.engine.gradients import Gradients
+from sbi_ignite.capture.gradients import Gradients
 from sbi_ignite.exceptions import NonFiniteLossError
 from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.handlers.events import TrainingEvents

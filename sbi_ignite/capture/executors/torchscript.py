@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sbi_ignite.engine.operations import Operation, operation
-from sbi_ignite.engine.watching import NotTraceable
+from sbi_ignite.capture.guards import NotTraceable
+from sbi_ignite.capture.operations import Operation, operation
 
 aten = torch.ops.aten
 

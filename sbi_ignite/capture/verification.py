@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils import _pytree as pytree
 
-from sbi_ignite.engine.cuda_graphs import CudaGraph
-from sbi_ignite.engine.gradients import Backward, EagerGradients, LossFunction, hand_over
-from sbi_ignite.engine.graphs import Graph, record
-from sbi_ignite.engine.reachable import PLAIN, Fingerprint
-from sbi_ignite.engine.state import random_states, set_random_states
-from sbi_ignite.engine.watching import NotTraceable
+from sbi_ignite.capture.executors.cuda_graphs import CudaGraph
+from sbi_ignite.capture.gradients import Backward, EagerGradients, LossFunction, hand_over
+from sbi_ignite.capture.guards import NotTraceable
+from sbi_ignite.capture.python_state import PLAIN, Fingerprint
+from sbi_ignite.capture.recorder import Graph, record
+from sbi_ignite.random_state import random_states, set_random_states
 
 Outputs = list[Tensor | None]
 

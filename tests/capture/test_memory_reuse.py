@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sbi_ignite.engine.graphs import Graph, record
+from sbi_ignite.capture.recorder import Graph, record
 
 WRITING = ("'out'", "'grad_input'", "relu_", "masked_fill_")
 """What tells in a recording's words that a result is written over an argument."""

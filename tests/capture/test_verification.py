@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 from sbi_ignite import SbiIgniteWarning, TrainConfig, run_training
-from sbi_ignite.engine import compiling, tracing
-from sbi_ignite.engine.graphs import record
-from sbi_ignite.engine.indexing import without_waiting
-from sbi_ignite.engine.reachable import Fingerprint
-from sbi_ignite.engine.tracing import TracedLosses, Tracing, TracingRules
-from sbi_ignite.engine.watching import NotTraceable
+from sbi_ignite.capture import compiler, verification
+from sbi_ignite.capture.guards import NotTraceable
+from sbi_ignite.capture.passes.index_put import without_waiting
+from sbi_ignite.capture.python_state import Fingerprint
+from sbi_ignite.capture.recorder import record
+from sbi_ignite.capture.verification import TracedLosses, Tracing, TracingRules
 from tests.small import SBI_WARNS, ready, same, train, weights
 
 X = torch.linspace(-1, 1, 64).reshape(32, 2)
@@ -63,8 +63,8 @@ def replays(monkeypatch):
 @pytest.fixture
 def early(monkeypatch):
     """Let trainings of a few steps be traced by `compile='auto'`, faster or not."""
-    monkeypatch.setattr(compiling, "STEPS_BEFORE_TRACING", 2)
-    monkeypatch.setattr(tracing._Shape, "is_slower", False)
+    monkeypatch.setattr(compiler, "STEPS_BEFORE_TRACING", 2)
+    monkeypatch.setattr(verification._Shape, "is_slower", False)
 
 
 def trained(make, compile, loss=squared, epochs=4, batches=BATCHES, val=BATCHES, **kwargs):
@@ -491,7 +491,7 @@ def test_numbers_that_became_tensors_give_the_same_bits(name, shape):
         except (RuntimeError, TypeError):  # torch subtracts no bools
             continue
         (got,) = record(lambda x, n=number: [WITH_NUMBERS[name](x, n)], [x])([x])
-        assert tracing._same_bits(got, expected), (dtype, number)
+        assert verification._same_bits(got, expected), (dtype, number)
 
 
 def test_numbers_become_tensors_of_the_results_type_on_the_host():
@@ -783,9 +783,9 @@ def test_a_recording_that_is_not_faster_is_given_up(seconds, must_pay, monkeypat
         replayed.append(1)
         return original(*args)
 
-    original = tracing._run
-    monkeypatch.setattr(tracing, "_run", run)
-    monkeypatch.setattr(tracing, "_timed", timed)
+    original = verification._run
+    monkeypatch.setattr(verification, "_run", run)
+    monkeypatch.setattr(verification, "_timed", timed)
     reasons, model = [], nn.Linear(2, 1)
     rules = TracingRules(after=0, must_pay=must_pay)
     traced = Tracing(model, (), rules, lambda: 0, reasons.append)
@@ -799,7 +799,7 @@ def test_a_recording_that_is_not_faster_is_given_up(seconds, must_pay, monkeypat
 
 
 def test_seconds_of_other_programs_are_not_counted():
-    with tracing._timed([torch.zeros(1), "a word"]) as seconds:
+    with verification._timed([torch.zeros(1), "a word"]) as seconds:
         time.sleep(0.2)
     assert 0 <= seconds[0] < 0.1
 
@@ -814,7 +814,7 @@ def test_a_recording_that_was_slow_for_a_moment_is_kept(monkeypatch):
         yield found
         found.append(next(times))
 
-    monkeypatch.setattr(tracing, "_timed", timed)
+    monkeypatch.setattr(verification, "_timed", timed)
     reasons, model = [], nn.Linear(2, 1)
     traced = Tracing(model, (), TracingRules(after=0, must_pay=True), lambda: 0, reasons.append)
     losses = TracedLosses(squared, traced)
@@ -836,7 +836,7 @@ def test_what_a_recording_leaves_behind_is_freed_at_once(collects):
 
     (gc.enable if collects else gc.disable)()
     try:
-        with tracing._freed_at_once():
+        with verification._freed_at_once():
             node = weakref.ref(Node())
             assert node() is not None
         assert (node() is None) == collects

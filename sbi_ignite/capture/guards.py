@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sbi_ignite.engine.operations import Operation
+from sbi_ignite.capture.operations import Operation
 
 aten = torch.ops.aten
 

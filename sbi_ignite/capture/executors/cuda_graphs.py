@@ -13,9 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sbi_ignite.engine.aligned import Aligned
-from sbi_ignite.engine.graphs import Graph
-from sbi_ignite.engine.watching import NotTraceable
+from sbi_ignite.capture.guards import NotTraceable
+from sbi_ignite.capture.recorder import Graph
+from sbi_ignite.optim.memory_layout import Aligned
 
 WARM_UPS = 3
 """Runs before the capture, as torch advises, in which libraries choose and prepare kernels."""

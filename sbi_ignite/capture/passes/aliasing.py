@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from sbi_ignite.engine.operations import operation
+from sbi_ignite.capture.operations import operation
 
 
 def bases(graph: fx.Graph) -> dict[fx.Node, fx.Node]:

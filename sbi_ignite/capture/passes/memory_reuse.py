@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from sbi_ignite.engine.operations import operation
+from sbi_ignite.capture.operations import operation
 
 aten = torch.ops.aten
 

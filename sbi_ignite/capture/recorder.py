@@ -18,18 +18,18 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from sbi_ignite.engine.aliasing import bases, changing
-from sbi_ignite.engine.cleaning import merge_equal, part_outputs, remove_aliases, remove_dead
-from sbi_ignite.engine.indexing import is_put, without_waiting
-from sbi_ignite.engine.operations import operation
-from sbi_ignite.engine.reusing import reuse_memory
-from sbi_ignite.engine.script import Script
-from sbi_ignite.engine.watching import (
+from sbi_ignite.capture.executors.torchscript import Script
+from sbi_ignite.capture.guards import (
     Guards,
     NoReadsInBulk,
     Writable,
     check_repeatable,
 )
+from sbi_ignite.capture.operations import operation
+from sbi_ignite.capture.passes.aliasing import bases, changing
+from sbi_ignite.capture.passes.cleanup import merge_equal, part_outputs, remove_aliases, remove_dead
+from sbi_ignite.capture.passes.index_put import is_put, without_waiting
+from sbi_ignite.capture.passes.memory_reuse import reuse_memory
 
 aten = torch.ops.aten
 

@@ -12,10 +12,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from sbi_ignite.engine.gradients import EagerGradients, Gradients, LossFunction
-from sbi_ignite.engine.state import random_states, set_random_states
-from sbi_ignite.engine.tracing import PROOFS, TracedGradients, TracedLosses, Tracing, TracingRules
+from sbi_ignite.capture.gradients import EagerGradients, Gradients, LossFunction
+from sbi_ignite.capture.verification import (
+    PROOFS,
+    TracedGradients,
+    TracedLosses,
+    Tracing,
+    TracingRules,
+)
 from sbi_ignite.exceptions import SbiIgniteWarning, SettingsError
+from sbi_ignite.random_state import random_states, set_random_states
 from sbi_ignite.settings import TrainConfig
 
 _logger = logging.getLogger("sbi_ignite.engine")
