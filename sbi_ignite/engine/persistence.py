@@ -93,6 +93,7 @@ class NoPersistence:
     """
 
     path: Path | None = None
+    earlier_report = ("", "")
 
     def __init__(
         self,
@@ -148,6 +149,8 @@ class Persistence:
 
     Attributes:
         found: The states of the checkpoint that is continued; None in a fresh run.
+        earlier_report: Which way steps of earlier calls were computed, and why; for a run that is
+            complete already.
     """
 
     def __init__(
@@ -170,6 +173,7 @@ class Persistence:
         self._handler = CheckpointHandler(
             directory, config, snapshots.take, state, mid_epoch, background
         )
+        self.earlier_report: tuple[str, str] = ("", "")
         self.found = self._find()
 
     def _find(self) -> Mapping[str, Any] | None:
@@ -178,6 +182,8 @@ class Persistence:
         if self._config.resume == "never":
             directory.set_aside()
         saved = directory.read_manifest()
+        if saved is not None:
+            self.earlier_report = (saved.get("executor", ""), saved.get("executor_reason", ""))
         different = differences(saved, self.manifest) if saved is not None else []
         if different:
             raise CheckpointMismatchError(f"{directory.path}: " + "\n".join(different))
@@ -240,7 +246,10 @@ class Persistence:
         if summary.complete:
             self._directory.write_summary(summary.to_dict())
         self._note_end(
-            "complete" if summary.complete else "interrupted", stop_reason=summary.stop_reason
+            "complete" if summary.complete else "interrupted",
+            stop_reason=summary.stop_reason,
+            executor=summary.executor,
+            executor_reason=summary.executor_reason,
         )
         self._signals.pass_on()
 

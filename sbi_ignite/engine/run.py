@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.capture import Compiler
+from sbi_ignite.capture import Compiler, Report
 from sbi_ignite.data.placing import indexed
 from sbi_ignite.engine.checks import check_arguments, check_device
 from sbi_ignite.engine.denormals import denormals_as_zeros
@@ -260,7 +260,7 @@ def run_training(
         if files.found is not None:
             schedule.note_rate()
             epochs.continue_at(len(train_loader), parts, files.found)
-        resumed_from = state.epoch
+        resumed_from, began_at = state.epoch, state.iteration
         budget = epochs_to_train(config, schedulers)
         stopping.ask_before_training()
         loggers.start(_run_info(settings, host, files, state, rules, budget))
@@ -288,7 +288,9 @@ def run_training(
             averages.show()
         best.conclude(model)
         model.zero_grad(set_to_none=True)
-        summary = _summary(files, state, settings, resumed_from, device)
+        took_steps = state.iteration > began_at
+        how = _report(compiler, stepping, host) if took_steps else Report(*files.earlier_report)
+        summary = _summary(files, state, settings, resumed_from, device, how)
         loggers.finish(summary)
         if host.keep_identity is not None:
             host.keep_identity(loggers.state_dict())
@@ -389,12 +391,22 @@ def _errors_reported(
         raise
 
 
+def _report(compiler: Compiler, stepping: FlatOptimizer, host: Host) -> Report:
+    """Return which way steps were computed, and what made them slower."""
+    found = compiler.report()
+    if host.train_step is not None:
+        found = Report("eager", "the trainer's own epoch method was asked")
+    reasons = filter(None, (found.reason, stepping.slower and f"optimizer: {stepping.slower}"))
+    return Report(found.executor, "; ".join(reasons))
+
+
 def _summary(
     files: Persistence | NoPersistence,
     state: TrainingState,
     settings: Resolved,
     resumed_from: int,
     device: torch.device,
+    how: Report,
 ) -> TrainingSummary:
     """Return the summary of a training that has ended."""
     history = state.history
@@ -415,6 +427,8 @@ def _summary(
         resumed_from_epoch=resumed_from,
         run_directory=None if files.path is None else str(files.path),
         device=str(device),
+        executor=how.executor,
+        executor_reason=how.reason,
         config=settings.to_dict(),
     )
 
