@@ -37,8 +37,8 @@ from benchmarks.measuring import (
 )
 from sbi_ignite import NPE, Callback, CheckpointConfig, EarlyStopping, TrainConfig
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.engine.state import random_states
 from sbi_ignite.handlers.checkpoint import CheckpointHandler
+from sbi_ignite.random_state import random_states
 from sbi_ignite.runs.directory import RunDirectory
 
 SIMULATIONS, DIM_THETA, DIM_X = 10_000, 5, 10

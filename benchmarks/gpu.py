@@ -61,8 +61,8 @@ from benchmarks.measuring import (
     ratios,
 )
 from sbi_ignite import EarlyStopping, TrainConfig
-from sbi_ignite.engine.compiling import Refusals
-from sbi_ignite.engine.tracing import TracingRules
+from sbi_ignite.capture.compiler import Refusals
+from sbi_ignite.capture.verification import TracingRules
 
 EAGER_STEPS = 3
 """Stands in for STEPS_BEFORE_TRACING. With its second step, the optimizer may move the parameters,
@@ -232,10 +232,10 @@ class _NotedRefusals(Refusals):
 @contextmanager
 def _soon_traced() -> Iterator[None]:
     """Trace after few steps, and note why where nothing is traced."""
-    compiling = "sbi_ignite.engine.compiling"
+    compiler = "sbi_ignite.capture.compiler"
     with (
-        mock.patch(f"{compiling}.STEPS_BEFORE_TRACING", EAGER_STEPS),
-        mock.patch(f"{compiling}.Refusals", _NotedRefusals),
+        mock.patch(f"{compiler}.STEPS_BEFORE_TRACING", EAGER_STEPS),
+        mock.patch(f"{compiler}.Refusals", _NotedRefusals),
     ):
         yield
 

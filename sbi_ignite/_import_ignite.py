@@ -9,5 +9,6 @@ from __future__ import annotations
 import warnings
 
 with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+    for kind in (DeprecationWarning, FutureWarning):  # the latter from torch 2.15 on
+        warnings.filterwarnings("ignore", r"`torch\.jit\.", kind)
     import ignite.engine  # noqa: F401 # imported for its side effect on sys.modules

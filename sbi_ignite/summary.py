@@ -39,6 +39,12 @@ class TrainingSummary:
         run_directory: Where the run's files are; None without checkpoints.
         device: Where the network was trained.
         world_size: Number of processes.
+        executor: Which way training steps were computed: "torchscript" (recorded once and repeated
+            by its interpreter), "generated_python" (the same in Python), "cuda_graph", "inductor"
+            or "eager" (by torch, operation by operation). Results do not depend on it, except with
+            "inductor".
+        executor_reason: Why not in a faster way, or in the one that `compile` asked for; "" where
+            there is nothing to say.
         config: All settings as plain data, each with its value and origin.
         validated: Whether there was validation data.
 
@@ -67,6 +73,8 @@ class TrainingSummary:
     run_directory: str | None = None
     device: str = "cpu"
     world_size: int = 1
+    executor: str = ""
+    executor_reason: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     validated: bool = True
 
@@ -121,6 +129,9 @@ class TrainingSummary:
             "time in epochs": f"{seconds:.1f} s",
             "device": self.device,
         }
+        if self.executor:
+            because = f" ({self.executor_reason})" if self.executor_reason else ""
+            rows["steps computed"] = self.executor + because
         if self.run_directory is not None:
             rows["run directory"] = self.run_directory
         return rows

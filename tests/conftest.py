@@ -18,7 +18,8 @@ matplotlib.use("Agg")
 
 with warnings.catch_warnings():
     # ignite imports parts of torch that use what torch itself has deprecated.
-    warnings.filterwarnings("ignore", "`torch\\.jit\\.", DeprecationWarning)
+    for _kind in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", "`torch\\.jit\\.", _kind)
     import ignite.engine  # noqa: F401 # imported here, so that no test is the first to do it
     import sbi.inference  # noqa: F401 # likewise
 

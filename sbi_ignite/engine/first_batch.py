@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Optimizer, SparseAdam
 
+from sbi_ignite.capture.loss_values import EXPECTED
 from sbi_ignite.data.source import num_rows
 from sbi_ignite.exceptions import ArgumentError
-
-_EXPECTED = "loss_fn: expected losses of shape (batch,), or their mean of shape (), as a tensor"
 
 
 def check_batch(batch: Any, source: str) -> None:
@@ -30,31 +29,6 @@ def check_batch(batch: Any, source: str) -> None:
             f"{source}: expected ordinary tensors, got tensors made under "
             "torch.inference_mode(), which torch computes no gradients with. Make them outside, or "
             "pass clones of them."
-        )
-
-
-def check_losses(losses: Any, training: bool = False) -> None:
-    """Refuse what is not a tensor of losses.
-
-    Args:
-        losses: What the loss function returned.
-        training: Whether gradients are to be computed from it.
-
-    Raises:
-        ArgumentError: If it is something else, has no real numbers, or no way to the parameters.
-    """
-    if not isinstance(losses, Tensor):
-        raise ArgumentError(f"{_EXPECTED}, got {_described(losses)}. {_remedy(losses)}")
-    if not losses.is_floating_point():
-        raise ArgumentError(
-            f"{_EXPECTED} of floating-point numbers, got one of {losses.dtype}. Return "
-            f"{'a real loss, such as its .abs()' if losses.is_complex() else 'losses.float()'}."
-        )
-    if training and not losses.requires_grad:
-        raise ArgumentError(
-            f"{_EXPECTED} that depends on the model's parameters, got one that torch knows no "
-            "gradient of. Leave out .detach(), .item(), numpy and torch.no_grad() on the way from "
-            "the model to the loss."
         )
 
 
@@ -82,12 +56,12 @@ def check_shape(losses: Tensor, batch: Any) -> None:
             else ""
         )
         raise ArgumentError(
-            f"{_EXPECTED}, got shape {shape} for a batch of {rows} rows. Return {how}.{broadcast}"
+            f"{EXPECTED}, got shape {shape} for a batch of {rows} rows. Return {how}.{broadcast}"
         )
     sizes = {len(tensor) for tensor in _tensors(batch) if tensor.ndim}
     if sizes and not any(size and len(losses) % size == 0 for size in sizes):
         raise ArgumentError(
-            f"{_EXPECTED}, got shape {shape} for a batch of {rows} rows. Return one loss for every "
+            f"{EXPECTED}, got shape {shape} for a batch of {rows} rows. Return one loss for every "
             "row, as .mean(dim=1) of losses of shape (batch, dim), or one .mean() of all."
         )
 
@@ -148,22 +122,3 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
         yield from (tensor for value in batch.values() for tensor in _tensors(value))
     elif isinstance(batch, list | tuple):
         yield from (tensor for value in batch for tensor in _tensors(value))
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"a {type(value).__name__} of {', '.join(map(repr, value)) or 'nothing'}"
-    if isinstance(value, list | tuple):
-        kinds = ", ".join(type(item).__name__ for item in value)
-        return f"a {type(value).__name__} of {kinds or 'nothing'}"
-    if isinstance(value, int | float | complex):
-        return f"{value!r}, a {type(value).__name__}"
-    return "None" if value is None else f"a {type(value).__name__}"
-
-
-def _remedy(value: Any) -> str:
-    if isinstance(value, Mapping | list | tuple):
-        return "Return the loss alone, as the tensor that it is in there."
-    if value is None:
-        return "Does the function lack a `return`?"
-    return "Return the tensor itself, without .item(), float() or numpy."

@@ -1,4 +1,4 @@
-"""A torch optimizer comes in; its step, taken on all parameters as one flat tensor, goes out.
+"""Take an optimizer's step on all parameters as one flat tensor.
 
 Small networks have many small tensors, and an optimizer's step costs by the tensor: on a CPU, Adam
 takes 1.2 ms for a flow of 50 tensors, 0.1 ms for one tensor of the same 31,000 numbers. Its
@@ -8,6 +8,7 @@ rounds the end of a tensor in its own way, up to the last bits.
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,18 +18,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
-from torch.optim.adam import adam
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from sbi_ignite.engine.aligned import ALIGNED, Aligned
+from sbi_ignite.optim.memory_layout import ALIGNED, Aligned
+from sbi_ignite.optim.private_torch import (
+    adam_step,
+    copy_each,
+    decouples_decay,
+    is_watched,
+    mark_as_stepped,
+    multiply_each,
+    slower_steps,
+    version_of,
+)
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-# torch lists its own optimizers' operations on many tensors nowhere among the public names.
-_foreach_mul: Any = torch._foreach_mul_  # pyright: ignore[reportPrivateImportUsage] # see above
-_foreach_copy: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage] # see above
-_fused_adam: Any = torch._fused_adam_  # pyright: ignore[reportPrivateImportUsage] # see above
-_fused_adamw: Any = torch._fused_adamw_  # pyright: ignore[reportPrivateImportUsage] # see above
-_GRADIENT, _VERSION = operator.attrgetter("grad"), operator.attrgetter("_version")
+_logger = logging.getLogger("sbi_ignite.optim")
+_GRADIENT = operator.attrgetter("grad")
 _ADDRESS = torch.Tensor.data_ptr
 _TORCH = f"{Path(torch.__file__).parent}/"
 
@@ -46,6 +51,9 @@ class FlatOptimizer:
     Args:
         optimizer: The optimizer to step.
 
+    Attributes:
+        slower: What this torch lacks for it, "" where it lacks nothing.
+
     Example:
         >>> net = torch.nn.Linear(2, 1)
         >>> optimizer = FlatOptimizer(torch.optim.Adam(net.parameters()))
@@ -61,6 +69,9 @@ class FlatOptimizer:
         self._memory: _FlatMemory | None = None
         self._possible = False
         self._values: Tensor | None = None
+        self.slower = slower_steps(optimizer)
+        if self.slower:
+            _logger.warning("Optimizer steps are slower than they could be: %s.", self.slower)
 
     @property
     def fused(self) -> bool:
@@ -95,7 +106,7 @@ class FlatOptimizer:
             return
         self._memory.step(gradient)
         # torch's schedulers look whether the optimizer has stepped before them.
-        self.optimizer._opt_called = True  # type: ignore[attr-defined] # known to schedulers only
+        mark_as_stepped(self.optimizer)
 
     def flat_gradient(self) -> Tensor | None:
         """Return all gradients as one tensor, shape (num_numbers,); None if they cannot be flat.
@@ -148,7 +159,7 @@ class FlatOptimizer:
         """
         scaled = self._memory is not None and self._memory.scale(gradients, factor)
         if not scaled:
-            _foreach_mul(gradients, factor)
+            multiply_each(gradients, factor)
 
     def _leave(self) -> None:
         """Let parameters have their own memory, for good."""
@@ -180,7 +191,7 @@ class _FlatMemory:
         self._places = Aligned(self._parameters)
         self._own = [p.data for p in self._parameters]
         self._steps = torch.stack([self._state[p]["step"] for p in self._parameters])
-        self._gathered: tuple[Sequence[Tensor], list[int]] | None = None
+        self._gathered: tuple[Sequence[Tensor], list[object]] | None = None
         self.values = self._places.joined(self._own)
         if values is not None and _alike(values, self.values):
             self.values = values.copy_(self.values)
@@ -237,20 +248,20 @@ class _FlatMemory:
     def gather(self) -> Tensor | None:
         """Return the gradients as one tensor; None where a plain step would not be this one."""
         gradients = list(map(_GRADIENT, self._parameters))
-        if any(p.grad is not None for p in self._others) or _has_hooks(self._optimizer):
+        if any(p.grad is not None for p in self._others) or is_watched(self._optimizer):
             return None
         if self._is_gathered(gradients):
             return self._gradient
         if any(g is None or g.layout != torch.strided for g in gradients):
             return None
         with torch.no_grad():
-            _foreach_copy(self._slots, gradients)
+            copy_each(self._slots, gradients)
         self._note(gradients)
         return self._gradient
 
     def _note(self, gradients: Sequence[Tensor]) -> None:
         """Remember of what the flat gradient is a copy."""
-        self._gathered = gradients, list(map(_VERSION, gradients))
+        self._gathered = gradients, list(map(version_of, gradients))
 
     def _is_gathered(self, gradients: Sequence[Tensor | None]) -> bool:
         """Return whether the flat gradient is a copy of these as they are now."""
@@ -258,7 +269,7 @@ class _FlatMemory:
             return False
         seen, versions = self._gathered
         same = len(seen) == len(gradients) and all(map(operator.is_, seen, gradients))
-        return same and versions == list(map(_VERSION, seen))
+        return same and versions == list(map(version_of, seen))
 
     @torch.no_grad()
     def scale(self, gradients: Sequence[Tensor], factor: Tensor) -> bool:
@@ -286,21 +297,14 @@ class _FlatMemory:
             "maximize": group["maximize"],
         }
         tensors = ([self.values], [gradient], [self._moments[0]], [self._moments[1]], [])
-        if group["fused"]:
-            # What torch's own function comes to in the end, a third of whose time it takes.
-            self._steps.add_(1)
-            kernel = _fused_adamw if group["decoupled_weight_decay"] else _fused_adam
-            kernel(*tensors, [self._steps[0]], **numbers, grad_scale=None, found_inf=None)
-        else:
-            adam(
-                *tensors,
-                [self._steps[0]],
-                foreach=self._several,
-                fused=False,
-                decoupled_weight_decay=group["decoupled_weight_decay"],
-                **numbers,
-            )
-            self._steps.fill_(self._steps[0])
+        adam_step(
+            tensors,
+            self._steps,
+            numbers,
+            decoupled=decouples_decay(self._optimizer),
+            fused=bool(group["fused"]),
+            several=self._several,
+        )
         self._gathered = None
 
     @torch.no_grad()
@@ -327,7 +331,6 @@ def _is_elementwise(optimizer: Optimizer) -> bool:
     return (
         not any(group[option] for option in ("amsgrad", "capturable", "differentiable"))
         and not any(isinstance(number, Tensor) for number in numbers)
-        and "decoupled_weight_decay" in group  # torch before 2.7 keeps AdamW apart
         and _is_torchs_own(optimizer.step)
         and _is_torchs_own(optimizer.zero_grad)
         and not hasattr(optimizer, "grad_scale")
@@ -341,16 +344,6 @@ def _is_torchs_own(method: Callable[..., Any] | None) -> bool:
             return False
         method = getattr(method, "__wrapped__", None)
     return True
-
-
-def _has_hooks(optimizer: Optimizer) -> bool:
-    """Return whether somebody wants to be told about steps."""
-    return bool(
-        optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
-        or _global_optimizer_pre_hooks
-        or _global_optimizer_post_hooks
-    )
 
 
 def _can_lie_together(parameters: Sequence[Tensor]) -> bool:

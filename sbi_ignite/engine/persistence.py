@@ -88,6 +88,7 @@ class NoPersistence:
     """
 
     path: Path | None = None
+    earlier_report = ("", "")
 
     def __init__(
         self,
@@ -150,6 +151,8 @@ class Persistence:
 
     Attributes:
         found: The states of the checkpoint that is continued; None in a fresh run.
+        earlier_report: Which way steps of earlier calls were computed, and why; for a run that is
+            complete already.
     """
 
     def __init__(
@@ -177,6 +180,7 @@ class Persistence:
         self._handler = CheckpointHandler(
             directory, config, self._take, state, mid_epoch, background
         )
+        self.earlier_report: tuple[str, str] = ("", "")
         saved = self._find()
         self._saved_logs = (saved or {}).get("loggers", {})
         self.found = saved or earlier
@@ -187,6 +191,8 @@ class Persistence:
         if self._config.resume == "never":
             directory.set_aside()
         saved = directory.read_manifest()
+        if saved is not None:
+            self.earlier_report = (saved.get("executor", ""), saved.get("executor_reason", ""))
         different = differences(saved, self.manifest) if saved is not None else []
         if different:
             raise CheckpointMismatchError(f"{directory.path}: " + "\n".join(different))
@@ -337,7 +343,12 @@ class Persistence:
             self._directory.write_summary(summary.to_dict())
         status = "complete" if summary.complete else "interrupted"
         with contextlib.suppress(CheckpointError):
-            self._directory.update_manifest(status=status, stop_reason=summary.stop_reason)
+            self._directory.update_manifest(
+                status=status,
+                stop_reason=summary.stop_reason,
+                executor=summary.executor,
+                executor_reason=summary.executor_reason,
+            )
         self._began = False
 
     @property

@@ -12,6 +12,8 @@ from ignite.utils import manual_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sbi_ignite.capture import Report
+from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.engine.checks import check_arguments
 from sbi_ignite.engine.denormals import denormals_as_zeros
@@ -19,7 +21,6 @@ from sbi_ignite.engine.options import check_options
 from sbi_ignite.engine.persistence import NoPersistence, Persistence, persistence
 from sbi_ignite.engine.schedules import continue_schedule, warn_of_idle
 from sbi_ignite.engine.steps import reads_later
-from sbi_ignite.engine.threads import training_in_this_thread
 from sbi_ignite.engine.training import Training, assemble
 from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, SettingsError
 from sbi_ignite.handlers.callbacks import as_callbacks
@@ -142,13 +143,15 @@ def run(training: Training) -> TrainingSummary:
     with training_in_this_thread(), training.signals, persistence(training) as files:
         files.attach(training.engine)
         resumed_from = _resume(training, files)
-        trains = _has_epochs_left(training)
+        began_at, trains = training.state.iteration, _has_epochs_left(training)
         if trains:
             files.require_writable()
         _begin(training, files, trains)
         with _errors_reported(training), files.running(trains):
             _loop(training)
-        summary = _conclude(training, files, resumed_from)
+        took_steps = training.state.iteration > began_at
+        how = training.how_computed() if took_steps else Report(*files.earlier_report)
+        summary = _conclude(training, files, resumed_from, how)
     training.signals.pass_on()
     return summary
 
@@ -215,7 +218,7 @@ def _loop(training: Training) -> None:
 
 
 def _conclude(
-    training: Training, files: Persistence | NoPersistence, resumed_from: int
+    training: Training, files: Persistence | NoPersistence, resumed_from: int, how: Report
 ) -> TrainingSummary:
     """Save the last state, put the best weights into the model, and tell how it went."""
     state = training.state
@@ -227,7 +230,7 @@ def _conclude(
         training.averages.show()
     training.best.conclude(training.model)
     training.model.zero_grad(set_to_none=True)
-    summary = _summary(training, files, resumed_from)
+    summary = _summary(training, files, resumed_from, how)
     training.loggers.finish(summary)
     training.hooks.on_end(training.loggers.state_dict())
     training.callbacks.on_train_end(summary)
@@ -291,7 +294,7 @@ def _run_info(training: Training, files: Persistence | NoPersistence, trains: bo
 
 
 def _summary(
-    training: Training, files: Persistence | NoPersistence, resumed_from: int
+    training: Training, files: Persistence | NoPersistence, resumed_from: int, how: Report
 ) -> TrainingSummary:
     """Return the summary of a training that has ended."""
     state, history = training.state, training.state.history
@@ -312,6 +315,8 @@ def _summary(
         resumed_from_epoch=resumed_from,
         run_directory=None if files.path is None else str(files.path),
         device=str(training.device),
+        executor=how.executor,
+        executor_reason=how.reason,
         config=training.settings.to_dict(),
         validated=state.validated,
     )

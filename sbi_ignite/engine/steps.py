@@ -14,9 +14,10 @@ import torch
 from ignite.engine import Engine
 from torch import Tensor, nn
 
+from sbi_ignite.capture.gradients import Gradients
+from sbi_ignite.capture.loss_values import check_losses
 from sbi_ignite.data.source import Batches, num_rows
-from sbi_ignite.engine.first_batch import check_batch, check_losses, check_shape
-from sbi_ignite.engine.gradients import Gradients
+from sbi_ignite.engine.first_batch import check_batch, check_shape
 from sbi_ignite.exceptions import DataError, NonFiniteLossError
 from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.handlers.events import TrainingEvents

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sbi_ignite.callback import TrainingState
+from sbi_ignite.capture import Compiler, Report
 from sbi_ignite.data.source import Batches
 from sbi_ignite.data.transfer import indexed
 from sbi_ignite.engine.checks import check_model, check_optimizer, check_schedulers
-from sbi_ignite.engine.compiling import Compiler
 from sbi_ignite.engine.epochs import Epochs
 from sbi_ignite.engine.first_batch import check_gradients
 from sbi_ignite.engine.flat import FlatOptimizer
@@ -81,6 +81,7 @@ class Training:
         parts: Everything with a state, by the name under which checkpoints hold it.
         snapshots: Takes snapshots of the parts.
         signals: Holds signals off and turns them into a clean stop.
+        compiler: Decides how steps are computed.
         budget: Epochs after which training ends at the latest, counted over all its legs.
         rate_may_change: Whether a schedule or a callback may change the learning rate.
     """
@@ -107,8 +108,17 @@ class Training:
     parts: Mapping[str, Stateful]
     snapshots: Snapshots
     signals: StopOnSignals
+    compiler: Compiler
     budget: int
     rate_may_change: bool
+
+    def how_computed(self) -> Report:
+        """Return which way steps were computed, and what made them slower than they could be."""
+        found = self.compiler.report()
+        if self.hooks.steps.train is not None:
+            found = Report("eager", "the trainer's own epoch method was asked")
+        slower = self.stepping.slower and f"optimizer: {self.stepping.slower}"
+        return Report(found.executor, "; ".join(filter(None, (found.reason, slower))))
 
     @property
     def method(self) -> str:
@@ -298,6 +308,7 @@ def assemble(
         parts=parts,
         snapshots=snapshots,
         signals=signals,
+        compiler=compiler,
         budget=budget,
         rate_may_change=bool(callbacks) or schedulers != Schedulers(),
     )

@@ -14,6 +14,8 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
+from sbi_ignite.optim.private_torch import copy_each, lerp_each
+
 
 class FlatParameters(Protocol):
     """Parameters that may lie side by side, where one operation does for all."""
@@ -81,7 +83,7 @@ class AveragedWeights:
         with torch.no_grad():
             if self._flat is None or values is None:
                 # One call for all parameters, as in torch's own exponential averages.
-                _lerp(self._average, self._parameters, share)
+                lerp_each(self._average, self._parameters, share)
                 return
             if self._flat_average is None:
                 self._flat_average, self._average = self._flat.joined(self._average)
@@ -143,15 +145,10 @@ class AveragedWeights:
         return None if self._flat is None else self._flat.flat_values(self._parameters)
 
 
-# torch lists its own optimizers' operations on many tensors nowhere among the public names.
-_lerp: Any = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage] # see above
-_foreach_copy: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage] # see above
-
-
 def _copy(to: list[Tensor], values: list[Tensor]) -> None:
     """Copy values in place."""
     with torch.no_grad():
-        _foreach_copy(to, values)
+        copy_each(to, values)
 
 
 class TrainedWeights:

@@ -22,10 +22,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 
 from sbi_ignite.callback import Callback, TrainingState
-from sbi_ignite.engine.state import random_states, set_random_states
 from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, SettingsError
 from sbi_ignite.inference.patch import patch_sbi
 from sbi_ignite.methods.base import LossArgs
+from sbi_ignite.random_state import random_states, set_random_states
 from sbi_ignite.settings import EarlyStopping, TrainConfig
 
 if TYPE_CHECKING:

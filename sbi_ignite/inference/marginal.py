@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.engine.recipe import filled_in
-from sbi_ignite.engine.threads import training_in_this_thread
 from sbi_ignite.inference import seam
 from sbi_ignite.inference.arguments import Call, parse_call
 from sbi_ignite.inference.batches import make_loaders, split

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
+from sbi_ignite.data.fingerprint import fingerprint_data
 from sbi_ignite.data.source import Batches
 from sbi_ignite.inference.arguments import Call
 from sbi_ignite.inference.workers import is_worker
-from sbi_ignite.runs.fingerprint import BUDGETS, fingerprint_data, fingerprint_network
+from sbi_ignite.runs.fingerprint import BUDGETS, fingerprint_network
 
 
 @dataclass(frozen=True)

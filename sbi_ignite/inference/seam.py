@@ -16,10 +16,10 @@ from typing import Any
 from ignite.utils import manual_seed
 from sbi.utils.torchutils import check_if_prior_on_device, process_device
 
+from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.engine.options import checked_device
 from sbi_ignite.engine.recipe import filled_in
-from sbi_ignite.engine.threads import training_in_this_thread
 from sbi_ignite.exceptions import NoSimulationsError
 from sbi_ignite.inference.arguments import Call, parse_call
 from sbi_ignite.inference.batches import (

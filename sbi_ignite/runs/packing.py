@@ -17,9 +17,9 @@ from typing import Any, TypeGuard
 import numpy as np
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
 
 from sbi_ignite.exceptions import CheckpointError
+from sbi_ignite.optim.private_torch import joined
 
 LONG = 16
 """Number of plain numbers from which on a list is stored as a tensor."""
@@ -198,8 +198,8 @@ def _joined(pieces: list[Tensor]) -> Tensor:
     if len(pieces) == 1:  # torch would return a view of it
         return pieces[0].reshape(-1).to("cpu", copy=True)
     if len({piece.device for piece in pieces}) == 1:
-        return _flatten_dense_tensors(pieces).cpu()
-    return _flatten_dense_tensors([piece.cpu() for piece in pieces])
+        return joined(pieces).cpu()
+    return joined([piece.cpu() for piece in pieces])
 
 
 def _places(value: Any, culprit: object, path: str) -> Iterator[str]:

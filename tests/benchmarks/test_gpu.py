@@ -13,10 +13,10 @@ from sbi.neural_nets import posterior_flow_nn, posterior_nn
 
 from benchmarks import gpu
 from benchmarks.epoch_time import Cell
+from sbi_ignite.capture import compiler
+from sbi_ignite.capture.verification import Tracing
 from sbi_ignite.data import transfer
 from sbi_ignite.data.split import split_rows
-from sbi_ignite.engine import compiling
-from sbi_ignite.engine.tracing import Tracing
 from tests.small import SBI_WARNS
 
 pytestmark = SBI_WARNS
@@ -159,7 +159,7 @@ class Recorded:
                     (
                         torch.get_num_threads(),
                         transfer.SHARE_OF_MEMORY,
-                        compiling.STEPS_BEFORE_TRACING,
+                        compiler.STEPS_BEFORE_TRACING,
                     )
                 )
                 trainer.summary["training_loss"].append(float(len(self.seen)))
@@ -176,7 +176,7 @@ def way(form, **kwargs):
 
 
 def test_every_way_has_its_threads_and_its_place():
-    share, steps = transfer.SHARE_OF_MEMORY, compiling.STEPS_BEFORE_TRACING
+    share, steps = transfer.SHARE_OF_MEMORY, compiler.STEPS_BEFORE_TRACING
     forms = {name: Recorded() for name in ("one", "two", "staged", "once")}
     ways = {
         "one": way(forms["one"], threads=1, warm_up=2),
@@ -198,7 +198,7 @@ def test_every_way_has_its_threads_and_its_place():
     assert found.steps == 5
     assert all(form.ended.is_set() for form in forms.values())
     assert share == transfer.SHARE_OF_MEMORY
-    assert steps == compiling.STEPS_BEFORE_TRACING
+    assert steps == compiler.STEPS_BEFORE_TRACING
 
 
 def test_what_takes_too_long_is_left_out(monkeypatch):

@@ -12,8 +12,8 @@ from torch import nn
 
 import sbi_ignite.inference
 from sbi_ignite import Callback, EarlyStopping, Stage, TrainConfig, run_training
+from sbi_ignite.capture.verification import Tracing
 from sbi_ignite.engine.length import sure_epochs
-from sbi_ignite.engine.tracing import Tracing
 from sbi_ignite.settings import resolve
 from tests.small import SBI_WARNS
 

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import torch
 
-from sbi_ignite.engine.state import random_states, set_random_states
+from sbi_ignite.random_state import random_states, set_random_states
 from sbi_ignite.runs.packing import pack, unpack
 
 

@@ -58,7 +58,7 @@ def trainer(inference: Any, method: str = "NPE maf", **append: Any) -> Any:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Trace after a few steps, and let sbi write its logs where they are forgotten."""
-    monkeypatch.setattr("sbi_ignite.engine.compiling.STEPS_BEFORE_TRACING", 10)
+    monkeypatch.setattr("sbi_ignite.capture.compiler.STEPS_BEFORE_TRACING", 10)
     monkeypatch.chdir(tmp_path)
     yield
     torch.cuda.set_sync_debug_mode("default")

@@ -17,9 +17,9 @@ from sbi_ignite import (
     TrainConfig,
     find_learning_rate,
 )
-from sbi_ignite.engine.state import random_states
 from sbi_ignite.inference.learning_rate import has_diverged, smooth
 from sbi_ignite.inference.patch import is_patched
+from sbi_ignite.random_state import random_states
 from tests.small import METHODS, SBI_WARNS, empty, ready, same, train, weights
 
 pytestmark = SBI_WARNS

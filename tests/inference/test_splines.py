@@ -20,7 +20,7 @@ from torch import Tensor
 
 import sbi_ignite.inference
 from sbi_ignite import TrainConfig
-from sbi_ignite.engine.tracing import Tracing
+from sbi_ignite.capture.verification import Tracing
 from sbi_ignite.inference.rational_quadratic import Splines
 from sbi_ignite.inference.rational_quadratic import rational_quadratic as own_rational_quadratic
 from sbi_ignite.inference.splines import (
@@ -144,7 +144,7 @@ def own_are_back() -> bool:
 def test_steps_of_spline_flows_are_recorded(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path):
     """And give, recorded or not, the same weights."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sbi_ignite.engine.compiling.STEPS_BEFORE_TRACING", 5)
+    monkeypatch.setattr("sbi_ignite.capture.compiler.STEPS_BEFORE_TRACING", 5)
     nets, replays = [], []
     replay = Tracing.replay
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sbi_ignite import SbiIgniteWarning, TrainConfig, run_training
-from sbi_ignite.engine.threads import others_train
+from sbi_ignite.concurrency import others_train
 from tests.small import ready
 
 CONFIG = TrainConfig(max_epochs=6, batch_size=20, compile="trace")

@@ -15,6 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
     "words": ("callback", "summary", "html", "exceptions", "settings", "_version"),
+    "ground": ("random_state", "concurrency", "optim"),
+    "capture": ("capture",),
     "works": ("methods", "data", "handlers", "loggers", "runs"),
     "engine": ("engine",),
     "inference": ("inference",),
@@ -47,7 +49,7 @@ def imports(path: Path, top_level_only: bool = False):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_run_one_way(path):
-    """inference, then engine, then methods, data, handlers, loggers and runs, then words."""
+    """inference, engine, {methods, data, handlers, loggers, runs}, capture, ground, words."""
     room = room_of(path)
     if room not in FLOOR:
         return

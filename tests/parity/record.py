@@ -54,14 +54,14 @@ def count_engine_runs() -> list[int]:
 
 def trace_early() -> None:
     """Let the shortest trainings be traced: one eager step, one that proves the recording."""
-    compiling = importlib.import_module("sbi_ignite.engine.compiling")
-    original = compiling.TracingRules
+    compiler = importlib.import_module("sbi_ignite.capture.compiler")
+    original = compiler.TracingRules
 
     def rules(**fields: Any) -> Any:
         # The first replay of a recording takes longer than those that follow.
         return original(**{**fields, "proofs": 1, "must_pay": False})
 
-    compiling.STEPS_BEFORE_TRACING, compiling.TracingRules = 1, rules
+    compiler.STEPS_BEFORE_TRACING, compiler.TracingRules = 1, rules
 
 
 def count_replays(disturb: bool) -> list[int]:
@@ -70,7 +70,7 @@ def count_replays(disturb: bool) -> list[int]:
     Args:
         disturb: Change the last bit of the gradients of the first parameter.
     """
-    tracing = importlib.import_module("sbi_ignite.engine.tracing").Tracing
+    tracing = importlib.import_module("sbi_ignite.capture.verification").Tracing
     original, count = tracing.replay, [0]
 
     def replay(self: Any, *args: Any) -> Any:

@@ -326,7 +326,7 @@ def test_files_are_not_larger_than_four_times_the_weights(tmp_path):
     """A checkpoint of a network with Adam's states, and the best weights, stay within the limit."""
     from sbi.neural_nets import posterior_nn
 
-    from sbi_ignite.engine.state import random_states
+    from sbi_ignite.random_state import random_states
 
     net = posterior_nn("maf")(torch.randn(50, 5), torch.randn(50, 10))
     optimizer = torch.optim.Adam(net.parameters())

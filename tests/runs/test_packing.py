@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sbi_ignite.engine.state import random_states
 from sbi_ignite.exceptions import CheckpointError
+from sbi_ignite.random_state import random_states
 from sbi_ignite.runs.packing import Packed, pack, unpack
 from tests.runs.conftest import same
 

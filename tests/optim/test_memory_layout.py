@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbi_ignite.engine.aligned import ALIGNED, Aligned
+from sbi_ignite.optim.memory_layout import ALIGNED, Aligned
 
 SHAPES = st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), min_size=1, max_size=8)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import itertools
-import math
 import pickle
 import random
 import time
@@ -18,15 +16,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import fx, nn
+from torch import nn
 
 from sbi_ignite import SbiIgniteWarning, TrainConfig, run_training
-from sbi_ignite.engine import compiling, tracing
-from sbi_ignite.engine.graphs import record
-from sbi_ignite.engine.indexing import without_waiting
-from sbi_ignite.engine.reachable import Fingerprint
-from sbi_ignite.engine.tracing import TracedLosses, Tracing, TracingRules
-from sbi_ignite.engine.watching import NotTraceable
+from sbi_ignite.capture import compiler, verification
+from sbi_ignite.capture.python_state import Fingerprint
+from sbi_ignite.capture.verification import TracedLosses, Tracing, TracingRules
 from tests.small import SBI_WARNS, ready, same, train, weights
 
 X = torch.linspace(-1, 1, 64).reshape(32, 2)
@@ -63,8 +58,8 @@ def replays(monkeypatch):
 @pytest.fixture
 def early(monkeypatch):
     """Let trainings of a few steps be traced by `compile='auto'`, faster or not."""
-    monkeypatch.setattr(compiling, "STEPS_BEFORE_TRACING", 2)
-    monkeypatch.setattr(tracing._Shape, "is_slower", False)
+    monkeypatch.setattr(compiler, "STEPS_BEFORE_TRACING", 2)
+    monkeypatch.setattr(verification._Shape, "is_slower", False)
 
 
 def trained(make, compile, loss=squared, epochs=4, batches=BATCHES, val=BATCHES, **kwargs):
@@ -457,166 +452,6 @@ def test_nothing_is_left_behind(early, replays):
     assert same(trainer, copy.deepcopy(trainer))
 
 
-def test_a_recording_draws_anew_from_the_same_generator():
-    graph = record(lambda x: [x + torch.randn_like(x)], [torch.zeros(3)])
-    torch.manual_seed(7)
-    first, second = graph([torch.zeros(3)])[0], graph([torch.zeros(3)])[0]
-    torch.manual_seed(7)
-    assert torch.equal(first, torch.randn(3))
-    assert torch.equal(second, torch.randn(3))
-
-
-WITH_NUMBERS = {
-    "add": lambda x, n: x + n,
-    "add from the left": lambda x, n: n + x,
-    "add a multiple": lambda x, n: torch.add(x, n, alpha=3),
-    "subtract": lambda x, n: x - n,
-    "subtract from": lambda x, n: n - x,
-    "subtract a multiple from": lambda x, n: torch.rsub(x, n, alpha=-2),
-    "multiply": lambda x, n: x * n,
-    "divide": lambda x, n: x / n,
-    "divide a number": lambda x, n: n / x,
-}
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.int64, torch.bool]
-
-
-@pytest.mark.parametrize("name", WITH_NUMBERS)
-@pytest.mark.parametrize("shape", [(), (0,), (3, 1000)])
-def test_numbers_that_became_tensors_give_the_same_bits(name, shape):
-    """Whatever type the result has: that of the tensor, or a wider one."""
-    torch.manual_seed(1)
-    for dtype, number in itertools.product(DTYPES, (2, -1, 0.1, 1e-40, 1e300, math.nan)):
-        x = (20 * torch.randn(shape)).to(dtype)
-        try:
-            expected = WITH_NUMBERS[name](x, number)
-        except (RuntimeError, TypeError):  # torch subtracts no bools
-            continue
-        (got,) = record(lambda x, n=number: [WITH_NUMBERS[name](x, n)], [x])([x])
-        assert tracing._same_bits(got, expected), (dtype, number)
-
-
-def test_numbers_become_tensors_of_the_results_type_on_the_host():
-    """Where torch would make and convert a tensor whenever the operation runs."""
-
-    def shifted(x):
-        return [torch.rsub(x, -1, alpha=-2) * 0.5, x.to(torch.int64) + 1]
-
-    words = str(record(shifted, [torch.ones(3)]).script.graph)
-    assert "value={-1}" in words
-    assert "value={0.5}" in words
-    assert "int = prim::Constant[value=1]()" in words  # no number for an integer result
-
-
-def test_outputs_of_a_recording_share_no_memory():
-    """Clipping one gradient in place must not clip another."""
-
-    def twice(x):
-        total = x.sum(dim=0)
-        return [total, x.sum(dim=0), total.view(-1), x]
-
-    x = torch.ones(2, 3)
-    outputs = record(twice, [x])([x])
-    assert len({out.untyped_storage().data_ptr() for out in (*outputs, x)}) == 5
-
-
-def test_what_is_written_in_between_is_computed_again():
-    """Equal operations on a tensor that changes between them are not merged."""
-
-    def changing(x):
-        y = x * 2
-        before = y.sum()
-        y.add_(1)
-        return [before, y.sum()]
-
-    x = torch.ones(3)
-    assert [out.item() for out in record(changing, [x])([x])] == [6.0, 9.0]
-
-
-def test_tensors_made_from_numbers_are_known_as_constants():
-    """They lie on the host, and go to a GPU with the recording, where others might change them."""
-    held = torch.tensor([2.0, 3.0])
-
-    def weighted(x):
-        y = x[:, torch.tensor([0, 1])] * held * torch.tensor(2.0) + x[:, np.array([1, 0])]
-        y[torch.tensor([0, 1])] = 5.0
-        return [y]
-
-    x = torch.randn(4, 2)
-    graph = record(weighted, [x])
-    assert torch.equal(graph([x])[0], weighted(x)[0])
-    constants = [tensor.tolist() for i, tensor in enumerate(graph.captured) if i in graph.constants]
-    assert constants == [[0, 1], [1, 0], [0, 1], 5.0]  # not the factor, which kernels are given
-    assert any(tensor is held for tensor in graph.captured)
-    assert "lift_fresh" not in graph.code
-
-
-@pytest.mark.parametrize("indices", [[0, 2, 0], [1, 1, 1]])
-def test_gradients_are_added_up_by_index_as_autograd_does(indices):
-    """In place, and without a look at the range of the indices, for which a GPU would wait."""
-    at = torch.tensor(indices)
-
-    def gathered(x):
-        x = x.detach().requires_grad_()
-        return list(torch.autograd.grad((x[:, at] ** 2).sum(), x))
-
-    x = torch.randn(4, 3)
-    graph = record(gathered, [x])
-    assert torch.equal(graph([x])[0], gathered(x)[0])
-    assert torch.equal(graph([2 * x])[0], gathered(2 * x)[0])
-    assert "_index_put_impl_" in graph.code
-    assert "index_put.default" not in graph.code
-
-
-def test_sums_by_index_that_are_no_gradients_look_at_their_indices():
-    def summed(x, at):
-        return [x.new_zeros(3).index_put((at,), x, accumulate=True)]
-
-    x = torch.randn(4)
-    graph = record(summed, [x, torch.tensor([0, 2, 0, 1])])
-    assert torch.equal(
-        graph([x, torch.tensor([1, 1, 2, 2])])[0], summed(x, torch.tensor([1, 1, 2, 2]))[0]
-    )
-    with pytest.raises(RuntimeError, match=r"out of (range|bounds)"):
-        graph([x, torch.tensor([0, 1, 2, 3])])
-
-
-@pytest.mark.parametrize("has_another_part", [False, True])
-def test_zeros_are_made_where_they_are_put(has_another_part):
-    """The backward pass of a number on the host that was put on a GPU makes a zero on the host."""
-    graph, gpu = fx.Graph(), torch.device("cuda", 0)
-    into, at = graph.placeholder("into"), graph.placeholder("at")
-    into.meta["device"] = gpu
-    zero = graph.call_function(torch.ops.aten.zeros.default, ([],), {"device": torch.device("cpu")})
-    put = graph.call_function(torch.ops.aten.index_put.default, (into, [at], zero))
-    put.meta["device"] = gpu
-    more = [graph.call_function(torch.ops.aten.neg.default, (zero,))] if has_another_part else []
-    graph.output([put, *more])
-    without_waiting(graph)
-    assert zero.kwargs["device"] == (torch.device("cpu") if has_another_part else gpu)
-
-
-def test_reads_become_guards():
-    def decides(x):
-        return [x * int(x[:2].sum()) if x.sum() > 2 else x]
-
-    graph = record(decides, [torch.ones(3)])
-    assert graph.guarded
-    outputs, held = graph([torch.tensor([1.5, 0.5, 4.0])])
-    assert held
-    assert outputs.tolist() == [3.0, 1.0, 8.0]
-    assert not graph([torch.tensor([3.0, 0.5, 4.0])])[1]  # another factor
-    assert not graph([torch.tensor([1.5, 0.5, -4.0])])[1]  # another way
-    assert not record(lambda x: [2 * x], [torch.ones(3)]).guarded
-
-
-def test_writes_to_tensors_of_others_are_refused_before_they_happen():
-    foreign = torch.zeros(3)
-    with pytest.raises(NotTraceable, match="writes"):
-        record(lambda: [foreign.add_(1)], [])
-    assert not foreign.any()
-    assert record(lambda: [foreign.add_(1)], [], own=[foreign]).writes
-
-
 @pytest.mark.parametrize("act", [freeze, less_dropout, other_layer, evaluate_a_part])
 def test_a_fingerprint_shows_changes_of_a_network(act):
     model = mlp(lambda: nn.Dropout(0.5))()
@@ -784,9 +619,9 @@ def test_a_recording_that_is_not_faster_is_given_up(seconds, must_pay, monkeypat
         replayed.append(1)
         return original(*args)
 
-    original = tracing._run
-    monkeypatch.setattr(tracing, "_run", run)
-    monkeypatch.setattr(tracing, "_timed", timed)
+    original = verification._run
+    monkeypatch.setattr(verification, "_run", run)
+    monkeypatch.setattr(verification, "_timed", timed)
     reasons, model = [], nn.Linear(2, 1)
     rules = TracingRules(after=0, must_pay=must_pay)
     traced = Tracing(model, (), rules, lambda: 0, reasons.append)
@@ -800,7 +635,7 @@ def test_a_recording_that_is_not_faster_is_given_up(seconds, must_pay, monkeypat
 
 
 def test_seconds_of_other_programs_are_not_counted():
-    with tracing._timed([torch.zeros(1), "a word"]) as seconds:
+    with verification._timed([torch.zeros(1), "a word"]) as seconds:
         time.sleep(0.2)
     assert 0 <= seconds[0] < 0.1
 
@@ -815,7 +650,7 @@ def test_a_recording_that_was_slow_for_a_moment_is_kept(monkeypatch):
         yield found
         found.append(next(times))
 
-    monkeypatch.setattr(tracing, "_timed", timed)
+    monkeypatch.setattr(verification, "_timed", timed)
     reasons, model = [], nn.Linear(2, 1)
     traced = Tracing(model, (), TracingRules(after=0, must_pay=True), lambda: 0, reasons.append)
     losses = TracedLosses(squared, traced)
@@ -837,7 +672,7 @@ def test_what_a_recording_leaves_behind_is_freed_at_once(collects):
 
     (gc.enable if collects else gc.disable)()
     try:
-        with tracing._freed_at_once():
+        with verification._freed_at_once():
             node = weakref.ref(Node())
             assert node() is not None
         assert (node() is None) == collects
@@ -885,15 +720,6 @@ def test_a_write_to_a_view_that_does_not_say_so_is_not_merged_away(replays):
         results.append(trained(ClampsLater, way, batches=larger, val=larger, epochs=6))
     check_equal(*results)
     assert len(replays) > 0
-
-
-def test_equal_products_are_not_merged_across_a_write_to_a_view():
-    x, w = torch.randn(4, 3, 2) * 100, torch.randn(2, 1)
-
-    def both(x):
-        return [(x @ w).clamp_(-1, 1) + x @ w]
-
-    assert torch.equal(record(both, [x])([x])[0], both(x)[0])
 
 
 class CountsInLists(nn.Module):

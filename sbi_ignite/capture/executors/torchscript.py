@@ -1,17 +1,74 @@
-"""A recorded graph comes in; the same operations, in TorchScript's form, go out."""
+"""Run a recorded graph in TorchScript's interpreter: the same kernels in the same order.
+
+None of TorchScript's optimisations takes part, for fused arithmetic rounds differently.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from sbi_ignite.engine.operations import Operation, operation
-from sbi_ignite.engine.watching import NotTraceable
+from sbi_ignite.capture.executors.base import Run
+from sbi_ignite.capture.guards import NotTraceable
+from sbi_ignite.capture.operations import Operation, operation
+from sbi_ignite.capture.private_torch import TORCHSCRIPT, OpOverload, below_autograd, lacks
+from sbi_ignite.capture.recording import Recording
+from sbi_ignite.capture.report import in_a_line
 
 aten = torch.ops.aten
+
+
+class TorchScript:
+    """Runs recordings in TorchScript's interpreter."""
+
+    name = "torchscript"
+
+    def missing(self) -> str:
+        """Return what TorchScript lacks here, or that it does not give what it should."""
+        return lacks(TORCHSCRIPT) or _failure()
+
+    def prepare(self, recording: Recording, graph: fx.Graph, inputs: Sequence[Tensor]) -> Run:
+        """Return what runs a graph, see `Executor`.
+
+        Raises:
+            NotTraceable: If TorchScript does not know an operation.
+        """
+        captured = recording.captured
+        script = torch._C._create_function_from_graph("recorded", Script().translate(graph))
+
+        def run(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            # Nothing asks for gradients of gradients: autograd need not look at the operations.
+            with _interpreted(), below_autograd():
+                return script(*captured, *inputs)
+
+        return run
+
+
+def _failure() -> str:
+    """Return why the interpreter does not compute 2 + 1, "" where it does."""
+    graph, two = fx.Graph(), torch.tensor(2.0)
+    graph.output([graph.call_function(aten.add.Tensor, (graph.placeholder("x"), 1))])
+    nothing = Recording((), frozenset(), "", guarded=False, writes=False, waits=False)
+    try:
+        (three,) = TorchScript().prepare(nothing, graph, [two])([two])
+    except Exception as error:  # whatever a later torch does to private names
+        return f"TorchScript's interpreter does not work ({in_a_line(error)})"
+    return "" if three.item() == 3 else "TorchScript's interpreter computes something else"
+
+
+@contextmanager
+def _interpreted() -> Iterator[None]:
+    """Let TorchScript run graphs as they are, in this thread."""
+    before = torch._C._get_graph_executor_optimize()
+    torch._C._set_graph_executor_optimize(False)
+    try:
+        yield
+    finally:
+        torch._C._set_graph_executor_optimize(before)
 
 
 class Script:
@@ -41,10 +98,10 @@ class Script:
                 result = self._append("prim::TupleConstruct", outputs)
                 result.output().setType(torch._C.TupleType(types))
                 self._graph.registerOutput(result.output())
-            elif isinstance(node.target, torch._ops.OpOverload):
-                number = _number_of(node)
-                target = node.target if number is None else NUMBERS_AS_TENSORS[node.target]
-                self._operation(node, operation(target), number)
+            elif node.op == "get_attr":
+                self._values[node] = self._graph.insertConstant(node.meta["value"])
+            elif isinstance(node.target, OpOverload):
+                self._operation(node, operation(node.target))
             else:  # an item of several results
                 source, index = node.args
                 self._values[node] = self._lists[source][index]
@@ -53,22 +110,14 @@ class Script:
     def _append(self, kind: str, inputs: Sequence[Any], outputs: int = 1) -> Any:
         return self._graph.appendNode(self._graph.create(kind, inputs, outputs))
 
-    def _operation(self, node: fx.Node, about: Operation, number: Tensor | None) -> None:
-        """Append one operation, and note its results.
-
-        Args:
-            node: The operation.
-            about: What is known about it.
-            number: What takes the place of its second argument, a number.
-        """
+    def _operation(self, node: fx.Node, about: Operation) -> None:
+        """Append one operation, and note its results."""
         given = [
             node.args[position]
             if position < len(node.args)
             else node.kwargs.get(argument.name, argument.default)
             for position, argument in enumerate(about.arguments)
         ]
-        if number is not None:
-            given[1] = number
         pairs = list(zip(given, about.arguments, strict=True))
         inputs = [self._input(value, argument.type) for value, argument in pairs]
         result = self._append(about.name, inputs, len(about.results))
@@ -118,39 +167,6 @@ class Script:
         listed = self._append("prim::ListConstruct", [self._input(item, of) for item in items])
         listed.output().setType(wanted)
         return listed.output()
-
-
-NUMBERS_AS_TENSORS: Mapping[Any, Any] = {
-    aten.add.Tensor: aten.add.Tensor,
-    aten.sub.Tensor: aten.sub.Tensor,
-    aten.mul.Tensor: aten.mul.Tensor,
-    aten.div.Tensor: aten.div.Tensor,
-    aten.rsub.Scalar: aten.rsub.Tensor,
-    **{form: form for form in (aten.add.out, aten.sub.out, aten.mul.out, aten.div.out)},
-}
-"""Operations of a tensor with a number, and their forms for two tensors, by which torch carries
-them out."""
-
-
-def _number_of(node: fx.Node) -> Tensor | None:
-    """Return the number that an operation takes as a tensor of the result's type, shape ().
-
-    torch makes a tensor of the number and converts it, in four steps of half a microsecond each
-    whenever the operation runs, and comes to the same. On a GPU, kernels are given the number.
-    """
-    if node.target not in NUMBERS_AS_TENSORS or len(node.args) < 2:
-        return None
-    tensor, number = node.args[:2]
-    dtype = node.meta["dtype"]
-    if (
-        type(number) not in (int, float)
-        or dtype not in (torch.float32, torch.float64)
-        or not isinstance(tensor, fx.Node)
-        or tensor.meta.get("dtype") is not dtype
-        or node.meta["device"].type != "cpu"
-    ):
-        return None
-    return torch.tensor(number, dtype=dtype)
 
 
 def _outputs(node: Any, number: int) -> list[Any]:

@@ -1,4 +1,4 @@
-"""A recorded graph comes in; the same one, whose writes by index wait for no GPU, goes out.
+"""Let writes by index in a recorded graph not wait for the GPU.
 
 Eager steps wait there, too, where a number on the host is put into a tensor on a GPU. A recording
 would wait more often: autograd adds gradients up by index without looking whether the indices are

@@ -1,4 +1,4 @@
-"""An operation of torch comes in; what is known of its arguments and results goes out.
+"""What is known about an operation of torch, its arguments and its results.
 
 Schemas say most of it, and build their answers anew whenever they are asked: a recording asks some
 thousand times about a few dozen operations.
@@ -11,6 +11,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+
+from sbi_ignite.capture.private_torch import OpOverload, is_composite, schema_of
 
 aten = torch.ops.aten
 
@@ -78,7 +80,7 @@ class Operation(NamedTuple):
 
 
 @cache
-def operation(function: torch._ops.OpOverload) -> Operation:
+def operation(function: OpOverload) -> Operation:
     """Return what is known about an operation.
 
     Example:
@@ -86,7 +88,7 @@ def operation(function: torch._ops.OpOverload) -> Operation:
         >>> about.name, about.written, about.returns_views
         ('aten::add_', (0,), True)
     """
-    schema = function._schema
+    schema = schema_of(function)
     unannounced = WRITES_UNANNOUNCED.get(function, ())
     shares = SHARES_UNANNOUNCED.get(function)
     arguments = tuple(
@@ -108,10 +110,7 @@ def operation(function: torch._ops.OpOverload) -> Operation:
         results=tuple(returned.type for returned in schema.returns),
         returns_views=any(returned.alias_info is not None for returned in schema.returns),
         draws=torch.Tag.nondeterministic_seeded in function.tags,
-        is_composite=function._can_decompose() and function.has_kernel_for_dispatch_key(_COMPOSITE),
+        is_composite=is_composite(function),
         reads=torch.Tag.data_dependent_output in function.tags,
         shapes_by_values=torch.Tag.dynamic_output_shape in function.tags,
     )
-
-
-_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd

@@ -1,4 +1,4 @@
-"""Operations of a computation come in; what of them a recording could not repeat is refused.
+"""Refuse operations that a recording could not repeat, and guard what Python decided by values.
 
 A recording of tensor operations is the same computation as long as Python took no decision from a
 value, wrote to no tensor of others and drew from no generator that the recording does not name.
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sbi_ignite.engine.operations import Operation
+from sbi_ignite.capture.operations import Operation
+from sbi_ignite.capture.private_torch import storage_of
 
 aten = torch.ops.aten
 
@@ -78,7 +79,7 @@ class Writable:
     """
 
     def __init__(self, own: Iterable[Tensor]) -> None:
-        self._own = {_storage(tensor) for tensor in own}
+        self._own = {storage_of(tensor) for tensor in own}
 
     def check(
         self, func: Any, about: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -89,15 +90,15 @@ class Writable:
             NotTraceable: Naming the operation.
         """
         for tensor in _written(about, args, kwargs):
-            if _storage(tensor) not in self._own:
+            if storage_of(tensor) not in self._own:
                 raise NotTraceable(f"it writes to a tensor that is not the network's ({func})")
 
     def add(self, results: Any, about: Operation, args: Sequence[Any]) -> None:
         """Note what an operation has made; views of what it was given are not its own."""
         if about.returns_views:
             return
-        given = {_storage(tensor) for tensor in _tensors(args)}
-        self._own.update({_storage(tensor) for tensor in _tensors((results,))} - given)
+        given = {storage_of(tensor) for tensor in _tensors(args)}
+        self._own.update({storage_of(tensor) for tensor in _tensors((results,))} - given)
 
 
 def check_repeatable(
@@ -136,8 +137,3 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from _tensors(value)
-
-
-def _storage(tensor: Tensor) -> int:
-    """Return what all views of the same memory share."""
-    return tensor.untyped_storage()._cdata

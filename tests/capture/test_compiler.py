@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from sbi_ignite import SbiIgniteWarning, SettingsError, TrainConfig, run_training
-from sbi_ignite.engine import compiling
+from sbi_ignite.capture import compiler
 from sbi_ignite.inference.tanh import TanhBySigmoid
 from sbi_ignite.inference.within import Within
-from tests.engine.test_tracing import BATCHES, check_equal, mlp, squared, trained
+from tests.capture.test_verification import BATCHES, check_equal, mlp, squared, trained
 from tests.small import ready, same, train
 
 
@@ -44,7 +44,7 @@ def test_mixed_precision_computes_in_bf16_and_keeps_weights_in_32_bit():
 
 @pytest.mark.parametrize("name", ["NPE_C", "NRE_B", "FMPE"])
 def test_mixed_precision_trains_sbis_networks_and_traces_them_exactly(name, monkeypatch):
-    monkeypatch.setattr(compiling, "STEPS_BEFORE_TRACING", 2)
+    monkeypatch.setattr(compiler, "STEPS_BEFORE_TRACING", 2)
 
     def run(compile):
         config = TrainConfig(

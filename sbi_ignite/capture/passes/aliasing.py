@@ -1,11 +1,11 @@
-"""A recorded graph comes in; which values share memory, and which of it changes, goes out."""
+"""Which values of a recorded graph share memory, and which of it is written to."""
 
 from __future__ import annotations
 
-import torch
 from torch import fx
 
-from sbi_ignite.engine.operations import operation
+from sbi_ignite.capture.operations import operation
+from sbi_ignite.capture.private_torch import OpOverload
 
 
 def bases(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
@@ -32,7 +32,7 @@ def aliases(node: fx.Node) -> tuple[fx.Node | None, list[fx.Node]]:
     """Return the node whose memory a node shares, if any, and the nodes that it writes to."""
     if node.op != "call_function":
         return None, []
-    if not isinstance(node.target, torch._ops.OpOverload):  # an item of several results
+    if not isinstance(node.target, OpOverload):  # an item of several results
         source = node.args[0]
         return source if isinstance(source, fx.Node) and _returns_views(source) else None, []
     shared: fx.Node | None = None
@@ -52,5 +52,5 @@ def aliases(node: fx.Node) -> tuple[fx.Node | None, list[fx.Node]]:
 
 
 def _returns_views(node: fx.Node) -> bool:
-    known = isinstance(node.target, torch._ops.OpOverload)
+    known = isinstance(node.target, OpOverload)
     return not known or operation(node.target).returns_views  # type: ignore[arg-type] # known says so

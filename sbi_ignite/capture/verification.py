@@ -1,4 +1,4 @@
-"""Eager computations come in; the same ones, replaced by recordings that proved equal, go out.
+"""Replace eager computations by recordings that proved equal to them.
 
 There is one recording per shape of batch. It is made when the shape has been seen often enough to
 pay for it, or is sure to be, and takes part only after it has given, on several batches, bit for
@@ -10,6 +10,7 @@ other at any step.
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,22 +20,28 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
-from torch.utils import _pytree as pytree
+from torch import Tensor, fx, nn
 
-from sbi_ignite.engine.cuda_graphs import CudaGraph
-from sbi_ignite.engine.gradients import Backward, EagerGradients, LossFunction, hand_over
-from sbi_ignite.engine.graphs import Graph, record
-from sbi_ignite.engine.reachable import PLAIN, Fingerprint
-from sbi_ignite.engine.state import random_states, set_random_states
-from sbi_ignite.engine.threads import others_may_draw, others_train
-from sbi_ignite.engine.watching import NotTraceable
+from sbi_ignite.capture.executors import CudaGraphs, Run, executors_for
+from sbi_ignite.capture.gradients import Backward, EagerGradients, LossFunction, hand_over
+from sbi_ignite.capture.guards import NotTraceable
+from sbi_ignite.capture.private_torch import (
+    HOOKS,
+    global_hooks,
+    has_hooks,
+    is_script_module,
+    pytree,
+)
+from sbi_ignite.capture.python_state import PLAIN, Fingerprint
+from sbi_ignite.capture.recorder import record
+from sbi_ignite.capture.recording import Recording
+from sbi_ignite.capture.report import Report, logger
+from sbi_ignite.capture.rules import TracingRules
+from sbi_ignite.concurrency import others_may_draw, others_train
+from sbi_ignite.random_state import random_states, set_random_states
 
 Outputs = list[Tensor | None]
 
-PROOFS = 3
-"""Batches on which a recording must give what the eager computation gives."""
 MAX_SHAPES = 16
 """Shapes of batches that are kept count of; batches of more shapes than that are left alone."""
 LARGE = 1024
@@ -49,39 +56,14 @@ PAUSE = 8
 """Batches that are left alone after the first of those; twice as many after each that follows."""
 
 
-@dataclass(frozen=True)
-class TracingRules:
-    """When to record, and how much proof to ask for.
-
-    Attributes:
-        after: Batches of a shape that are computed eagerly first.
-        after_if_large: The same for batches of `LARGE` rows and more, where it is more.
-        proofs: Batches on which a recording must give what the eager computation gives.
-        record_twice: Record on two batches and compare, which shows Python state that changes from
-            batch to batch, wherever it is kept.
-        must_pay: Give recordings up that are not faster than the eager computation was, as with
-            networks whose time goes into large convolutions.
-        every_step: Look for changes of the network before every step, not only every epoch.
-        capture: Let recordings run as CUDA graphs, where CUDA can.
-    """
-
-    after: int
-    after_if_large: int = 0
-    proofs: int = PROOFS
-    record_twice: bool = False
-    must_pay: bool = False
-    every_step: bool = False
-    capture: bool = False
-
-
 @dataclass
 class _Shape:
     """What is known about the batches of one shape."""
 
     is_large: bool = False
     seen: int = 0
-    graph: Graph | None = None
-    run: Callable[[Sequence[Tensor]], tuple[Tensor, ...]] | None = None
+    recording: Recording | None = None
+    run: Run | None = None
     parameters: tuple[Tensor, ...] = ()
     used: tuple[bool, ...] = ()
     proofs: int = 0
@@ -122,13 +104,24 @@ class Tracing:
         self._last_epoch, self._changes = -1, 0
         self._fingerprint: Fingerprint | None = None
         self._active, self._disturbed, self._pause = True, 0, 0
+        self._executor, self._replayed = Report("eager"), False
+        self._eager_because = f"no more than {rules.after} batches of one shape came"
+
+    def report(self) -> Report:
+        """Return which way batches have been computed so far, the latest one that was recorded."""
+        if self._active and self._replayed:
+            return self._executor
+        return Report("eager", self._eager_because)
 
     def shape_of(self, batch: Any) -> tuple[_Shape | None, list[Any]]:
         """Return what is known about batches like this one, and its leaves in order.
 
         Nothing is known about batches that are to be left alone.
         """
-        if not self._active or torch.is_anomaly_enabled():
+        if not self._active:
+            return None, []
+        if torch.is_anomaly_enabled():
+            self._eager_because = "torch looks for anomalies, operation by operation"
             return None, []
         if others_train():
             self._forget()  # what they do to shared state is no change of this computation
@@ -141,7 +134,11 @@ class Tracing:
         key = (structure, self.model.training, *map(_kind, leaves))
         shape = self._shapes.get(key)
         if shape is None:
-            if len(self._shapes) >= MAX_SHAPES or not all(map(_is_data, leaves)):
+            if len(self._shapes) >= MAX_SHAPES:
+                self._eager_because = f"there are more than {MAX_SHAPES} shapes of batches"
+                return None, leaves
+            if not all(map(_is_data, leaves)):
+                self._eager_because = "batches have more in them than plain data"
                 return None, leaves
             shape = self._shapes[key] = _Shape(any(map(_is_large, leaves)))
         shape.seen += 1
@@ -161,9 +158,10 @@ class Tracing:
 
     def replay(self, shape: _Shape, leaves: Sequence[Any]) -> Outputs | None:
         """Return what the recording gives; None where it is not proven or does not hold."""
-        if shape.graph is None or not self._is_proven(shape):
+        if shape.recording is None or not self._is_proven(shape):
             return None
         outputs = _run(shape, leaves)
+        self._replayed = True
         if outputs is None:
             shape.misses += 1
             if shape.misses >= MAX_MISSES:
@@ -208,7 +206,7 @@ class Tracing:
         except NotTraceable as reason:
             self._refuted(str(reason))
         except Exception as error:
-            self._refuted(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+            self._refuted(f"{type(error).__name__}: {_first_line(error)}")
         finally:
             if not same:
                 after.restore()
@@ -229,15 +227,16 @@ class Tracing:
         if not before.same_outside_torch(after):
             raise NotTraceable("it draws from the generators of python or numpy")
         before.restore(after)
-        if shape.graph is None or (self.rules.record_twice and shape.proofs == 1):
+        if shape.recording is None or (self.rules.record_twice and shape.proofs == 1):
             tensors = [_apart(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
             with _freed_at_once():
-                graph = record(recordable, tensors, own=_own(self.model))
-            if shape.graph is not None and not graph.same_as(shape.graph):
-                raise NotTraceable("it is another computation from batch to batch")
-            shape.graph = graph
-            self._check(shape)
-            shape.run = self._runnable(graph, tensors)
+                recording, graph = record(recordable, tensors, own=_own(self.model))
+                if shape.recording is not None and not recording.same_as(shape.recording):
+                    raise NotTraceable("it is another computation from batch to batch")
+                shape.recording = recording
+                self._check(shape)
+                shape.run = self._prepared(recording, graph, tensors)
+                del graph
             before.restore()
         with _timed(leaves) as seconds:
             replayed = _run(shape, leaves)
@@ -245,6 +244,7 @@ class Tracing:
             raise NotTraceable("decisions inside it depend on the values in a batch")
         if not all(map(_same_bits, outputs, replayed)) or not after.is_now():
             raise NotTraceable("the recording differs from the eager computation")
+        self._eager_because = "no recording was proven by enough batches"
         shape.proofs += 1
         shape.replayed_seconds = min(shape.replayed_seconds, *seconds)
         # The first runs may be the slow ones: time is given a second chance.
@@ -252,32 +252,52 @@ class Tracing:
         if last and not self._is_proven(shape):
             raise NotTraceable("its recording is not faster")
 
-    def _runnable(
-        self, graph: Graph, tensors: Sequence[Tensor]
-    ) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
-        """Return the recording in the form in which it runs."""
-        if not self.rules.capture:
-            return graph
-        try:
-            return CudaGraph(graph, tensors)
-        except (NotTraceable, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            self._not_captured(f"its steps are launched operation by operation ({reason})")
-            return graph
+    def _prepared(self, recording: Recording, graph: fx.Graph, tensors: Sequence[Tensor]) -> Run:
+        """Return what runs the recording: the first way that works.
+
+        Raises:
+            NotTraceable: If none does.
+        """
+        reasons: list[str] = []
+        lacking: list[str] = []
+        for executor in executors_for(self.rules.capture):
+            reason = executor.missing()
+            if reason:
+                lacking.append(reason)
+            else:
+                try:
+                    run = executor.prepare(recording, graph, tensors)
+                except Exception as error:
+                    reason = _first_line(error)
+                else:
+                    self._note_executor(Report(executor.name, "; ".join(reasons)), bool(lacking))
+                    return run
+            if isinstance(executor, CudaGraphs):
+                self._not_captured(f"its steps are launched operation by operation ({reason})")
+            if reason not in reasons:
+                reasons.append(reason)
+        raise NotTraceable("; ".join(reasons))
+
+    def _note_executor(self, found: Report, torch_lacks_something: bool) -> None:
+        """Remember which way recordings are run, and say once why not in a faster one."""
+        if found.reason and found != self._executor:
+            level = logging.WARNING if torch_lacks_something else logging.INFO
+            logger.log(level, "Recorded steps run as %s: %s.", found.executor, found.reason)
+        self._executor = found
 
     def _check(self, shape: _Shape) -> None:
         """Refuse recordings that could not be taken back, or that depend on what is not known."""
-        graph = shape.graph
-        assert graph is not None
-        if graph.writes and graph.guarded:
+        recording = shape.recording
+        assert recording is not None
+        if recording.writes and recording.guarded:
             raise NotTraceable("it decides by values and writes to the network's buffers")
         own = {id(tensor) for tensor in _own(self.model)}
         memory = {tensor.untyped_storage().data_ptr() for tensor in _own(self.model)}
-        foreign = (t for t in graph.captured if id(t) not in own)
+        foreign = (t for t in recording.captured if id(t) not in own)
         if any(tensor.untyped_storage().data_ptr() in memory for tensor in foreign):
             raise NotTraceable("it reaches the network's weights by tensors of its own")
         known = {id(parameter) for parameter in shape.parameters}
-        if known and any(t.requires_grad and id(t) not in known for t in graph.captured):
+        if known and any(t.requires_grad and id(t) not in known for t in recording.captured):
             raise NotTraceable("it trains tensors that are neither network's nor optimizer's")
 
     def _look_for_changes(self) -> None:
@@ -307,7 +327,7 @@ class Tracing:
     def _give_up(self, reason: str) -> None:
         """Compute eagerly from now on."""
         self._forget()
-        self._active = False
+        self._active, self._eager_because = False, reason
         self._given_up(reason)
 
     def _forget(self) -> None:
@@ -415,30 +435,21 @@ def refuse_hooks(model: nn.Module) -> None:
     Raises:
         NotTraceable: If a hook is registered anywhere, or a part has an execution of its own.
     """
-    for owner in (model, torch_module):
-        names = [name for name in vars(owner) if name.startswith("_global")]
-        if any(isinstance(vars(owner)[name], dict) and vars(owner)[name] for name in names):
-            raise NotTraceable("hooks are registered for all modules")
+    if global_hooks():
+        raise NotTraceable("hooks are registered for all modules")
     for name, part in model.named_modules():
-        if any(getattr(part, hooks, None) for hooks in _HOOKS):
+        if any(getattr(part, hooks, None) for hooks in HOOKS):
             raise NotTraceable(f"hooks are registered for {name or 'the network'}")
-        if isinstance(
-            part, torch.jit.ScriptModule | nn.parallel.DistributedDataParallel | nn.DataParallel
-        ):
+        if is_script_module(part) or isinstance(part, _EXECUTED_ELSEWHERE):
             raise NotTraceable(f"{name or 'the network'} is a {type(part).__name__}")
         if type(part).__module__.startswith("torch._dynamo"):
             raise NotTraceable(f"{name or 'the network'} is compiled already")
     for name, parameter in model.named_parameters():
-        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+        if has_hooks(parameter):
             raise NotTraceable(f"hooks are registered for {name}")
 
 
-_EXECUTED_ELSEWHERE = (
-    torch.jit.ScriptModule,
-    nn.DataParallel,
-    nn.parallel.DistributedDataParallel,
-)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_EXECUTED_ELSEWHERE = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class _State:
@@ -522,6 +533,10 @@ def _timed(leaves: Sequence[Any]) -> Iterator[list[float]]:
     seconds.append(clock() - began)
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
 def _flattened(batch: Any) -> tuple[list[Any], Any]:
     """Return the leaves of a batch, and what is equal for batches of the same structure."""
     if type(batch) is tuple and all(type(leaf) is Tensor for leaf in batch):
@@ -557,10 +572,10 @@ def _kind(leaf: Any) -> Any:
 
 def _run(shape: _Shape, leaves: Sequence[Any]) -> Outputs | None:
     """Return what a recording gives, or nothing, with the random state as it was."""
-    assert shape.graph is not None
+    assert shape.recording is not None
     assert shape.run is not None
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    before = _torch_random_states(tensors) if shape.graph.guarded else None
+    before = _torch_random_states(tensors) if shape.recording.guarded else None
     outputs = list(shape.run(tensors))
     if before is not None and not outputs.pop():
         before()

@@ -1,35 +1,37 @@
-"""A function of tensors comes in; the same computation as one flat graph, without Python, goes out.
+"""Record a function of tensors as one flat graph of operations, without Python.
 
-Operations are recorded below autograd, cleaned of what has no effect, and handed to TorchScript's
-interpreter, which runs them in the same order with the same kernels: results and random draws are
-the same, bit for bit. No optimisation of TorchScript's takes part, for fused arithmetic rounds
-differently.
+Operations are recorded below autograd and cleaned of what has no effect. An executor runs them in
+the same order with the same kernels: results and random draws are the same, bit for bit.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from sbi_ignite.engine.aliasing import bases, changing
-from sbi_ignite.engine.cleaning import merge_equal, part_outputs, remove_aliases, remove_dead
-from sbi_ignite.engine.indexing import is_put, without_waiting
-from sbi_ignite.engine.operations import operation
-from sbi_ignite.engine.reusing import reuse_memory
-from sbi_ignite.engine.script import Script
-from sbi_ignite.engine.watching import (
-    Guards,
-    NoReadsInBulk,
-    Writable,
-    check_repeatable,
+from sbi_ignite.capture.guards import Guards, NoReadsInBulk, Writable, check_repeatable
+from sbi_ignite.capture.operations import operation
+from sbi_ignite.capture.passes.aliasing import bases, changing
+from sbi_ignite.capture.passes.cleanup import (
+    merge_equal,
+    part_outputs,
+    remove_aliases,
+    remove_dead,
 )
+from sbi_ignite.capture.passes.index_put import is_put, without_waiting
+from sbi_ignite.capture.passes.memory_reuse import reuse_memory
+from sbi_ignite.capture.passes.number_tensors import make_tensors_of_numbers
+from sbi_ignite.capture.private_torch import (
+    OpOverload,
+    TorchDispatchMode,
+    in_backward_pass,
+    without_modes,
+)
+from sbi_ignite.capture.recording import Recording
 
 aten = torch.ops.aten
 
@@ -45,76 +47,21 @@ WAITS = frozenset(
 """Operations that read from a GPU what they have computed there."""
 
 
-@dataclass(frozen=True)
-class Graph:
-    """A recorded computation.
-
-    Attributes:
-        script: The computation: captured tensors and inputs in, outputs out.
-        captured: The tensors that it reads, and may write to, besides its inputs.
-        constants: The positions of those that may lie on any device: it made them from numbers,
-            so that nobody else can reach them, as indices or to be put somewhere.
-        code: The computation in words, equal for equal computations.
-        guarded: Whether it took decisions by values: the last output, a bool of shape (), says
-            whether they would be the same again.
-        writes: Whether it writes to captured tensors.
-        waits: Whether it has an operation that waits for the device which computes it.
-    """
-
-    script: Callable[..., tuple[Tensor, ...]]
-    captured: tuple[Tensor, ...]
-    constants: frozenset[int]
-    code: str
-    guarded: bool
-    writes: bool
-    waits: bool
-
-    def same_as(self, other: Graph) -> bool:
-        """Return whether two recordings are of the same computation on the same tensors."""
-        tensors = zip(self.captured, other.captured, strict=False)
-        same_tensors = len(self.captured) == len(other.captured) and all(
-            a is b or (not a.requires_grad and _equal_values(a, b)) for a, b in tensors
-        )
-        return self.code == other.code and same_tensors
-
-    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Run it.
-
-        Args:
-            inputs: Tensors of the shapes, strides, types and devices it was recorded with.
-
-        Returns:
-            What the recorded function returned, without autograd's history.
-        """
-        # Nothing asks for gradients of gradients: autograd need not look at the operations.
-        with _interpreted(), torch._C._AutoDispatchBelowADInplaceOrView():
-            return self.script(*self.captured, *inputs)
-
-
-@contextmanager
-def _interpreted() -> Iterator[None]:
-    """Let TorchScript run graphs as they are, in this thread."""
-    before = torch._C._get_graph_executor_optimize()
-    torch._C._set_graph_executor_optimize(False)
-    try:
-        yield
-    finally:
-        torch._C._set_graph_executor_optimize(before)
-
-
 def record(
     function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], own: Iterable[Tensor] = ()
-) -> Graph:
-    """Run a function once and return the graph of what it did.
+) -> tuple[Recording, fx.Graph]:
+    """Run a function once and return what it did.
 
     Args:
         function: Tensors in, tensors out; it may go through autograd.
         inputs: What to call it with.
         own: Tensors that it may write to.
 
+    Returns:
+        What is known about the recording, and its graph, which an executor takes.
+
     Raises:
-        NotTraceable: Before anything is done that a recording could not repeat, or if TorchScript
-            does not know an operation.
+        NotTraceable: Before anything is done that a recording could not repeat.
     """
     recorder = _Recorder(inputs, own)
     with recorder, NoReadsInBulk():
@@ -138,8 +85,8 @@ def record(
     part_outputs(graph, base)
     reuse_memory(graph, base, changed)
     lines = [f"{n.name} = {n.target} {n.args} {n.kwargs}" for n in graph.nodes]
-    return Graph(
-        torch._C._create_function_from_graph("recorded", Script().translate(graph)),
+    make_tensors_of_numbers(graph)
+    recording = Recording(
         tuple(captured.values()),
         constants,
         code="\n".join(lines),
@@ -147,6 +94,7 @@ def record(
         writes=any(node.op == "placeholder" for node in changed),
         waits=any(node.target in WAITS for node in graph.nodes),
     )
+    return recording, graph
 
 
 class _Recorder(TorchDispatchMode):
@@ -182,7 +130,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(
         self,
-        func: torch._ops.OpOverload,
+        func: OpOverload,
         types: Any,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
@@ -198,12 +146,12 @@ class _Recorder(TorchDispatchMode):
         if about.written:
             self._writable.check(func, about, args, kwargs)
         # Before it runs: it may write to its arguments.
-        node = self._graph.call_function(func, name=f"op_{len(self._alive)}")
+        node = self._graph.create_node("call_function", func, name=f"op_{len(self._alive)}")
         # Arguments that come later are not searched for numbers that torch's compiler minds.
         node.args = tuple(map(self._named, args))
         if kwargs:
             node.kwargs = {name: self._named(value) for name, value in kwargs.items()}
-        node.meta["in_backward"] = torch._C._current_graph_task_id() != _NO_TASK
+        node.meta["in_backward"] = in_backward_pass()
         result = func(*args, **kwargs)
         self._writable.add(result, about, args)
         if isinstance(result, Tensor):
@@ -222,7 +170,7 @@ class _Recorder(TorchDispatchMode):
 
     def _read(self, tensor: Tensor) -> Any:
         """Return the value of a tensor that has one, and guard it."""
-        with _disable_current_modes():
+        with without_modes():
             value = tensor.item()
         with self:
             self.guards.add(tensor.clone(), value)
@@ -257,10 +205,6 @@ class _Recorder(TorchDispatchMode):
         return self._node_of(value) if isinstance(value, Tensor) else value
 
 
-_NO_TASK = -1
-"""What autograd says while it computes no gradients."""
-
-
 def _used(captured: Mapping[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
     """Take out captured tensors that nobody reads; return the others, in their order."""
     for node in [node for node in captured if not node.users]:
@@ -271,9 +215,3 @@ def _used(captured: Mapping[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
 def _is_lifted(node: fx.Node) -> bool:
     """Return whether a tensor has just been made from numbers, which torch announces so."""
     return bool(node.users) and all(user.target is aten.lift_fresh.default for user in node.users)
-
-
-def _equal_values(first: Tensor, second: Tensor) -> bool:
-    return (
-        first.shape == second.shape and first.dtype == second.dtype and torch.equal(first, second)
-    )

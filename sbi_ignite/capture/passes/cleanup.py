@@ -1,4 +1,4 @@
-"""A recorded graph comes in; the same one without what has no effect goes out."""
+"""Take out of a recorded graph what has no effect or is computed twice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from sbi_ignite.engine.operations import operation
+from sbi_ignite.capture.operations import operation
+from sbi_ignite.capture.private_torch import OpOverload
 
 aten = torch.ops.aten
 
@@ -28,7 +29,7 @@ def remove_dead(graph: fx.Graph) -> None:
 
 
 def _has_effect(node: fx.Node) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return False
     about = operation(node.target)
     return bool(about.written) or about.draws

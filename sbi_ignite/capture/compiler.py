@@ -1,24 +1,24 @@
-"""Settings, a network and its loss come in; how its gradients and losses are computed goes out."""
+"""Decide how gradients and losses of a training are computed."""
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
-from sbi_ignite.engine.gradients import EagerGradients, Gradients, LossFunction
-from sbi_ignite.engine.state import random_states, set_random_states
-from sbi_ignite.engine.tracing import PROOFS, TracedGradients, TracedLosses, Tracing, TracingRules
-from sbi_ignite.exceptions import SbiIgniteWarning, SettingsError
+from sbi_ignite.capture.gradients import EagerGradients, Gradients, LossFunction
+from sbi_ignite.capture.private_torch import cannot_record
+from sbi_ignite.capture.report import Refusals, Report, in_a_line, logger
+from sbi_ignite.capture.rules import PROOFS, TracingRules
+from sbi_ignite.exceptions import SettingsError
 from sbi_ignite.settings import TrainConfig
 
-_logger = logging.getLogger("sbi_ignite.engine")
+if TYPE_CHECKING:
+    from sbi_ignite.capture.inductor import TorchCompiled
+    from sbi_ignite.capture.verification import Tracing
 
 STEPS_BEFORE_TRACING = 50
 """Steps with batches of one shape, after which more of them are to be expected than a recording
@@ -26,6 +26,12 @@ costs, which is what ten to thirty of them save."""
 
 STEPS_THAT_PAY = 30
 """A training that is sure to take so many steps is recorded at once."""
+
+NOT_KNOWN = (
+    "compile='auto' records only networks and losses that are known to be the same computation for "
+    "every batch; compile='trace' asks for others"
+)
+"""Why steps are eager where nobody vouches for the network."""
 
 STEPS_TO_SETTLE = 3
 """Steps that are left to torch in any case where there are CUDA graphs: with the second one, the
@@ -37,32 +43,10 @@ PROOFS_OF_KNOWN = 2
 was recorded, and another one."""
 
 
-class Refusals:
-    """Say why a way of computing is given up, once in a training.
-
-    Args:
-        mode: The setting that asked for it; None says it to the log only.
-    """
-
-    def __init__(self, mode: str | None) -> None:
-        self._mode, self._told = mode, False
-
-    def __call__(self, reason: str) -> None:
-        """Take a reason."""
-        if self._mode is None or self._told:
-            _logger.debug("Not as compile asks: %s.", reason)
-            return
-        self._told = True
-        warnings.warn(
-            f"compile={self._mode!r}: {reason}. Training goes on without it, and its results are "
-            "not affected.",
-            SbiIgniteWarning,
-            stacklevel=2,
-        )
-
-
 class Compiler:
-    """How the computations of one training are carried out.
+    """How the computations of one training are carried out: the front of this package.
+
+    What records, proves and runs is imported when it is used.
 
     Args:
         config: Gives compile and precision.
@@ -97,34 +81,65 @@ class Compiler:
         self._refuse = Refusals(None if self._mode == "auto" else self._mode)
         # Of its own, for a training that is recorded all the same may still be refused later.
         self._refuse_capture = Refusals("cuda_graph" if self._mode == "cuda_graph" else None)
+        self._cannot_record = cannot_record() if self._asks_for_recordings else ""
+        self._steps: Tracing | TorchCompiled | None = None
 
     def gradients(self, optimizer: Optimizer) -> Gradients:
         """Return what computes losses and gradients of training batches."""
         eager = EagerGradients(self._model, self._train)
         if self._mode == "inductor":
-            return EagerGradients(self._model, TorchCompiled(self._train, self._refuse))
-        if not self._traced:
+            from sbi_ignite.capture.inductor import TorchCompiled
+
+            self._steps = TorchCompiled(self._train, self._refuse)
+            return EagerGradients(self._model, self._steps)
+        if self._cannot_record:
+            self._say_that_nothing_is_recorded()
+        if not self._records:
             return eager
+        from sbi_ignite.capture.verification import TracedGradients
 
         def parameters() -> Sequence[Tensor]:
             groups = (group["params"] for group in optimizer.param_groups)
             every = [*self._model.parameters(), *(p for group in groups for p in group)]
             return list({id(parameter): parameter for parameter in every}.values())
 
-        return TracedGradients(eager, parameters, self._tracing(self._train, self._sure_steps))
+        self._steps = self._tracing(self._train, self._sure_steps)
+        return TracedGradients(eager, parameters, self._steps)
 
     def losses(self) -> LossFunction:
         """Return what computes the losses of validation batches, without gradients."""
-        if not self._traced:
+        if not self._records:
             return self._validate
+        from sbi_ignite.capture.verification import TracedLosses
+
         return TracedLosses(
             self._validate, self._tracing(self._validate, self._sure_validation_steps)
         )
 
+    def report(self) -> Report:
+        """Return which way the steps of training have been computed so far."""
+        if self._steps is not None:
+            return self._steps.report()
+        if self._cannot_record:
+            return Report("eager", self._cannot_record)
+        if self._mode == "auto":
+            return Report("eager", NOT_KNOWN)
+        return Report("eager", f"compile={self._mode!r}")
+
     @property
-    def _traced(self) -> bool:
+    def _asks_for_recordings(self) -> bool:
         on_request = self._mode in ("trace", "cuda_graph")
         return on_request or (self._mode == "auto" and self._known_safe)
+
+    @property
+    def _records(self) -> bool:
+        return self._asks_for_recordings and not self._cannot_record
+
+    def _say_that_nothing_is_recorded(self) -> None:
+        if self._mode == "auto":
+            logger.warning("Steps are not recorded but computed eagerly: %s.", self._cannot_record)
+        else:
+            self._refuse(self._cannot_record)
 
     def _after(self, sure_steps: float) -> int:
         """Return how many steps are computed eagerly first."""
@@ -148,6 +163,8 @@ class Compiler:
             every_step=self._watchful,
             capture=self._captures,
         )
+        from sbi_ignite.capture.verification import Tracing
+
         also: tuple[Any, ...] = () if self._known_safe else (loss,)
         return Tracing(self._model, also, rules, self._epoch, self._refuse, self._refuse_capture)
 
@@ -172,58 +189,7 @@ def in_bf16(loss: LossFunction, device: torch.device) -> LossFunction:
                 raise
             raise SettingsError(
                 "precision='bf16-mixed': this network has an operation that does not take bfloat16 "
-                f"({_in_a_line(error)}). Leave precision at '32'."
+                f"({in_a_line(error)}). Leave precision at '32'."
             ) from error
 
     return mixed
-
-
-class TorchCompiled:
-    """A loss compiled by `torch.compile`, once for every shape of batch; its last bits may differ.
-
-    Args:
-        loss: Losses of a batch.
-        refuse: Told why, where torch cannot compile it; the loss is then computed as it is.
-    """
-
-    def __init__(self, loss: LossFunction, refuse: Callable[[str], None]) -> None:
-        self._loss, self._refuse = loss, refuse
-        self._compiled: LossFunction | None = None
-        self._shapes: set[tuple[Any, ...]] = set()
-        self._possible = True
-
-    def __call__(self, model: Any, batch: Any) -> Tensor:
-        """Return the losses of a batch."""
-        if not self._possible:
-            return self._loss(model, batch)
-        shapes = tuple(getattr(leaf, "shape", None) for leaf in pytree.tree_leaves(batch))
-        if self._compiled is not None and shapes in self._shapes:
-            return self._compiled(model, batch)
-        before = random_states()
-        try:
-            with warnings.catch_warnings():
-                # torch's compiler itself uses what torch has deprecated.
-                for said in ("`torch\\.jit\\.", ".*autograd\\.function\\.Function.* instantiated"):
-                    warnings.filterwarnings("ignore", said, DeprecationWarning)
-                if self._compiled is None:
-                    self._compiled = torch.compile(self._loss, dynamic=False)
-                losses = self._compiled(model, batch)
-        except Exception as error:
-            if not _is_torchs_compiler(error):
-                raise
-            self._possible = False
-            set_random_states(before)
-            self._refuse(f"torch.compile cannot take it ({_in_a_line(error)})")
-            return self._loss(model, batch)
-        self._shapes.add(shapes)
-        return losses
-
-
-def _is_torchs_compiler(error: Exception) -> bool:
-    """Return whether an error comes from compiling and not from what is compiled."""
-    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
-
-
-def _in_a_line(error: Exception) -> str:
-    """Return what an error says first; torch's compiler needs two lines to say what it was."""
-    return " ".join(str(error).split("\n")[:2]).strip()

@@ -1,4 +1,4 @@
-"""Tensors come in; one flat tensor in which each begins where torch would let it begin goes out.
+"""Lay tensors side by side so that each begins where torch would let it begin.
 
 Kernels read aligned memory in larger pieces and may then round otherwise. Side by side without
 gaps, tensors would no longer give bit for bit what they give in memory of their own.
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+from sbi_ignite.optim import private_torch
 
 ALIGNED = {"cpu": 64, "cuda": 512}
 """Bytes: where torch's allocators let tensors begin, by type of device."""
@@ -36,11 +37,11 @@ class Aligned:
 
     def joined(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return a copy of tensors of these shapes as one, with zeros between them."""
-        return _flatten_dense_tensors(self._with_gaps(tensors))
+        return private_torch.joined(self._with_gaps(tensors))
 
     def parted(self, flat: Tensor) -> list[Tensor]:
         """Return the views of a flat tensor that have these shapes."""
-        views = iter(_unflatten_dense_tensors(flat, self._shapes))
+        views = iter(private_torch.parted(flat, self._shapes))
         found = []
         for gap in self._gaps:
             found.append(next(views))

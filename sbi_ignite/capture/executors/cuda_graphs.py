@@ -1,4 +1,4 @@
-"""A recorded computation comes in; the same one, launched on the GPU by a single call, goes out."""
+"""Launch a recorded computation on the GPU by a single call."""
 
 from __future__ import annotations
 
@@ -11,14 +11,60 @@ from itertools import compress
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from sbi_ignite.engine.aligned import Aligned
-from sbi_ignite.engine.graphs import Graph
-from sbi_ignite.engine.watching import NotTraceable
+from sbi_ignite.capture.executors.base import Executor, Run
+from sbi_ignite.capture.guards import NotTraceable
+from sbi_ignite.capture.private_torch import copy_each
+from sbi_ignite.capture.recording import Recording
+from sbi_ignite.optim.memory_layout import Aligned
 
 WARM_UPS = 3
 """Runs before the capture, as torch advises, in which libraries choose and prepare kernels."""
+
+
+class CudaGraphs:
+    """Runs recordings as CUDA graphs.
+
+    Args:
+        inner: Runs them operation by operation, at the capture and once a tensor has moved.
+    """
+
+    name = "cuda_graph"
+
+    def __init__(self, inner: Executor) -> None:
+        self._inner = inner
+
+    def missing(self) -> str:
+        """Return what keeps CUDA graphs or the inner executor from working."""
+        return self._inner.missing()
+
+    def prepare(self, recording: Recording, graph: fx.Graph, inputs: Sequence[Tensor]) -> Run:
+        """Return what runs a graph, see `Executor`.
+
+        Raises:
+            NotTraceable: If a tensor other than a single number lies elsewhere than on the GPU, or
+                an operation waits for it.
+        """
+        if inputs:
+            recording = _with_constants_at(recording, inputs[0].device)
+        check_capturable(recording, inputs)
+        return CudaGraph(recording, self._inner.prepare(recording, graph, inputs), inputs)
+
+
+def check_capturable(recording: Recording, inputs: Sequence[Tensor]) -> None:
+    """Refuse recordings that CUDA cannot capture.
+
+    Raises:
+        NotTraceable: Saying why.
+    """
+    on_device = [tensor for tensor in recording.captured if tensor.ndim or tensor.is_cuda]
+    if not all(tensor.is_cuda for tensor in (*on_device, *inputs)) or not inputs:
+        raise NotTraceable("it computes with tensors that are not on the GPU")
+    if recording.waits:
+        raise NotTraceable("one of its operations waits for the GPU")
+    if CudaGraph.has_failed:
+        raise NotTraceable("an earlier capture has failed")
 
 
 class CudaGraph:
@@ -31,30 +77,21 @@ class CudaGraph:
     the computation writes to.
 
     Args:
-        graph: The recorded computation.
+        recording: What is known about the computation.
+        run: Runs it operation by operation.
         inputs: CUDA tensors to capture it with.
 
     Raises:
-        NotTraceable: If a tensor other than a single number lies elsewhere than on the GPU, or an
-            operation waits for it.
+        NotTraceable: If an operation waits for the GPU.
     """
 
-    _broken: ClassVar[bool] = False
+    has_failed: ClassVar[bool] = False
     """Whether a capture has failed in this process: torch may not be able to do another one."""
 
-    def __init__(self, graph: Graph, inputs: Sequence[Tensor]) -> None:
-        if inputs:
-            graph = _with_constants_at(graph, inputs[0].device)
+    def __init__(self, recording: Recording, run: Run, inputs: Sequence[Tensor]) -> None:
         # Numbers on the host become part of the kernels that are launched with them.
-        self._numbers = [t for t in graph.captured if t.ndim == 0 and not t.is_cuda]
-        others = [t for t in graph.captured if t.ndim or t.is_cuda]
-        if not all(tensor.is_cuda for tensor in (*others, *inputs)) or not inputs:
-            raise NotTraceable("it computes with tensors that are not on the GPU")
-        if graph.waits:
-            raise NotTraceable("one of its operations waits for the GPU")
-        if CudaGraph._broken:
-            raise NotTraceable("an earlier capture has failed")
-        self.recorded = graph
+        self._numbers = [t for t in recording.captured if t.ndim == 0 and not t.is_cuda]
+        self._captured, self._run = recording.captured, run
         self._inputs = [tensor.clone() for tensor in inputs]
         with torch.cuda.device(inputs[0].device):
             self._capture()
@@ -63,32 +100,32 @@ class CudaGraph:
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
-            first, *rest = self.recorded(self._inputs)  # libraries may wait when they begin
+            first, *rest = self._run(self._inputs)  # libraries may wait when they begin
             with _waiting_refused():
                 for _ in range(WARM_UPS - 1):
-                    first, *rest = self.recorded(self._inputs)
+                    first, *rest = self._run(self._inputs)
         torch.cuda.current_stream().wait_stream(aside)
         self._among = [t.is_contiguous() and t.dtype == first.dtype for t in rest]
         many = list(compress(rest, self._among))
         self._places = Aligned(many) if many else None
         self._addresses = self._now()
         self._launch = torch.cuda.CUDAGraph()
-        CudaGraph._broken = True
+        CudaGraph.has_failed = True
         # Other threads may use the GPU meanwhile: a checkpoint is written, say.
         with (
             _nothing_collected(),
             torch.cuda.graph(self._launch, stream=aside, capture_error_mode="thread_local"),
         ):
-            self._first, *self._rest = self.recorded(self._inputs)
+            self._first, *self._rest = self._run(self._inputs)
             if self._places is not None:
                 self._together = self._places.joined(list(compress(self._rest, self._among)))
-        CudaGraph._broken = False
+        CudaGraph.has_failed = False
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Run it, see `Graph`."""
+        """Run it, see `Run`."""
         if self._now() != self._addresses:
-            return self.recorded(inputs)
-        torch._foreach_copy_(self._inputs, list(inputs))  # pyright: ignore[reportPrivateImportUsage] # as torch's optimizers do
+            return self._run(inputs)
+        copy_each(self._inputs, list(inputs))
         self._launch.replay()
         first, copies = self._first.clone(), iter(())
         if self._places is not None:
@@ -98,16 +135,16 @@ class CudaGraph:
 
     def _now(self) -> list[float]:
         """Return where tensors lie, and the values of numbers on the host."""
-        addresses = [tensor.data_ptr() for tensor in self.recorded.captured]
+        addresses = [tensor.data_ptr() for tensor in self._captured]
         return [*addresses, *(number.item() for number in self._numbers)]
 
 
-def _with_constants_at(graph: Graph, device: torch.device) -> Graph:
+def _with_constants_at(recording: Recording, device: torch.device) -> Recording:
     """Return a recording whose constants lie on a device: indices do not, as a rule."""
-    captured = list(graph.captured)
-    for position in graph.constants:
+    captured = list(recording.captured)
+    for position in recording.constants:
         captured[position] = captured[position].to(device)
-    return replace(graph, captured=tuple(captured))
+    return replace(recording, captured=tuple(captured))
 
 
 @contextmanager

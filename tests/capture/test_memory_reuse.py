@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sbi_ignite.engine.graphs import Graph, record
+from sbi_ignite.capture.recording import Recording
+from tests.capture import recorded as helpers
 
 WRITING = ("'out'", "'grad_input'", "relu_", "masked_fill_")
 """What tells in a recording's words that a result is written over an argument."""
@@ -151,18 +152,19 @@ OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
 )
 
 
-def recorded(function: Callable[..., list[Tensor]], *inputs: Tensor) -> Graph:
-    """Return a recording that gave, three times, what the function gives, from inputs that stay."""
+def recorded(function: Callable[..., list[Tensor]], *inputs: Tensor) -> Recording:
+    """Return a recording that gave, three times in every way to run it, what the function gives."""
     before = [tensor.clone() for tensor in inputs]
-    graph = record(function, inputs)
-    for _ in range(3):
-        torch.manual_seed(1)
-        expected = function(*inputs)
-        torch.manual_seed(1)
-        given = graph(inputs)
-        assert all(map(_same_bits, expected, given))
+    for executor in helpers.EXECUTORS:
+        graph = helpers.recorded(function, inputs, executor=executor)
+        for _ in range(3):
+            torch.manual_seed(1)
+            expected = function(*inputs)
+            torch.manual_seed(1)
+            given = graph(inputs)
+            assert all(map(_same_bits, expected, given))
     assert all(map(_same_bits, before, inputs))
-    return graph
+    return graph.about
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:
@@ -170,6 +172,6 @@ def _same_bits(first: Tensor, second: Tensor) -> bool:
     return first.shape == second.shape and torch.equal(*pair)
 
 
-def writes_over(graph: Graph) -> int:
+def writes_over(graph: Recording) -> int:
     """Return how many operations of a recording write over an argument."""
     return sum(any(word in line for word in WRITING) for line in graph.code.splitlines())

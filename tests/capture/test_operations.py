@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sbi_ignite.engine.operations import operation
+from sbi_ignite.capture.operations import operation
 
 aten = torch.ops.aten
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sbi_ignite.engine.first_batch import check_losses
+from sbi_ignite.capture.loss_values import check_losses
 
 Backward = Callable[[], object]
 LossFunction = Callable[[Any, Any], Tensor]

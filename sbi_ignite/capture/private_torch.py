@@ -1,0 +1,193 @@
+"""Every private name of torch that graph capture uses, and what happens without it.
+
+None of them is taken for granted: names are probed when a training starts, not by torch's version.
+Without a name in `RECORDING` no step is recorded and all are computed eagerly; without one in
+`TORCHSCRIPT` recordings run as generated Python; the others have a replacement of their own.
+Results are the same in every case, and the training's summary says which way steps were computed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
+    from torch.utils import _pytree as pytree
+    from torch.utils._python_dispatch import TorchDispatchMode
+else:
+    # The type has no public name; its objects have.
+    OpOverload = type(torch.ops.aten.add.Tensor)
+
+RECORDING: Mapping[str, str] = {
+    "torch.utils._python_dispatch.TorchDispatchMode": "sees operations below autograd",
+    "torch.utils._pytree.tree_flatten": "finds the tensors of a batch of any structure",
+    "torch.utils._pytree.tree_leaves": "finds the tensors of a batch of any structure",
+    "torch.utils._pytree.tree_structure": "compares the structure of two batches",
+    "torch.utils._pytree.tree_unflatten": "builds a batch with other tensors in it",
+    "torch._C.DispatchKey.CPU": "tells which operations have a kernel of their own",
+    "torch._C.DispatchKey.CompositeImplicitAutograd": "tells which operations are made of others",
+    "torch.ops.aten.add.Tensor._schema": "says what an operation writes to and returns views of",
+    "torch.ops.aten.add.Tensor._overloadname": "finds the form that writes in place",
+    "torch.ops.aten.add.Tensor._can_decompose": "tells which operations are made of others",
+    "torch.ops.aten.add.Tensor.has_kernel_for_dispatch_key": "tells which ones have a kernel",
+}
+"""Names without which nothing can be recorded, and what each is needed for."""
+
+TORCHSCRIPT: Mapping[str, str] = {
+    "torch._C.Graph": "the interpreter's form of a graph",
+    "torch._C.TensorType": "types of values in it",
+    "torch._C.TupleType": "types of values in it",
+    "torch._C.ListType": "types of values in it",
+    "torch._C.OptionalType": "types of values in it",
+    "torch._C.FloatType": "types of values in it",
+    "torch._C._create_function_from_graph": "makes a graph callable",
+    "torch._C._get_graph_executor_optimize": "reads whether the interpreter may fuse operations",
+    "torch._C._set_graph_executor_optimize": "keeps it from fusing, for fused results differ",
+}
+"""Names without which TorchScript's interpreter cannot be used, and what each is needed for."""
+
+REPLACED: Mapping[str, str] = {
+    "torch._C._AutoDispatchBelowADInplaceOrView": "`torch.no_grad()`, slower by operation",
+    "torch._C._current_graph_task_id": "gradients are added up by index with a check of the range",
+    "torch.utils._python_dispatch._disable_current_modes": "values are read under others' modes",
+    "torch.ops.aten.add.Tensor._op": "operations are called through one more Python function",
+    "torch._foreach_copy_": "inputs of CUDA graphs are copied one by one",
+    "torch.jit.ScriptModule": "no network can be one",
+}
+"""Names that are replaced where they are missing, and by what."""
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module keeps hooks, which are not recorded: networks that have one are left alone."""
+
+NO_BACKWARD_PASS = -1
+"""What autograd says while it computes no gradients."""
+
+
+def found(name: str) -> Any:
+    """Return what a dotted name of torch stands for; None where this torch lacks it.
+
+    Example:
+        >>> found("torch.no_grad") is torch.no_grad, found("torch._C._no_such_name")
+        (True, None)
+    """
+    value: Any = torch
+    for part in name.split(".")[1:]:
+        inner = getattr(value, part, None)
+        if inner is None and isinstance(value, ModuleType):
+            inner = sys.modules.get(f"{value.__name__}.{part}")
+        if inner is None:
+            return None
+        value = inner
+    return value
+
+
+if not TYPE_CHECKING:
+    # What needs these two is imported only where `cannot_record` finds nothing.
+    pytree = found("torch.utils._pytree")
+    TorchDispatchMode = found("torch.utils._python_dispatch.TorchDispatchMode") or object
+
+
+def lacks(names: Iterable[str]) -> str:
+    """Return which of these names this torch lacks, in words; "" where it has all of them."""
+    missing = [name for name in names if found(name) is None]
+    return f"torch {torch.__version__} has no {', '.join(missing)}" if missing else ""
+
+
+def cannot_record() -> str:
+    """Return why nothing can be recorded with this torch; "" where it can."""
+    reason = lacks(RECORDING)
+    if reason:
+        return reason
+    bare = nn.Module()
+    hooks = [name for name in HOOKS if not hasattr(bare, name)]
+    hooks += [] if any(name.startswith("_global") for name in vars(torch_module)) else ["_global*"]
+    hooks += [] if hasattr(torch.empty(0), "_backward_hooks") else ["Tensor._backward_hooks"]
+    hooks += [] if hasattr(torch.empty(0).untyped_storage(), "_cdata") else ["Storage._cdata"]
+    return f"torch {torch.__version__} has no {', '.join(hooks)}" if hooks else ""
+
+
+def below_autograd() -> AbstractContextManager[Any]:
+    """Return a block in which autograd does not look at operations.
+
+    torch's own guard spares even the question whether gradients are wanted, 0.3 us per operation.
+    """
+    guard = found("torch._C._AutoDispatchBelowADInplaceOrView")
+    return torch.no_grad() if guard is None else guard()
+
+
+def without_modes() -> AbstractContextManager[Any]:
+    """Return a block in which no mode sees operations: values are read there."""
+    disabled = found("torch.utils._python_dispatch._disable_current_modes")
+    return nullcontext() if disabled is None else disabled()
+
+
+def in_backward_pass() -> bool:
+    """Return whether autograd computes gradients at this moment, in this thread."""
+    task: Callable[[], int] | None = found("torch._C._current_graph_task_id")
+    return task is not None and task() != NO_BACKWARD_PASS
+
+
+def schema_of(operation: OpOverload) -> Any:
+    """Return an operation's schema: its name, arguments and results, and what it writes to."""
+    return operation._schema
+
+
+def overload_name(operation: OpOverload) -> str:
+    """Return which form of an operation this is, "Tensor" for instance."""
+    return operation._overloadname
+
+
+def is_composite(operation: OpOverload) -> bool:
+    """Return whether an operation is made of other operations."""
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return operation._can_decompose() and operation.has_kernel_for_dispatch_key(key)
+
+
+def has_cpu_kernel(operation: OpOverload) -> bool:
+    """Return whether an operation has a kernel of its own on the CPU."""
+    return operation.has_kernel_for_dispatch_key(torch._C.DispatchKey.CPU)
+
+
+def kernel_of(operation: OpOverload) -> Callable[..., Any]:
+    """Return an operation's function without the Python around it, which costs 1.5 us a call."""
+    return getattr(operation, "_op", operation)
+
+
+def is_script_module(part: nn.Module) -> bool:
+    """Return whether a module was compiled by TorchScript, whose operations Python does not see."""
+    kind = found("torch.jit.ScriptModule")
+    return kind is not None and isinstance(part, kind)
+
+
+def global_hooks() -> bool:
+    """Return whether hooks are registered for all modules of this process."""
+    values = [value for name, value in vars(torch_module).items() if name.startswith("_global")]
+    return any(isinstance(value, dict) and value for value in values)
+
+
+def has_hooks(tensor: Tensor) -> bool:
+    """Return whether hooks are registered for a parameter."""
+    return bool(tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None))
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Return a number that all views of the same memory share."""
+    return tensor.untyped_storage()._cdata
+
+
+def copy_each(to: list[Tensor], values: list[Tensor]) -> None:
+    """Copy tensors in place, all of them by one call where torch has it."""
+    together = found("torch._foreach_copy_")
+    if together is not None:
+        together(to, values)
+        return
+    for tensor, value in zip(to, values, strict=True):
+        tensor.copy_(value)

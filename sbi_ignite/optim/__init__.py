@@ -1,0 +1,1 @@
+"""Memory of parameters and what optimizers read of it."""
