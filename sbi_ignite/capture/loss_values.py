@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from sbi_ignite.exceptions import ArgumentError
+
 EXPECTED = "loss_fn: expected losses of shape (batch,), or their mean of shape (), as a tensor"
 
 
