@@ -185,7 +185,8 @@ def test_a_moved_run_goes_on_in_wandb_and_mlflow(tmp_path: Path) -> None:
 def _two_rounds(directory: Path, logging: Any, epochs: int) -> None:
     torch.manual_seed(3)
     prior = BoxUniform(-torch.ones(2), torch.ones(2))
-    inference, proposal = NPE(prior, show_progress_bars=False), prior
+    inference: Any = NPE(prior, show_progress_bars=False)
+    proposal: Any = prior
     for budget in (2, epochs):
         theta = proposal.sample((60,))
         inference.append_simulations(theta, theta + 0.2 * torch.randn_like(theta), proposal)

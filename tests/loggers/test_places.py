@@ -187,7 +187,8 @@ def test_epochs_before_a_backend_was_asked_for_are_in_it(backend: Any, tmp_path:
 def _two_rounds(folder: Path, logging: Any) -> None:
     torch.manual_seed(3)
     prior = BoxUniform(-torch.ones(2), torch.ones(2))
-    inference, proposal = NPE(prior, show_progress_bars=False), prior
+    inference: Any = NPE(prior, show_progress_bars=False)
+    proposal: Any = prior
     for _ in range(2):
         theta = proposal.sample((60,))
         inference.append_simulations(theta, theta + 0.2 * torch.randn_like(theta), proposal)

@@ -103,7 +103,7 @@ def train(path: Path, epochs: int) -> Any:
     x = torch.randn(40, 2)
     data = [(rows, rows.sum(dim=1, keepdim=True)) for rows in x.split(20)]
     config = TrainConfig(max_epochs=epochs)
-    return run_training(config, torch.nn.Linear(2, 1), squared_error, data, checkpoint=path)
+    return run_training(config, torch.nn.Linear(2, 1), squared_error, data, checkpoint=str(path))
 
 
 def test_a_complete_run_that_was_moved_knows_so_when_it_is_copied(tmp_path):
@@ -135,6 +135,7 @@ def held(tmp_path):
         text=True,
     )
     try:
+        assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         yield tmp_path / "run", first
     finally:
