@@ -103,15 +103,15 @@ def _check_resume(trainer: Any, call: Call) -> None:
     for name, value in kept_on_resume(settings).items():
         origin = settings.origin(f"train.{name}")
         # Left out, a schedule would be dropped, and the last of its rates stay for good.
-        dropped = name == "lr_schedule" and value is None
+        dropped = name == "lr_schedule" and value is None and not settings.awaits_recipe
         unsaid = origin.source in ("default", "recipe") and not dropped
+        advice = "Name it, or its recipe, again" if dropped else f"Leave {name} out"
         if not unsaid and name in earlier and not _is_same(name, earlier[name], value):
             raise ArgumentError(
                 f"resume_training: the training that is continued has "
                 f"{name}={shorten(earlier[name], name)}, which cannot change on the way, got "
                 f"{name}={shorten(value, name)} from {origin} and resume_training=True from "
-                f"{resume}. {'Name it again' if dropped else f'Leave {name} out'}, or train anew "
-                "without resume_training"
+                f"{resume}. {advice}, or train anew without resume_training"
             )
 
 

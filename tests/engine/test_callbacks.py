@@ -177,7 +177,7 @@ def test_any_one_of_several_rules_stops():
     rules = [
         EarlyStopping.validation_loss(patience=50),
         EarlyStopping.when(lambda state: state.epoch == 2),
-        EarlyStopping.never(),
+        EarlyStopping.when(lambda state: False),
     ]
     _, summary = train(config=TrainConfig(), early_stopping=rules)
     assert (summary.epochs_trained, summary.stop_reason) == (2, "rule")

@@ -159,7 +159,8 @@ def test_the_range_of_rates_is_tried_with_a_callable_optimizer_too():
 def test_what_cannot_change_on_the_way_is_refused_by_both_values(field, value):
     trainer = train(ready(), TrainConfig(max_epochs=1, seed=3, lr_schedule="plateau"))
     before = weights(trainer)
-    config = TrainConfig(max_epochs=2, resume_training=True, **{field: value})
+    fields = {"lr_schedule": "plateau", field: value}
+    config = TrainConfig(max_epochs=2, resume_training=True, **fields)
     with pytest.raises(ArgumentError, match=rf"has {field}=.*got {field}={value!r} from .*{field}"):
         trainer.train(config)
     assert same(trainer, before)
