@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from sbi_ignite.capture.gradients import EagerGradients, Gradients, LossFunction
 from sbi_ignite.capture.private_torch import cannot_record
-from sbi_ignite.capture.report import Refusals, Report, in_a_line, logger
+from sbi_ignite.capture.report import Refusals, Report, SlowerWays, in_a_line, logger
 from sbi_ignite.capture.rules import PROOFS, TracingRules
 from sbi_ignite.exceptions import SettingsError
 from sbi_ignite.settings import TrainConfig
@@ -81,6 +81,7 @@ class Compiler:
         self._refuse = Refusals(None if self._mode == "auto" else self._mode)
         # Of its own, for a training that is recorded all the same may still be refused later.
         self._refuse_capture = Refusals("cuda_graph" if self._mode == "cuda_graph" else None)
+        self._slower_way = SlowerWays()
         self._cannot_record = cannot_record() if self._asks_for_recordings else ""
         self._steps: Tracing | TorchCompiled | None = None
 
@@ -166,7 +167,15 @@ class Compiler:
         from sbi_ignite.capture.verification import Tracing
 
         also: tuple[Any, ...] = () if self._known_safe else (loss,)
-        return Tracing(self._model, also, rules, self._epoch, self._refuse, self._refuse_capture)
+        return Tracing(
+            self._model,
+            also,
+            rules,
+            self._epoch,
+            self._refuse,
+            self._refuse_capture,
+            self._slower_way,
+        )
 
 
 def in_bf16(loss: LossFunction, device: torch.device) -> LossFunction:

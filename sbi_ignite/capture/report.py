@@ -23,6 +23,21 @@ class Report(NamedTuple):
     reason: str = ""
 
 
+class SlowerWays:
+    """Log in which slower way recordings run, once in a training."""
+
+    def __init__(self) -> None:
+        self._said: set[Report] = set()
+
+    def __call__(self, found: Report, torch_lacks_something: bool) -> None:
+        """Take what was found; nothing is said without a reason."""
+        if not found.reason or found in self._said:
+            return
+        self._said.add(found)
+        level = logging.WARNING if torch_lacks_something else logging.INFO
+        logger.log(level, "Recorded steps run as %s: %s.", found.executor, found.reason)
+
+
 class Refusals:
     """Say why a way of computing is given up, once in a training.
 

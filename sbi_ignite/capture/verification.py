@@ -10,7 +10,6 @@ other at any step.
 from __future__ import annotations
 
 import gc
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +34,7 @@ from sbi_ignite.capture.private_torch import (
 from sbi_ignite.capture.python_state import PLAIN, Fingerprint
 from sbi_ignite.capture.recorder import record
 from sbi_ignite.capture.recording import Recording
-from sbi_ignite.capture.report import Report, logger
+from sbi_ignite.capture.report import Report, SlowerWays
 from sbi_ignite.capture.rules import TracingRules
 from sbi_ignite.concurrency import others_may_draw, others_train
 from sbi_ignite.random_state import random_states, set_random_states
@@ -87,6 +86,7 @@ class Tracing:
         epoch: Returns the running epoch.
         given_up: Told why, once, when recordings are given up for good.
         not_captured: Told why, when a recording does not run as a CUDA graph.
+        slower_way: Told in which way recordings run, and why not in a faster one.
     """
 
     def __init__(
@@ -97,7 +97,9 @@ class Tracing:
         epoch: Callable[[], int],
         given_up: Callable[[str], None],
         not_captured: Callable[[str], None] = lambda reason: None,
+        slower_way: SlowerWays | None = None,
     ) -> None:
+        self._slower_way = slower_way or SlowerWays()
         self.model, self.rules, self._not_captured = model, rules, not_captured
         self._roots, self._epoch, self._given_up = (model, *also), epoch, given_up
         self._shapes: dict[Any, _Shape] = {}
@@ -270,20 +272,14 @@ class Tracing:
                 except Exception as error:
                     reason = _first_line(error)
                 else:
-                    self._note_executor(Report(executor.name, "; ".join(reasons)), bool(lacking))
+                    self._executor = Report(executor.name, "; ".join(reasons))
+                    self._slower_way(self._executor, bool(lacking))
                     return run
             if isinstance(executor, CudaGraphs):
                 self._not_captured(f"its steps are launched operation by operation ({reason})")
             if reason not in reasons:
                 reasons.append(reason)
         raise NotTraceable("; ".join(reasons))
-
-    def _note_executor(self, found: Report, torch_lacks_something: bool) -> None:
-        """Remember which way recordings are run, and say once why not in a faster one."""
-        if found.reason and found != self._executor:
-            level = logging.WARNING if torch_lacks_something else logging.INFO
-            logger.log(level, "Recorded steps run as %s: %s.", found.executor, found.reason)
-        self._executor = found
 
     def _check(self, shape: _Shape) -> None:
         """Refuse recordings that could not be taken back, or that depend on what is not known."""

@@ -58,7 +58,7 @@ def _environment() -> dict[str, str]:
 
 def _wanted(request: pytest.FixtureRequest) -> dict[str, list[str]]:
     """Return, for each side, the scenarios that the selected tests need."""
-    sides = ("renamed", "patched", "traced", "disturbed", "sbi again")
+    sides = ("renamed", "patched", "traced", "generated", "disturbed", "sbi again")
     names: dict[str, set[str]] = {side: set() for side in sides}
     for item in request.session.items:
         side = getattr(getattr(item, "function", None), "side", None)

@@ -2,8 +2,8 @@
 
 Run as `python -m tests.parity.record DOOR OUT FOLDER NAME...`, where DOOR is `sbi` (sbi alone),
 `renamed` (the trainers of `sbi_ignite.inference`), `patched` (sbi's own, under `patch_sbi()`),
-`traced` (renamed, with steps traced from the second on) or `disturbed` (traced, and then wrong in
-the last bit of one gradient).
+`traced` (renamed, with steps traced from the second on), `generated` (traced, without TorchScript)
+or `disturbed` (traced, and then wrong in the last bit of one gradient).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from .observe import observe
 from .scenarios import CONTROLS, SCENARIOS
 
-DOORS = ("sbi", "renamed", "patched", "traced", "disturbed")
+DOORS = ("sbi", "renamed", "patched", "traced", "generated", "disturbed")
 FOREIGN = ("sbi_ignite", "ignite")
 """Packages that the process of plain sbi must never load."""
 
@@ -30,9 +30,11 @@ def open_door(door: str) -> ModuleType:
     """Return the module whose trainers this side uses."""
     if door == "sbi":
         return importlib.import_module("sbi.inference")
-    if door in ("traced", "disturbed"):
+    if door == "generated":
+        without_torchscript()
+    if door in ("traced", "generated", "disturbed"):
         trace_early()
-    if door in ("renamed", "traced", "disturbed"):
+    if door in ("renamed", "traced", "generated", "disturbed"):
         return importlib.import_module("sbi_ignite.inference")
     sbi_inference = importlib.import_module("sbi.inference")
     importlib.import_module("sbi_ignite").patch_sbi()
@@ -50,6 +52,11 @@ def count_engine_runs() -> list[int]:
 
     engine.run = run
     return count
+
+
+def without_torchscript() -> None:
+    """Take from torch what its interpreter needs, as a later torch might."""
+    del torch._C._create_function_from_graph
 
 
 def trace_early() -> None:

@@ -80,6 +80,14 @@ def test_traced_steps_give_what_sbi_gives(records: dict[str, Records], name: str
     assert records["traced"][name]["replays"] > 0, "nothing was traced"
 
 
+@of_side("generated")
+@pytest.mark.parametrize("name", TRACED)
+def test_steps_run_as_generated_python_give_what_sbi_gives(records: dict[str, Records], name: str):
+    """A torch without TorchScript's interpreter changes no bit either."""
+    check_same(records["sbi"][name], records["generated"][name])
+    assert records["generated"][name]["replays"] > 0, "nothing was traced"
+
+
 @of_side("traced")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RENAMED if name not in TRACED])

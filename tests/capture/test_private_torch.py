@@ -1,0 +1,268 @@
+"""Where torch lacks a private name, trainings give the same bits and say what was slower."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from sbi_ignite import SbiIgniteWarning, TrainConfig, run_training
+from sbi_ignite.capture import private_torch
+from sbi_ignite.capture.executors import TorchScript
+from sbi_ignite.capture.private_torch import RECORDING, REPLACED, TORCHSCRIPT
+from sbi_ignite.optim import private_torch as optim_names
+from tests.small import python
+
+X = torch.linspace(-1, 1, 64).reshape(32, 2)
+BATCHES = [(X[i : i + 8], X[i : i + 8].sum(dim=1, keepdim=True)) for i in range(0, 32, 8)]
+
+
+KERNEL = "torch.ops.aten.add.Tensor._op"
+
+
+def squared(model, batch):
+    """Decide by a value, read one by index and write to a buffer: all that recordings know."""
+    x, y = batch
+    if not torch.isfinite(x).all():
+        raise ValueError("not finite")
+    return (model(x[:, torch.tensor([1, 0])]) * 2.0 - y).square().mean(dim=1)
+
+
+def trained(compile="trace", **config):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 8), nn.ELU(), nn.Dropout(0.1), nn.Linear(8, 1))
+    config = TrainConfig(compile=compile, max_epochs=6, **config)
+    model, summary = run_training(config, model, squared, BATCHES, BATCHES)
+    return [tensor.clone() for tensor in model.state_dict().values()], summary
+
+
+def same(first, second):
+    return all(map(torch.equal, first[0], second[0])) and (
+        first[1].training_loss == second[1].training_loss
+    )
+
+
+@contextmanager
+def without(*names):
+    """Take names away from torch, wherever they are kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            path, _, last = name.rpartition(".")
+            owner = private_torch.found(path) if path != "torch" else torch
+            owners = [owner, *type(owner).__mro__]  # a method is kept by classes
+            for keeper in [keeper for keeper in owners if last in getattr(keeper, "__dict__", ())]:
+                patch.delattr(keeper, last)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Return what a torch that lacks nothing gives, by setting of `compile`."""
+    return {compile: trained(compile) for compile in ("trace", "off")}
+
+
+def test_every_private_name_is_there_to_be_taken_away():
+    """Otherwise the tests below would show nothing; with an older torch, some may be missing."""
+    names = [*RECORDING, *TORCHSCRIPT, *REPLACED]
+    assert len(names) == len(set(names)) > 20
+    if torch.__version__.startswith("2.13."):
+        assert [name for name in names if private_torch.found(name) is None] == []
+
+
+@pytest.mark.parametrize("name", TORCHSCRIPT)
+def test_without_a_name_of_torchscript_recordings_run_as_generated_python(name, whole, caplog):
+    assert (whole["trace"][1].executor, whole["trace"][1].executor_reason) == ("torchscript", "")
+    with without(name):
+        assert name in TorchScript().missing()
+        generated = trained()
+    assert generated[1].executor == "generated_python"
+    assert name in generated[1].executor_reason
+    assert same(whole["trace"], generated)
+    said = [r for r in caplog.records if r.levelno == logging.WARNING and name in r.message]
+    assert len(said) == 1
+
+
+def test_an_interpreter_that_fails_or_computes_something_else_is_not_used(whole, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("was removed")
+
+    monkeypatch.setattr(torch._C, "_create_function_from_graph", broken)
+    generated = trained()
+    assert "was removed" in generated[1].executor_reason
+    assert generated[1].executor == "generated_python"
+    assert same(whole["trace"], generated)
+    wrong = lambda *args: lambda *tensors: (torch.tensor(4.0),)  # noqa: E731
+    monkeypatch.setattr(torch._C, "_create_function_from_graph", wrong)
+    generated = trained()
+    assert "something else" in generated[1].executor_reason
+    assert same(whole["trace"], generated)
+
+
+@pytest.mark.parametrize("name", sorted({*REPLACED} - {KERNEL}))
+def test_without_a_name_that_is_replaced_steps_are_recorded_all_the_same(name, whole):
+    with without(name):
+        replaced = trained()
+    assert replaced[1].executor == "torchscript", replaced[1].executor_reason
+    assert same(whole["trace"], replaced)
+
+
+def test_an_operation_without_a_function_of_its_own_is_called_itself():
+    """Torch itself could not call one, so that none can be taken away."""
+    operation = torch.ops.aten.add.Tensor
+    assert private_torch.kernel_of(operation) is not operation
+    assert private_torch.kernel_of(len) is len
+
+
+@pytest.mark.parametrize("name", RECORDING)
+def test_without_a_name_that_recording_needs_steps_are_eager_and_say_why(name, whole):
+    with without(name):
+        with pytest.warns(SbiIgniteWarning, match="compile='trace': torch .* has no"):
+            eager = trained()
+        assert eager[1].executor == "eager"
+        assert name in eager[1].executor_reason
+        assert same(whole["off"], eager)
+
+
+@pytest.mark.parametrize("name", [*private_torch.HOOKS])
+def test_where_hooks_cannot_be_seen_nothing_is_recorded(name, monkeypatch):
+    """A hook that is not seen would not run in a recording."""
+    monkeypatch.setattr(private_torch, "HOOKS", (*private_torch.HOOKS, f"{name}_elsewhere"))
+    assert f"{name}_elsewhere" in private_torch.cannot_record()
+
+
+@contextmanager
+def hidden(name):
+    """Hide a name of torch from what steps on flat memory; torch's own optimizers need it."""
+    path, _, last = name.rpartition(".")
+    with pytest.MonkeyPatch.context() as patch:
+        for kept, module in (("torch", torch), ("torch_optimizer", optim_names.torch_optimizer)):
+            if module.__name__ in (path, path.rpartition(".")[0]):
+                names = {n: value for n, value in vars(module).items() if n != last}
+                if path == "torch._utils":
+                    names["_utils"] = None
+                patch.setattr(optim_names, kept, SimpleNamespace(**names))
+        yield
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("name", optim_names.NAMES)
+def test_optimizers_step_to_the_same_numbers_without_a_private_name(optimizer, name, caplog):
+    """And say so where their steps are slower for it."""
+    settings = {"optimizer": optimizer, "weight_decay": 0.1, "ema_decay": 0.9}
+    whole = trained("off", **settings)
+    with hidden(name):
+        lacking = trained("off", **settings)
+    for first, second in zip(whole[0], lacking[0], strict=True):
+        # torch's fused kernel rounds the end of a tensor in its own way, and a tensor's own end
+        # is not that of a flat one.
+        assert torch.allclose(first, second, rtol=1e-5, atol=1e-7)
+    slower = name.endswith(("_hooks", "_foreach_copy_"))
+    assert (name in lacking[1].executor_reason) == slower
+    assert any(name in record.message for record in caplog.records) == slower
+
+
+@pytest.mark.parametrize("name", optim_names.NAMES)
+def test_what_hides_a_name_hides_it(name):
+    """Otherwise the test above would pass without showing anything."""
+    path, _, last = name.rpartition(".")
+    with hidden(name):
+        seen = {"torch": optim_names.torch, "torch._utils": optim_names.torch._utils}
+        assert not hasattr(seen.get(path, optim_names.torch_optimizer), last)
+
+
+PROGRAM = """
+import hashlib, json, sys
+import torch
+import ignite.engine
+import sbi.inference
+from sbi.utils import BoxUniform
+
+taken, folder = json.loads(sys.argv[1]), sys.argv[2]
+if any("_python_dispatch" in name for name in taken):
+    import torch._dynamo  # torch's optimizers import it, and it needs every name
+
+def gone(*args, **kwargs):
+    raise RuntimeError("torch.jit is no more")
+
+for name in taken:
+    owner, _, last = name.rpartition(".")
+    module = torch
+    for part in owner.split(".")[1:]:
+        module = getattr(module, part)
+    delattr(module, last)
+if taken:
+    torch.jit.trace = torch.jit.script = torch.jit.freeze = gone
+
+from sbi_ignite import NPE, TrainConfig
+
+def train(form, **settings):
+    torch.manual_seed(0)
+    prior = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
+    theta = prior.sample((300,))
+    x = theta + 0.1 * torch.randn_like(theta)
+    trainer = NPE(prior, show_progress_bars=False).append_simulations(theta, x)
+    print(form, file=sys.stderr)
+    trainer.train(*settings.pop("config", ()), checkpoint=f"{folder}/{form}", **settings)
+    summary = trainer.training_summary
+    weights = b"".join(v.numpy().tobytes() for v in trainer._neural_net.state_dict().values())
+    return {
+        "weights": hashlib.sha256(weights).hexdigest(),
+        "losses": summary.validation_loss,
+        "executor": summary.executor,
+        "executor_reason": summary.executor_reason,
+        "words": str(summary),
+    }
+
+print(json.dumps({
+    "sbi": train("sbi", max_num_epochs=13, training_batch_size=50),
+    "typed": train("typed", config=[TrainConfig(max_epochs=14, batch_size=50)]),
+}))
+"""
+
+NEEDED_BY_TORCH = ("torch.ops.", "torch._C.DispatchKey.", "torch.jit.ScriptModule")
+"""Names without which torch's own modules do not work."""
+
+
+def run(taken, folder):
+    """Return what both forms leave behind, and what was said during each."""
+    done = python("-c", PROGRAM, json.dumps(taken), str(folder))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr.partition("typed\n")[::2]
+
+
+@pytest.fixture(scope="module")
+def unharmed(tmp_path_factory):
+    """Return what a torch that lacks nothing gives, by form."""
+    return run([], tmp_path_factory.mktemp("whole"))[0]
+
+
+@pytest.mark.parametrize(
+    ("taken", "executor"),
+    [
+        pytest.param([*TORCHSCRIPT, *REPLACED], "generated_python", id="no torch.jit"),
+        pytest.param([*TORCHSCRIPT, *RECORDING], "eager", id="nothing"),
+    ],
+)
+def test_a_torch_without_private_names_imports_trains_the_same_and_says_so(
+    taken, executor, unharmed, tmp_path
+):
+    """In a fresh process, before anything of this package is imported."""
+    found, said = run([n for n in taken if not n.startswith(NEEDED_BY_TORCH)], tmp_path)
+    for form, words in zip(("sbi", "typed"), said, strict=True):
+        whole, lacking = unharmed[form], found[form]
+        assert (whole["executor"], whole["executor_reason"]) == ("torchscript", "")
+        assert lacking["weights"] == whole["weights"]
+        assert lacking["losses"] == whole["losses"]
+        manifest = json.loads((tmp_path / form / "run.json").read_text())
+        summary = json.loads((tmp_path / form / "summary.json").read_text())["summary"]
+        for record in (lacking, manifest, summary):
+            assert record["executor"] == executor
+            assert "has no torch." in record["executor_reason"]
+        assert f"{executor} (torch" in lacking["words"]
+        for reason in lacking["executor_reason"].split("; optimizer: "):
+            assert words.count(reason) == 1  # one line each
