@@ -31,8 +31,8 @@ class Epochs:
         train_loss: Mean training loss of the epoch.
         clipping: Knows the gradient norm.
         validate: Returns the validation loss; None without validation data.
-        before_rules: Called when the epoch's numbers are known, with the time at which it would
-            have started had the clock on the wall gone evenly (seconds since 1970).
+        before_rules: Called when the epoch's numbers are known, with the current time (seconds
+            since 1970) minus the duration of the epoch.
         keep_best: Looks at the epoch for better weights.
     """
 
@@ -121,7 +121,7 @@ class Epochs:
         seconds = time.perf_counter() - self._started
         self._record(seconds)
         if self._before_rules is not None:
-            # Who subtracts it from the time by then gets the duration, whatever became of clocks.
+            # sbi subtracts this from time.time(): the duration is right even if the clock was set.
             self._before_rules(time.time() - seconds)
         self._keep_best(state)
         self._engine.fire_event(TrainingEvents.VALIDATED)

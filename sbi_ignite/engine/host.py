@@ -30,8 +30,8 @@ class Host:
         validation_step: Process function of the validation engine.
         resume_from: Snapshot of an earlier call to continue exactly.
         parts: More objects with a state, saved and continued with the training.
-        on_epoch_end: Called after validation, before any rule is asked, with the time now less the
-            epoch's duration (seconds since 1970).
+        on_epoch_end: Called after validation, before any rule is asked, with the current time
+            (seconds since 1970) minus the duration of the epoch.
         keep_snapshot: Receives snapshots of ends of epochs, the last one among them, from which a
             later call can go on, also after an exception; see `Snapshots`.
         loggers: Loggers besides those that the settings name.
