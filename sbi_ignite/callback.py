@@ -34,9 +34,9 @@ class History:
         learning_rate: Rate of the first parameter group during the epoch's last step.
         gradient_norm: Mean total gradient norm before clipping; NaN where it could not be measured.
         epoch_durations_sec: Seconds of training and validation.
-        best_validation_loss: Loss of the best weights as of the end of the epoch; of the training
-            loss where nothing is validated. NaN where nobody noted it (older checkpoints).
-        patience_left: `TrainingState.patience_left` as of the end of the epoch; NaN for None.
+        best_validation_loss: Loss of the best weights at the end of the epoch; their training loss
+            if there is no validation data. NaN for epochs from older checkpoints.
+        patience_left: `TrainingState.patience_left` at the end of the epoch; NaN for None.
     """
 
     training_loss: list[float] = field(default_factory=list)
@@ -48,16 +48,16 @@ class History:
     patience_left: list[float] = field(default_factory=list)
 
     def append(self, **values: float) -> None:
-        """Begin the row of an epoch that has just been trained and validated.
+        """Add an epoch.
 
         Args:
-            **values: What was measured, by the names of the lists; the rest is NaN until noted.
+            **values: Values by the names of the lists; what is missing is NaN.
         """
         for name, column in vars(self).items():
             column.append(values.get(name, math.nan))
 
     def note(self, **values: float) -> None:
-        """Write into the newest row; without any epoch nothing happens.
+        """Set values of the newest epoch; does nothing before the first.
 
         Args:
             **values: Values by the names of their lists.
@@ -70,9 +70,9 @@ class History:
     def row(self, index: int, validated: bool = True) -> dict[str, float]:
         """Return the values of one epoch under the names by which they are logged.
 
-        What is not known has no value: `patience_left` where no rule counts epochs, the best loss
-        of epochs in older checkpoints. Where nothing is validated there is no validation loss
-        either; the best loss is then `best_training_loss`.
+        Unknown values are left out: `patience_left` if no rule counts epochs, the best loss of
+        epochs from older checkpoints. Without validation data there is no validation loss, and the
+        best loss is named `best_training_loss`.
 
         Args:
             index: Number of the epoch, from 0.
@@ -99,7 +99,7 @@ class History:
         return {name: list(values) for name, values in vars(self).items()}
 
     def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
-        """Continue from lists that `state_dict` returned; older ones may lack the last two."""
+        """Continue from lists that `state_dict` returned; older checkpoints lack the last two."""
         unknown = [math.nan] * len(state["training_loss"])
         for column in dataclasses.fields(self):
             setattr(self, column.name, list(state.get(column.name, unknown)))
@@ -123,8 +123,8 @@ class TrainingState:
         best_validation_loss: Validation loss of the best weights so far, the lowest one unless they
             are a mean, see `Stage`; infinite before the first.
         best_epoch: Epoch of that loss, counted from 1; 0 before the first.
-        patience_left: Epochs without improvement that the stopping rules still let pass, of several
-            rules the fewest; None if no rule counts them.
+        patience_left: Epochs without improvement that the stopping rules still allow, the fewest
+            of several rules; None if no rule counts them.
         learning_rate: Current rate of the first parameter group.
         learning_rate_rises: Whether the last step of the schedule raised it, as in a warm-up.
         gradient_norm: Mean gradient norm of the last finished epoch before clipping.
@@ -170,7 +170,7 @@ class TrainingState:
         self.stop_message = "" if reason in STOP_REASONS else reason
 
     def note_best(self, loss: float, epoch: int) -> None:
-        """Take in which weights are the best; whoever keeps them says so.
+        """Record which weights are the best.
 
         Args:
             loss: Their loss.
@@ -180,7 +180,7 @@ class TrainingState:
         self.history.note(best_validation_loss=loss)
 
     def note_patience(self, left: int | None) -> None:
-        """Take in how patient the stopping rules still are; they say so after every epoch.
+        """Record how many epochs without improvement the stopping rules still allow.
 
         Args:
             left: Epochs; None if no rule counts them.

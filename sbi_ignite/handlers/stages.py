@@ -77,9 +77,9 @@ class StageRule:
 
     @property
     def patience_left(self) -> int:
-        """Fruitless epochs that the stage still lets pass, its steps counted as epochs.
+        """Fruitless epochs that the stage still allows, with `patience_steps` given in epochs.
 
-        How long it may take at most says nothing about it.
+        Its maximum length is not considered.
         """
         stage, epochs_done = self.stage, self.earlier_epochs + self.epochs
         left = stage.patience - self.fruitless_epochs

@@ -29,7 +29,7 @@ class Rule(Protocol):
 
     @property
     def patience_left(self) -> int | None:
-        """Epochs without improvement still let pass, at least 0; None if it counts none."""
+        """Epochs without improvement still allowed, at least 0; None if it counts none."""
         ...
 
     def should_stop(self, state: TrainingState) -> bool:
@@ -49,16 +49,16 @@ class Rule(Protocol):
         ...
 
 
-class Impatient:
+class WithoutPatience:
     """A rule that does not count epochs."""
 
     @property
     def patience_left(self) -> None:
-        """None: it has no patience that could run out."""
+        """None."""
         return None
 
 
-class Counting:
+class WithPatience:
     """A rule that counts fruitless epochs up to its patience."""
 
     patience: int
@@ -66,7 +66,7 @@ class Counting:
 
     @property
     def patience_left(self) -> int:
-        """Fruitless epochs still let pass."""
+        """Fruitless epochs still allowed."""
         return max(self.patience - self.fruitless_epochs, 0)
 
 
@@ -83,7 +83,7 @@ class _PlainState:
         vars(self).update({name: value for name, value in state.items() if name not in limits})
 
 
-class Patience(Counting, _PlainState):
+class Patience(WithPatience, _PlainState):
     """Stop after `patience` epochs without an improvement of more than `min_delta`.
 
     Improvements add up: the loss is compared with the one at the last improvement that counted, so
@@ -123,7 +123,7 @@ class Patience(Counting, _PlainState):
         return self.fruitless_epochs >= self.patience
 
 
-class TwoStandardDeviations(Counting, _PlainState):
+class TwoStandardDeviations(WithPatience, _PlainState):
     """sbi's rule for flow matching and score matching, whose losses are noisy.
 
     An epoch is fruitless when its loss is more than two standard deviations, taken over the last
@@ -170,7 +170,7 @@ class TwoStandardDeviations(Counting, _PlainState):
         return self.fruitless_epochs >= self.patience
 
 
-class LearningRateThreshold(Impatient, _PlainState):
+class LearningRateThreshold(WithoutPatience, _PlainState):
     """Stop when the learning rate has fallen below `min_lr`.
 
     A rate that is just rising, as in a warm-up or at the beginning of a cycle, has not fallen.
@@ -201,7 +201,7 @@ class LearningRateThreshold(Impatient, _PlainState):
         return learning_rate < self.min_lr
 
 
-class When(Impatient):
+class When(WithoutPatience):
     """Stop when a user's rule says so.
 
     Args:
@@ -278,7 +278,7 @@ class StopOnRules:
 
     @property
     def patience_left(self) -> int | None:
-        """That of the rule which has the least left; None if none counts epochs."""
+        """The smallest `patience_left` of the rules; None if none counts epochs."""
         counted = [left for rule in self.rules if (left := rule.patience_left) is not None]
         return min(counted, default=None)
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.handlers.best_weights import BestWeights
-from sbi_ignite.handlers.stopping import Impatient, Rule, make_rule
+from sbi_ignite.handlers.stopping import Rule, WithoutPatience, make_rule
 from sbi_ignite.inference.arguments import Call
 from sbi_ignite.inference.losses import is_sbis_own
 from sbi_ignite.settings import EarlyStopping
@@ -63,7 +63,7 @@ class _Trainers:
         return self._trainer.epoch > self._max_epochs
 
 
-class SbiBudget(Impatient, _Trainers):
+class SbiBudget(WithoutPatience, _Trainers):
     """sbi's budget of epochs: `max_num_epochs=N` trains up to N + 1."""
 
     reason = "max_epochs"
@@ -96,7 +96,7 @@ class SbiConverged(_Trainers):
 
     @property
     def patience_left(self) -> int | None:
-        """By sbi's own count; a user's `_converged` may count in ways that nobody knows."""
+        """By sbi's count; None with a user's own `_converged`, whose count is unknown."""
         fruitless = getattr(self._trainer, "_epochs_since_last_improvement", None)
         if fruitless is None or not is_sbis_own(self._trainer, "_converged"):
             return None

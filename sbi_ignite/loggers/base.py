@@ -28,8 +28,8 @@ EPOCH_METRICS = (
 )
 """What every backend gets once an epoch, under these names.
 
-`patience_left` only where a rule counts epochs. Where nothing is validated, no validation loss; the
-best training loss is then `best_training_loss`.
+`patience_left` only if a stopping rule counts epochs. Without validation data there is
+`best_training_loss` instead of the two validation losses.
 """
 
 ITERATION_METRICS = ("iteration_loss", "iteration_learning_rate")
@@ -117,7 +117,7 @@ class EpochRow:
 
     @property
     def best_loss(self) -> float:
-        """Loss of the best weights so far, of whichever kind decides; NaN if unknown."""
+        """Validation or training loss of the best weights so far; NaN if unknown."""
         names = ("best_validation_loss", "best_training_loss")
         return next((self.values[name] for name in names if name in self.values), math.nan)
 
@@ -228,7 +228,7 @@ def tags_as_dict(tags: Any) -> dict[str, str]:
 
 
 def new_run_name(method: str) -> str:
-    """Return a name that says when the run began, and does not repeat whatever the clock says."""
+    """Return a unique name with the time of the start."""
     return f"{method or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(4).hex()}"
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 
 class Clock:
-    """Seconds since 1970 by the wall clock, going on evenly where that one is set back.
+    """Seconds since 1970 that never decrease, even if the wall clock is set back.
 
-    A wall clock is set back by time servers, by virtual machines and by hand. Timestamps that
-    follow it would give runs a negative duration and curves that turn around.
+    Time servers, virtual machines and people set clocks back. Timestamps that followed would give
+    runs a negative duration and points in the wrong order.
 
     Args:
         wall: Seconds since 1970.
@@ -19,7 +19,7 @@ class Clock:
     Example:
         >>> wall, steady = iter([100.0, 40.0, 500.0]), iter([0.0, 10.0, 15.0])
         >>> clock = Clock(lambda: next(wall), lambda: next(steady))
-        >>> clock(), clock()  # set back by 70 s within 10 s, then set to what it is
+        >>> clock(), clock()  # set back after 10 s, later set forward
         (110.0, 500.0)
     """
 
@@ -39,4 +39,4 @@ class Clock:
 
 
 now = Clock()
-"""The time by the one clock of this process."""
+"""The clock of this process."""

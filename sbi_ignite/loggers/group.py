@@ -63,7 +63,7 @@ class Loggers:
     def attach(self, engine: Engine, state: TrainingState) -> None:
         """Log when an epoch is validated, and every n iterations for those that ask.
 
-        Attach it behind what changes the best weights or stops the training.
+        Attach it after the handlers that change the best weights or stop the training.
 
         Args:
             engine: The training engine, which knows `TrainingEvents`.

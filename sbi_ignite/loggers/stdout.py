@@ -65,7 +65,7 @@ class Stdout(Backend):
             self._say(f"       iteration {iteration}: loss {loss:.4f}, learning rate {rate:.3g}")
 
     def finish(self, summary: TrainingSummary) -> None:
-        """Print why and where it ended: of a bar, a saved notebook keeps nothing."""
+        """Print why and where it ended, also below a bar, which saved notebooks do not keep."""
         self._close_bar()
         last = [f"{kind} loss {loss:.4f}" for kind, loss in summary.last_losses.items()]
         self._say(
@@ -110,7 +110,7 @@ def _open_bar(info: RunInfo) -> Any:
     if _in_notebook():
         from tqdm.notebook import tqdm as notebook_tqdm
 
-        # Without ipywidgets there is no such bar, but the other one shows there too.
+        # Raised without ipywidgets; the bar for terminals works in a notebook too.
         with contextlib.suppress(ImportError):
             return notebook_tqdm(desc=description, **shown)
     from tqdm import tqdm

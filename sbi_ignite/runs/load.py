@@ -131,6 +131,8 @@ def summary_from(plain: Mapping[str, Any]) -> TrainingSummary:
     """
     fields = {f.name: f for f in dataclasses.fields(TrainingSummary)}
     values = {name: value for name, value in plain.items() if name in fields}
+    # Files of the first release do not say it.
+    values.setdefault("validated", any(v is not None for v in values["validation_loss"]))
     for name, value in values.items():
         if isinstance(value, list):
             values[name] = tuple(map(_number, value))

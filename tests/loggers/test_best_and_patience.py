@@ -30,6 +30,7 @@ from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.stages import StageRule
 from sbi_ignite.handlers.stopping import StopOnRules
 from sbi_ignite.loggers import Memory
+from sbi_ignite.runs.load import load_run, summary_from
 from tests.loggers import read
 from tests.loggers.test_laws import LOG_TO, SINGLE_PRECISION, Recorder
 from tests.small import METHODS, SBI_WARNS, ready, train
@@ -193,7 +194,7 @@ def test_logged_best_and_patience_are_the_rules_in_every_backend(
 
 
 def test_losses_that_are_not_finite_are_no_best_and_cost_patience() -> None:
-    """The training loss does not step in for them."""
+    """Nor is the training loss logged instead."""
     memory, rule = Memory(), EarlyStopping.validation_loss(patience=5)
     scripted(memory, {"max_epochs": 4}, loss=Scripted([INF, INF, 3.0, 4.0]), early_stopping=rule)
     found = [(row["best_validation_loss"], row["patience_left"]) for row in memory.rows]
@@ -319,6 +320,10 @@ def test_without_validation_data_nobody_gets_a_validation_loss(
     assert "best training loss" in str(summary)
     assert "validation loss" not in str(summary)
     assert "validation" not in repr(summary)
+    assert load_run(tmp_path / "run").summary == summary
+    of_first_release = {**summary.to_dict(), "validation_loss": [None] * 4}
+    del of_first_release["validated"]
+    assert not summary_from(of_first_release).validated
     legend = [text.get_text() for text in summary.plot().axes[0].get_legend().get_texts()]
     assert legend == ["training", f"best: epoch {summary.best_epoch}, {best[-1]:.3f}"]
 
