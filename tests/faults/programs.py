@@ -157,7 +157,9 @@ def results(inference: Any, directory: Path) -> dict[str, Any]:
     """Return everything that must not depend on kills, as plain data and tensors."""
     rounds = [directory, *sorted(directory.glob("round-*"))]
     summary = inference.training_summary.to_dict()
-    for name in ("epoch_durations_sec", "resumed_from_epoch", "run_directory", "config"):
+    # What is about the last call only: too few steps may be left to record them, for instance.
+    of_this_call = ("epoch_durations_sec", "resumed_from_epoch", "executor", "executor_reason")
+    for name in (*of_this_call, "run_directory", "config"):
         summary.pop(name)
     books = {k: v for k, v in inference.summary.items() if k != "epoch_durations_sec"}
     return {

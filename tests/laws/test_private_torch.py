@@ -52,9 +52,8 @@ def spoken(path: Path) -> Iterator[str]:
             parts = words.split(".") if all(map(str.isidentifier, words.split("."))) else []
             # Operations' own names, such as `torch.ops.aten._softmax`, are what is recorded.
             of_torch = parts[:1] == ["torch"] and parts[1:2] != ["ops"]
-            if (of_torch and any(map(is_private, parts))) or (
-                is_private(node.attr) and node.attr in OF_OBJECTS
-            ):
+            of_an_object = is_private(node.attr) and node.attr in OF_OBJECTS
+            if of_an_object or (of_torch and any(map(is_private, parts))):
                 yield words
 
 
