@@ -85,7 +85,12 @@ _FAMILIES: tuple[tuple[type, Family], ...] = (
 
 def family_of(trainer: Any) -> Family:
     """Return the family of a trainer; of an unknown kind, one that takes `LossArgs`."""
+    return family_of_class(type(trainer))
+
+
+def family_of_class(cls: type) -> Family:
+    """Return the family of a class of trainers."""
     for kind, family in _FAMILIES:
-        if isinstance(trainer, kind):
+        if issubclass(cls, kind):
             return family
     return Family(LossArgs, _PATIENCE)

@@ -18,6 +18,7 @@ from sbi.inference.trainers.nre.nre_base import RatioEstimatorTrainer
 from sbi.inference.trainers.vfpe.base_vf_inference import VectorFieldTrainer
 
 from sbi_ignite.inference import marginal, seam
+from sbi_ignite.inference.signatures import sbis_first
 from sbi_ignite.inference.trainers import refuse_arguments
 from sbi_ignite.inference.version import check_sbi_version
 from sbi_ignite.inference.workers import pass_on_patch
@@ -127,9 +128,9 @@ def _apply() -> None:
     _undo.append(pass_on_patch())
     for cls in _TRAINERS:
         if "train" in vars(cls):
-            _replace(cls, "train", _training(vars(cls)["train"], seam.train))
-    own = vars(sbi_inference.MarginalTrainer)["train"]
-    _replace(sbi_inference.MarginalTrainer, "train", _training(own, marginal.train))
+            _replace(cls, "train", _training(cls, seam.train))
+    marginals = sbi_inference.MarginalTrainer
+    _replace(marginals, "train", _training(marginals, marginal.train))
     _replace(sbi_inference.NPE_PFN, "train", _refusing(vars(sbi_inference.NPE_PFN)["train"]))
     _replace(NeuralInference, "get_dataloaders", _loading(NeuralInference.get_dataloaders))
     _replace(NeuralInference, "_run_training_loop", _looping(NeuralInference._run_training_loop))
@@ -153,11 +154,14 @@ def _replace(owner: Any, name: str, value: Any) -> None:
         _undo.append(lambda: setattr(owner, name, before))
 
 
-def _training(sbi_train: Callable[..., Any], carry_out: Callable[..., Any]) -> Callable[..., Any]:
+def _training(cls: type, carry_out: Callable[..., Any]) -> Callable[..., Any]:
+    sbi_train = vars(cls)["train"]
+
     @functools.wraps(sbi_train)
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         return carry_out(self, sbi_train, args, kwargs)
 
+    train.__signature__ = sbis_first(cls, sbi_train)  # type: ignore[attr-defined] # inspect's
     return train
 
 

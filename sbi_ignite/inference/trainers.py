@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
-from typing import Any, Generic, TypeVar
+from types import FunctionType
+from typing import Any
 
 import sbi.inference as sbi_inference
-from sbi.neural_nets.estimators import (
-    ConditionalDensityEstimator,
-    ConditionalVectorFieldEstimator,
-    MixedDensityEstimator,
-    UnconditionalDensityEstimator,
-)
-from sbi.neural_nets.ratio_estimators import RatioEstimator
 
 from sbi_ignite.exceptions import ArgumentError
 from sbi_ignite.inference import marginal, seam
+from sbi_ignite.inference.signatures import typed_first
 from sbi_ignite.summary import TrainingSummary
 
-EstimatorT = TypeVar("EstimatorT")
 
-
-class IgniteTrainer(Generic[EstimatorT]):
+class IgniteTrainer:
     """What sbi_ignite puts in front of an sbi trainer: its `train()` and the two methods below it.
 
     Attributes:
@@ -38,7 +32,7 @@ class IgniteTrainer(Generic[EstimatorT]):
         checkpoint: Any | None = None,
         callbacks: Iterable[Any] = (),
         **kwargs: Any,
-    ) -> EstimatorT:
+    ) -> Any:
         """Train and return the estimator, with the best weights in it.
 
         The typed form is `train(TrainConfig(...), LossArgs...(...), ...)`; sbi's own keywords,
@@ -81,7 +75,7 @@ class IgniteTrainer(Generic[EstimatorT]):
         return carry_out(self, _sbi_method(self, "train"), args, {**new, **kwargs})
 
 
-class IgniteLoop(IgniteTrainer[EstimatorT]):
+class IgniteLoop(IgniteTrainer):
     """`IgniteTrainer` for the trainers that share sbi's loop: all but MarginalTrainer."""
 
     def _run_training_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -94,8 +88,13 @@ class IgniteLoop(IgniteTrainer[EstimatorT]):
 
 
 def _sbi_method(trainer: Any, name: str) -> Any:
-    """Return sbi's own function of that name, past those of this page."""
-    mro = type(trainer).__mro__
+    """Return sbi's own function of that name for a trainer."""
+    return _behind(type(trainer), name)
+
+
+def _behind(cls: type, name: str) -> Any:
+    """Return the function of that name in sbi's classes, past those of this page."""
+    mro = cls.__mro__
     behind = mro[mro.index(IgniteTrainer) + 1 :]
     return next(vars(cls)[name] for cls in behind if name in vars(cls))
 
@@ -105,55 +104,55 @@ def _sbi_method(trainer: Any, name: str) -> Any:
 # ruff: noqa: D101 # the docstrings are sbi's
 
 
-class NPE_A(IgniteLoop[ConditionalDensityEstimator], sbi_inference.NPE_A):
+class NPE_A(IgniteLoop, sbi_inference.NPE_A):
     __doc__ = sbi_inference.NPE_A.__doc__
 
 
-class NPE_B(IgniteLoop[ConditionalDensityEstimator], sbi_inference.NPE_B):
+class NPE_B(IgniteLoop, sbi_inference.NPE_B):
     __doc__ = sbi_inference.NPE_B.__doc__
 
 
-class NPE_C(IgniteLoop[ConditionalDensityEstimator], sbi_inference.NPE_C):
+class NPE_C(IgniteLoop, sbi_inference.NPE_C):
     __doc__ = sbi_inference.NPE_C.__doc__
 
 
-class MNPE(IgniteLoop[MixedDensityEstimator], sbi_inference.MNPE):
+class MNPE(IgniteLoop, sbi_inference.MNPE):
     __doc__ = sbi_inference.MNPE.__doc__
 
 
-class NLE_A(IgniteLoop[ConditionalDensityEstimator], sbi_inference.NLE_A):
+class NLE_A(IgniteLoop, sbi_inference.NLE_A):
     __doc__ = sbi_inference.NLE_A.__doc__
 
 
-class MNLE(IgniteLoop[MixedDensityEstimator], sbi_inference.MNLE):
+class MNLE(IgniteLoop, sbi_inference.MNLE):
     __doc__ = sbi_inference.MNLE.__doc__
 
 
-class NRE_A(IgniteLoop[RatioEstimator], sbi_inference.NRE_A):
+class NRE_A(IgniteLoop, sbi_inference.NRE_A):
     __doc__ = sbi_inference.NRE_A.__doc__
 
 
-class NRE_B(IgniteLoop[RatioEstimator], sbi_inference.NRE_B):
+class NRE_B(IgniteLoop, sbi_inference.NRE_B):
     __doc__ = sbi_inference.NRE_B.__doc__
 
 
-class NRE_C(IgniteLoop[RatioEstimator], sbi_inference.NRE_C):
+class NRE_C(IgniteLoop, sbi_inference.NRE_C):
     __doc__ = sbi_inference.NRE_C.__doc__
 
 
-class BNRE(IgniteLoop[RatioEstimator], sbi_inference.BNRE):
+class BNRE(IgniteLoop, sbi_inference.BNRE):
     __doc__ = sbi_inference.BNRE.__doc__
 
 
-class FMPE(IgniteLoop[ConditionalVectorFieldEstimator], sbi_inference.FMPE):
+class FMPE(IgniteLoop, sbi_inference.FMPE):
     __doc__ = sbi_inference.FMPE.__doc__
 
 
-class NPSE(IgniteLoop[ConditionalVectorFieldEstimator], sbi_inference.NPSE):
+class NPSE(IgniteLoop, sbi_inference.NPSE):
     __doc__ = sbi_inference.NPSE.__doc__
 
 
-class MarginalTrainer(IgniteTrainer[UnconditionalDensityEstimator], sbi_inference.MarginalTrainer):
+class MarginalTrainer(IgniteTrainer, sbi_inference.MarginalTrainer):
     __doc__ = sbi_inference.MarginalTrainer.__doc__
 
 
@@ -179,6 +178,25 @@ def refuse_arguments(trainer: Any, args: Any, kwargs: Any) -> None:
             f"is trained already; got {', '.join(given)}."
         )
 
+
+def _show_signature(cls: Any) -> None:
+    """Give a class a `train()` of its own, which does the same and has its true signature."""
+    shared: Any = IgniteTrainer.train
+    train = FunctionType(
+        shared.__code__, shared.__globals__, "train", shared.__defaults__, shared.__closure__
+    )
+    train.__kwdefaults__, train.__doc__ = shared.__kwdefaults__, shared.__doc__
+    train.__module__, train.__qualname__ = __name__, f"{cls.__name__}.train"
+    train.__signature__ = typed_first(cls, _behind(cls, "train"))  # type: ignore[attr-defined] # inspect's
+    cls.train = train
+
+
+for _class in (
+    *(NPE_A, NPE_B, NPE_C, MNPE, NLE_A, MNLE, NRE_A, NRE_B, NRE_C, BNRE, FMPE, NPSE),
+    MarginalTrainer,
+):
+    _show_signature(_class)
+NPE_PFN.train.__signature__ = inspect.signature(sbi_inference.NPE_PFN.train)  # type: ignore[attr-defined] # likewise
 
 NPE = NPE_C
 NLE = NLE_A

@@ -1,0 +1,136 @@
+"""Write `sbi_ignite/inference/trainers.pyi` from the signatures of the installed sbi.
+
+python -m tests.typing.stubs
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import subprocess
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import sbi.inference
+
+import sbi_ignite.inference
+from sbi_ignite.inference.families import family_of_class
+from tests.small import METHODS, ROOT
+
+PATH = ROOT / "sbi_ignite" / "inference" / "trainers.pyi"
+
+HEAD = '''\
+"""Signatures of every trainer's `train()`; written by `python -m tests.typing.stubs`."""
+
+# The overrides take more than sbi's methods do, which a type checker cannot know is meant.
+# pyright: reportIncompatibleMethodOverride=false
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, overload
+
+import sbi.inference as sbi_inference
+{imports}
+
+class IgniteTrainer:
+    training_summary: TrainingSummary | None
+
+class IgniteLoop(IgniteTrainer): ...
+'''
+TAIL = """\
+class NPE_PFN(sbi_inference.NPE_PFN):
+    def train(self) -> None: ...
+
+def refuse_arguments(trainer: Any, args: Any, kwargs: Any) -> None: ...
+
+NPE = NPE_C
+NLE = NLE_A
+NRE = NRE_B
+"""
+NEW = (
+    "exclude_invalid_x: bool | None = None",
+    "logging: Any = None",
+    "early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None",
+    "checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None",
+    "callbacks: Any = ()",
+)
+
+
+def text_of(annotation: Any) -> str:
+    """Return a type of sbi's in today's spelling, Any where it says less than that."""
+    if annotation is type(None):
+        return "None"
+    if annotation is dict or typing.get_origin(annotation) is dict:
+        return "dict[str, Any]"
+    if annotation is typing.Callable or annotation is collections.abc.Callable:
+        return "Callable[..., Any]"
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return " | ".join(map(text_of, typing.get_args(annotation)))
+    if annotation.__module__ == "builtins" or annotation.__name__ == "Tensor":
+        return annotation.__name__
+    return "Any"
+
+
+def method(name: str) -> str:
+    """Return the class of one trainer with the two forms of its `train()`."""
+    signature = inspect.signature(getattr(sbi.inference, name).train)
+    sbis = list(signature.parameters.values())[1:]
+    loss_args = family_of_class(getattr(sbi_ignite.inference, name)).loss_args.__name__
+    typed = ("train_config: TrainConfig | None = None", f"loss_args: {loss_args} | None = None")
+    unset = [f"{p.name}: {text_of(p.annotation)} = ..." for p in sbis]
+    own = [f"{p.name}: {text_of(p.annotation)} = {p.default!r}" for p in sbis]
+    base = "IgniteTrainer" if name == "MarginalTrainer" else "IgniteLoop"
+    lines = [f"class {name}({base}, sbi_inference.{name}):"]
+    for form in (["self", *typed, "*", *unset, *NEW], ["self", *own, "*", *typed, *NEW]):
+        lines += ["    @overload", "    def train("]
+        lines += [f"        {parameter}," for parameter in form]
+        lines += [f"    ) -> {signature.return_annotation.__name__}: ..."]
+    return "\n".join(lines) + "\n"
+
+
+def stub() -> str:
+    """Return the whole file."""
+    classes = "\n".join(map(method, METHODS))
+    returned = {
+        inspect.signature(getattr(sbi.inference, n).train).return_annotation for n in METHODS
+    }
+    losses = {family_of_class(getattr(sbi_ignite.inference, n)).loss_args for n in METHODS}
+    names = {
+        "sbi.neural_nets.estimators": {r.__name__ for r in returned} - {"RatioEstimator"},
+        "sbi.neural_nets.ratio_estimators": {"RatioEstimator"},
+        "torch": {"Tensor"},
+    }
+    ours = {
+        **{
+            home: {c.__name__ for c in losses if c.__module__ == home}
+            for home in sorted({c.__module__ for c in losses})
+        },
+        "sbi_ignite.settings": {"CheckpointConfig", "EarlyStopping", "TrainConfig"},
+        "sbi_ignite.summary": {"TrainingSummary"},
+    }
+    blocks = [
+        "\n".join(f"from {home} import {', '.join(sorted(found))}" for home, found in block.items())
+        for block in (names, ours)
+    ]
+    return "\n".join([HEAD.format(imports="\n\n".join(blocks)), classes, TAIL])
+
+
+def formatted(text: str) -> str:
+    """Return a stub as ruff formats it."""
+    for command in (["check", "--fix", "--quiet", "--select", "I"], ["format", "--quiet"]):
+        text = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--stdin-filename", str(PATH), "-"],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+        ).stdout
+    return text
+
+
+if __name__ == "__main__":
+    Path(PATH).write_text(formatted(stub()), encoding="utf-8")
