@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _TICK_SECONDS = 0.25
-_LEAST_SECONDS = 0.005
-"""Processor time that counts as movement; the thread here needs less."""
+_WINDOW_TICKS = 4
+_LEAST_SHARE = 0.04
+"""Share of a processor, over the last second, that counts as movement: more than polling takes, and
+less than an import gets on a machine that is busy with ten others."""
 
 
 class Movement:
@@ -29,7 +32,7 @@ class Movement:
         self._report, self._is_local = report, is_local
         self._doing: str | None = None
         self._notes = self._notes_seen = 0
-        self._used = _processor_seconds()
+        self._looks: deque[tuple[float, float]] = deque(maxlen=_WINDOW_TICKS + 1)
         threading.Thread(target=self._watch, name="sbi_ignite-movement", daemon=True).start()
 
     @contextmanager
@@ -58,12 +61,14 @@ class Movement:
                 self._report(doing)
 
     def _has_moved(self) -> bool:
-        notes, used = self._notes, _processor_seconds()
-        moved = notes != self._notes_seen or used - self._used >= _LEAST_SECONDS
+        notes, now, used = self._notes, time.monotonic(), _processor_seconds()
+        if self._looks and used < self._looks[-1][1]:  # a child that has ended counts no more
+            self._looks.clear()
+        self._looks.append((now, used))
+        then, used_then = self._looks[0]
+        noted = notes != self._notes_seen
         self._notes_seen = notes
-        if moved or used < self._used:  # a child that has ended counts no more
-            self._used = used
-        return moved
+        return noted or (now > then and used - used_then >= _LEAST_SHARE * (now - then))
 
 
 def _processor_seconds() -> float:
