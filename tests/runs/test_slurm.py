@@ -102,7 +102,8 @@ def end(number, frame):
     if {saves}:
         run.mkdir(parents=True, exist_ok=True)
         (run / "run.json").write_text(json.dumps(dict(status="interrupted")))
-    sys.exit(128 + number if {code} is None else {code})
+    code = {code}
+    sys.exit(128 + number if code is None else code)
 
 signal.signal(signal.SIGUSR1, end)
 signal.signal(signal.SIGTERM, end)
