@@ -91,7 +91,7 @@ def test_private_names_of_sbi_are_spoken_in_one_room(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_optional_libraries_are_imported_where_they_are_used(path):
     """Never when a module is imported, only inside functions."""
-    optional = {"wandb", "mlflow", "h5py", "tensorboard"}
+    optional = {"wandb", "mlflow", "tensorboard"}
     for module in imports(path, top_level_only=True):
         assert module.split(".")[0] not in optional, f"{path} imports {module}"
         assert module != "torch.utils.tensorboard", f"{path} imports {module}"
@@ -122,7 +122,7 @@ def test_trainers_load_no_optional_library():
     """With sbi comes tensorboard's writer; with ours nothing more may come."""
     before = loaded("import sbi.inference")
     after = loaded("import sbi_ignite.inference")
-    assert not (after - before) & {"wandb", "mlflow", "h5py", "tensorboard", "tensorflow"}
+    assert not (after - before) & {"wandb", "mlflow", "tensorboard", "tensorflow"}
 
 
 def test_importing_changes_nothing_of_the_process():
