@@ -49,5 +49,5 @@ def test_every_imported_package_is_declared():
 
 
 def test_what_sbi_imports_without_declaring_it_is_declared():
-    """sbi 0.27 imports six; python-dateutil 4 does not bring it any more."""
+    """Without it, the first import of sbi 0.27 fails beside python-dateutil 4."""
     assert "six" in declared()
