@@ -50,7 +50,7 @@ from benchmarks.measuring import (
 from sbi_ignite import EarlyStopping, TrainConfig, run_training
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.capture.compiler import STEPS_TO_SETTLE, Compiler
-from sbi_ignite.capture.verification import PROOFS
+from sbi_ignite.capture.rules import PROOFS
 from sbi_ignite.engine.epochs import validation_randomness
 from sbi_ignite.engine.flat import FlatOptimizer
 from sbi_ignite.engine.steps import read_if_at_hand

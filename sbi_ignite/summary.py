@@ -7,12 +7,16 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.html import table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_WIDTH = 96
+"""Columns of a printed summary."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,8 +93,13 @@ class TrainingSummary:
     def __str__(self) -> str:
         """Return a short table."""
         rows = self._rows()
-        width = max(map(len, rows))
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+        width = max(map(len, rows)) + 2
+        lines = []
+        for name, value in rows.items():
+            is_path = name == "run directory"  # which stays in one piece
+            first, *rest = [value] if is_path else wrap(value, _WIDTH - width) or [""]
+            lines += [f"{name:<{width}}{first}", *(" " * width + part for part in rest)]
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         """Return the short table, as notebooks show it."""

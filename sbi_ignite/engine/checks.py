@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.loss import _Loss
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
@@ -45,7 +44,10 @@ def _check_loss_function(loss_fn: Any) -> None:
     expected = "loss_fn: expected a callable (model, batch) -> losses"
     if not callable(loss_fn):
         raise ArgumentError(f"{expected}, got {loss_fn!r}.")
-    if isinstance(loss_fn, _Loss) or getattr(loss_fn, "__module__", "") == nn.functional.__name__:
+    is_function = getattr(loss_fn, "__module__", "") == nn.functional.__name__
+    if is_function or any(
+        kind.__module__ == nn.MSELoss.__module__ for kind in type(loss_fn).__mro__
+    ):
         raise ArgumentError(
             f"{expected}, got {loss_fn!r}, which compares predictions with targets. Wrap it: "
             "lambda model, batch: loss(model(batch[0]), batch[1])."

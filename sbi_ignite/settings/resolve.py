@@ -211,8 +211,9 @@ def _rules(
     else:
         pairs = [(rule, _passed(rule)) for rule in _as_rules(asked)]
         if patience is not None:
+            added = _added_rule(patience, fallback, [rule for rule, _ in pairs])
             _refuse_never_beside_patience([rule for rule, _ in pairs], patience)
-            pairs.append(_added_rule(patience, fallback, [rule for rule, _ in pairs]))
+            pairs.append(added)
     for (rule, said), prefix in zip(
         pairs, item_prefixes("early_stopping", len(pairs)), strict=True
     ):

@@ -102,18 +102,18 @@ def test_an_unknown_sbi_is_refused_at_import():
 @pytest.mark.filterwarnings("ignore:We discourage the use the simple interface")
 def test_infer_trains_by_sbi_ignite_and_leaves_sbi_as_it_was(monkeypatch):
     import torch
+    from ignite.engine import Engine
 
-    from sbi_ignite.engine import run
     from tests.small import box
 
     runs = []
-    original = run.Engine.run
+    original = Engine.run
 
     def counting(self, *args, **kwargs):
         runs.append(self)
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(run.Engine, "run", counting)
+    monkeypatch.setattr(Engine, "run", counting)
     before = dict(vars(sbi.inference.NPE_C))
     posterior = sbi_ignite.inference.infer(
         lambda theta: theta + 0.1 * torch.randn_like(theta),

@@ -193,14 +193,6 @@ def test_logged_best_and_patience_are_the_rules_in_every_backend(
     check_rules(["memory", "wandb", "mlflow"], tmp_path, patience)
 
 
-def test_losses_that_are_not_finite_are_no_best_and_cost_patience() -> None:
-    """Nor is the training loss logged instead."""
-    memory, rule = Memory(), EarlyStopping.validation_loss(patience=5)
-    scripted(memory, {"max_epochs": 4}, loss=Scripted([INF, INF, 3.0, 4.0]), early_stopping=rule)
-    found = [(row["best_validation_loss"], row["patience_left"]) for row in memory.rows]
-    assert found == [(INF, 4), (INF, 3), (3.0, 5), (3.0, 4)]
-
-
 class _Told(Callback):
     """Notes what a trainer knows after an epoch, by sbi's own names."""
 

@@ -98,8 +98,10 @@ def test_a_trainer_that_draws_its_own_others_keeps_them():
 @pytest.mark.parametrize("name", ["NRE_A", "NRE_B", "NRE_C", "BNRE"])
 def test_a_batch_without_other_rows_is_refused(name: str):
     """There, sbi fails in torch.multinomial."""
+    with pytest.raises(DataError, match="this batch has 1 row"):
+        pairs(1, 2)
     trainer = getattr(sbi_ignite.inference, name)(show_progress_bars=False, tracker=_Silent())
     theta = torch.randn(30, 2)
     trainer.append_simulations(theta, theta)
-    with pytest.raises(DataError, match="this batch has 1 row"):
+    with pytest.raises(DataError, match=r"batches of 1 and more, expected at least [23] rows"):
         trainer.train(TrainConfig(batch_size=1, max_epochs=1))

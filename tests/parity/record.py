@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
 import time
 from pathlib import Path
@@ -57,6 +58,8 @@ def count_engine_runs() -> list[int]:
 def without_torchscript() -> None:
     """Take from torch what its interpreter needs, as a later torch might."""
     del torch._C._create_function_from_graph
+    # What the package then says about it is no number of sbi's.
+    logging.getLogger("sbi_ignite.capture").setLevel(logging.ERROR)
 
 
 def trace_early() -> None:
