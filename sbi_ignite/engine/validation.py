@@ -74,7 +74,7 @@ class Validation:
 
     def _run(self, engine: Engine) -> float:
         passes = Passes(self._batches, self._guard)
-        with _randomness(self._as_sbi, self._device):
+        with validation_randomness(self._as_sbi, self._device):
             engine.run(passes, max_epochs=1, epoch_length=len(passes))
             passes.conclude()
         return self._mean.value
@@ -86,7 +86,7 @@ class Validation:
 
 
 @contextmanager
-def _randomness(as_it_runs: bool, device: torch.device) -> Iterator[None]:
+def validation_randomness(as_it_runs: bool, device: torch.device) -> Iterator[None]:
     """Validate under one fixed random state, or under the running one, as sbi does.
 
     Args:
