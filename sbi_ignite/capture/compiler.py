@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from sbi_ignite.capture.verification import Tracing
 
 STEPS_BEFORE_TRACING = 50
-"""Steps with batches of one shape, after which more of them are to be expected than a recording
-costs, which is what ten to thirty of them save."""
+"""Steps with batches of one shape, after which enough more of them can be expected to pay for a
+recording, which costs as much as ten to thirty of them save."""
 
 STEPS_THAT_PAY = 30
-"""A training that is sure to take so many steps is recorded at once."""
+"""A training that is sure to take this many steps is recorded at once."""
 
 NOT_KNOWN = (
     "compile='auto' records only networks and losses that are known to be the same computation for "
     "every batch; compile='trace' asks for others"
 )
-"""Why steps are eager where nobody vouches for the network."""
+"""Why steps are eager if the network is not known to be safe to record."""
 
 STEPS_TO_SETTLE = 3
-"""Steps that are left to torch in any case where there are CUDA graphs: with the second one, the
-optimizer may move the parameters, and a CUDA graph knows them by their addresses. And where batches
-are large: a recording of 4,096 rows at the first step took 40 MB more at the peak."""
+"""Steps that are always left to torch with CUDA graphs: in the second one, the optimizer may move
+the parameters, and a CUDA graph knows them by their addresses. The same holds for large batches:
+recording 4,096 rows at the first step raised the peak by 40 MB."""
 
 PROOFS_OF_KNOWN = 2
-"""Batches that prove a recording of a network and a loss that are known to be safe: the one that
-was recorded, and another one."""
+"""Batches that prove a recording if network and loss are known to be safe: the one that was
+recorded, and another one."""
 
 
 class Compiler:

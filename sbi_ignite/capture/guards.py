@@ -21,7 +21,7 @@ aten = torch.ops.aten
 READS_IN_BULK = frozenset(
     ("numpy", "tolist", "data_ptr", "storage", "__array__", "__dlpack__", "__deepcopy__")
 )
-"""Methods by which values leave torch unseen by its dispatcher."""
+"""Methods that take values out of torch without its dispatcher noticing."""
 
 
 class NotTraceable(Exception):  # noqa: N818 # says what is wrong, and never reaches users

@@ -23,7 +23,7 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.d
 COMPARED = frozenset(PLAIN) - {float, complex}
 """Types whose values are their own fingerprints; a NaN equals nothing, not even itself."""
 MAX_DEPTH = 80
-"""How many objects deep to look; a network of a few hundred layers in a row is less deep."""
+"""How many levels of objects to follow; a chain of a few hundred layers is less deep."""
 
 
 class Fingerprint:

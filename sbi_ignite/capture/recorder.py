@@ -44,7 +44,7 @@ WAITS = frozenset(
         aten.nonzero.default,
     )
 )
-"""Operations that read from a GPU what they have computed there."""
+"""Operations that read back from a GPU what they have computed there."""
 
 
 def record(

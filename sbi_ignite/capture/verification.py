@@ -42,17 +42,17 @@ from sbi_ignite.random_state import random_states, set_random_states
 Outputs = list[Tensor | None]
 
 MAX_SHAPES = 16
-"""Shapes of batches that are kept count of; batches of more shapes than that are left alone."""
+"""Maximum number of batch shapes to track; batches of further shapes are left alone."""
 LARGE = 1024
-"""Rows of a batch whose intermediate results weigh: a recording holds all of them for a moment."""
+"""Rows from which a batch's intermediate results use much memory: a recording briefly holds all."""
 MAX_MISSES = 10
-"""Batches on which a recording did not hold, after which it is given up."""
+"""Number of batches on which a recording may fail to hold before it is given up."""
 MAX_CHANGES = 3
-"""Changes of the network between steps, after which it is left alone."""
+"""Number of changes of the network between steps after which it is left alone."""
 MAX_DISTURBED = 5
-"""Proofs that fail beside other threads, which may draw random numbers, until one counts."""
+"""Failed proofs, while other threads run that may draw random numbers, until one counts."""
 PAUSE = 8
-"""Batches that are left alone after the first of those; twice as many after each that follows."""
+"""Batches left alone after the first such failure; the number doubles with each further one."""
 
 
 @dataclass

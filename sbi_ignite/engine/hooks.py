@@ -77,7 +77,7 @@ class TrainingHooks:
     resume_from: Mapping[str, Any] | None = None
 
     keep_snapshot: Callable[[Snapshot], None] | None = None
-    """Receives snapshots at ends of epochs, see `Snapshots`, from which a later call goes on."""
+    """Receives snapshots at ends of epochs, see `Snapshots`, from which a later call continues."""
 
     def state(self, model: Any) -> TrainingState:
         """Return the numbers to count on from, if an earlier call began the training."""

@@ -23,13 +23,13 @@ from sbi_ignite.handlers.schedule import Schedule, Schedulers
 from sbi_ignite.settings import LRSchedule, Resolved, TrainConfig
 
 UNBOUNDED = TrainConfig.model_fields["max_epochs"].default
-"""The number of epochs that stands for as many as it takes."""
+"""The number of epochs that means: as many as it takes."""
 
 ONE_CYCLE_RISE = 0.3
 """Share of a cycle in which the rate rises; torch's default."""
 
 ONE_CYCLE_BEGIN = 25.0
-"""What the peak of a cycle is divided by for its first rate; torch's default."""
+"""Ratio of the peak of a cycle to its first rate; torch's default."""
 
 
 def make_schedulers(config: TrainConfig, optimizer: Optimizer, batches: Batches) -> Schedulers:

@@ -15,8 +15,8 @@ from sbi_ignite.random_state import random_states, set_random_states
 from sbi_ignite.runs.snapshot import Snapshot
 
 SECONDS_BETWEEN = 1.0
-"""The most that an exception undoes of a training that goes on in the same process: one takes a
-tenth of a small network's epoch, and what is trained again comes out the same."""
+"""The most that an exception can undo of a training that continues in the same process: a snapshot
+takes a tenth of a small network's epoch, and training again gives the same result."""
 
 
 class Saved(Protocol):

@@ -32,16 +32,16 @@ _LOSS_PARTS = ("_loss", "_get_losses", "_classifier_logits")
 _VALIDATION_ROWS = 1_024
 _VALIDATION_ROWS_ON_CPU = 256
 _VALIDATION_NUMBERS = 2**17
-"""A batch of validation has at most so many rows and numbers, unless training batches have more:
-small enough for any memory, and large enough that python between the kernels does not count. On a
-CPU, what is computed on the way should fit its cache: an epoch of 10,000 rows took 2 to 5 % less
-than with 1,024."""
+"""Maximum rows and numbers in a validation batch, unless training batches have more: small enough
+for any memory, and large enough that Python's overhead between kernels does not matter. On a CPU,
+intermediate results should fit its cache: an epoch of 10,000 rows took 2 to 5 % less than with
+1,024."""
 
 _ROWS_TO_MEASURE = 2
-"""Training rows that sbi's networks need at least, to standardize data by their deviation."""
+"""Minimum of training rows for sbi's networks, which standardize data by their deviation."""
 
 _CHUNK = 2**20
-"""Numbers that are looked at in one go, so that what is computed on the way stays small."""
+"""Numbers to process in one go, so that intermediate results stay small."""
 
 _logger = python_logging.getLogger("sbi_ignite.data")
 

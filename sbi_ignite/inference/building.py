@@ -25,17 +25,17 @@ ALL_ROWS_UP_TO = 2**23
 
 FEW_NUMBERS = 2**22
 FEW_ROWS = 2**14
-"""Beyond it a builder sees the rows that make so many numbers, and at least so many rows.
+"""Beyond that, a builder sees only as many rows as hold this many numbers, but at least this many.
 
 The mean of n rows is off by 1 / sqrt(n) of the standard deviation: here by at most 1 in 128, which
-a network does not notice behind its z-scoring.
+does not matter to a network after z-scoring.
 """
 
 TOLERANCE = 0.05
 """How far means and standard deviations of few rows may be off, in standard deviations of all.
 
-Chance alone stays below it (6 errors of the mean); rare large values, or columns that are constant
-but for a few rows, do not, and then all rows are shown.
+Chance alone stays below this (6 errors of the mean); rare large values, or columns that are
+constant except in a few rows, do not, and then the builder sees all rows.
 """
 
 _OF_STATISTICS_ALONE: Mapping[str, frozenset[str] | None] = {
@@ -45,9 +45,9 @@ _OF_STATISTICS_ALONE: Mapping[str, frozenset[str] | None] = {
     "posterior_flow_nn": None,
     "posterior_score_nn": None,
 }
-"""Models of sbi's factories that z-score by the rows and look at them for nothing else.
+"""Models of sbi's factories that use the rows for z-scoring and for nothing else.
 
-None stands for all that a factory makes. Any model whose name begins with zuko_ belongs to the
+None stands for all models of a factory. Any model whose name begins with zuko_ belongs to the
 first two as well. Mixed estimators count categories, and tabpfn keeps the rows as its context.
 """
 

@@ -35,7 +35,7 @@ _SMOOTHING = 0.1
 """Weight of the newest loss in the running average, about the last ten steps."""
 
 _FIRST = 10
-"""Steps of the smallest rates, whose running average is the start to fall from."""
+"""Steps at the smallest rates, whose running average is the level that the loss falls from."""
 
 
 @dataclass(frozen=True)
@@ -313,7 +313,7 @@ def smooth(losses: Sequence[float]) -> tuple[float, ...]:
 
 
 def has_diverged(smoothed: Sequence[float]) -> bool:
-    """Say whether the loss has risen above all its values after the first ten steps.
+    """Say whether, after ten steps, the loss has risen well above all its values in them.
 
     It compares differences, never ratios: losses of densities may be negative.
     """

@@ -34,7 +34,7 @@ _KEPT_ON_RESUME = ("optimizer", "weight_decay", "lr_schedule", "validation_fract
 """Fields that a resumed training keeps as they were."""
 
 _IDLE_IN_OWN_EPOCHS = ("compile", "precision")
-"""Fields that say how steps are computed, which a trainer's own epochs do themselves."""
+"""Fields that determine how steps are computed; a trainer's own epochs do that themselves."""
 
 
 def check_call(trainer: Any, call: Call) -> None:

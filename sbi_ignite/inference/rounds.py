@@ -75,7 +75,7 @@ def _epochs_so_far(trainer: Any) -> int:
 # --- run directories
 
 _given: dict[Path, list[tuple[weakref.ref[Any], str]]] = {}
-"""Which trainers of this process have got which folders below directories that they share."""
+"""Which trainers of this process use which folders below directories that they share."""
 
 
 def directory_of(trainer: Any, call: Call, now: Round, batches: Batches) -> Path | None:

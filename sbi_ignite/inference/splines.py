@@ -37,7 +37,7 @@ _PLACES = tuple(place for place in (splines, autoregressive) if hasattr(place, _
 _COUPLING = PiecewiseRationalQuadraticCouplingTransform
 _COUPLED_NAME = "_piecewise_cdf"
 _OWN_COUPLED = getattr(_COUPLING, _COUPLED_NAME)
-"""What coupling layers call it by; on the way it copies and divides what it hands over."""
+"""The function through which coupling layers call it; it copies and divides its arguments."""
 
 _for_all_values: ContextVar[bool] = ContextVar("sbi_ignite_splines", default=False)
 _users = 0

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 _TANH = (torch.tanh, Tensor.tanh, nn.functional.tanh)
 _EXACT_ENOUGH = (torch.float32, torch.float64)
-"""In bfloat16, two numbers near a half are too coarse for their difference."""
+"""bfloat16 is too coarse: near a half, the difference of two numbers would be inaccurate."""
 
 
 def has_tanh(net: nn.Module) -> bool:

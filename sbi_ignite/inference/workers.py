@@ -12,7 +12,7 @@ from pathlib import Path
 from sbi_ignite.exceptions import SbiIgniteWarning
 
 STARTUP = str(Path(__file__).parents[1] / "_startup")
-"""Folder of the start-up hook that Python processes with it on their PYTHONPATH run."""
+"""Folder of the start-up hook, which Python processes run if it is on their PYTHONPATH."""
 
 _inherited = False
 

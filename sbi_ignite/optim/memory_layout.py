@@ -13,7 +13,7 @@ from torch import Tensor
 from sbi_ignite.optim import private_torch
 
 ALIGNED = {"cpu": 64, "cuda": 512}
-"""Bytes: where torch's allocators let tensors begin, by type of device."""
+"""Alignment in bytes at which torch's allocators start tensors, by type of device."""
 
 
 class Aligned:

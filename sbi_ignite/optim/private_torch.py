@@ -68,8 +68,8 @@ version_of: Callable[[Tensor], object] = (
     if hasattr(torch.empty(0), "_version")
     else lambda tensor: object()
 )
-"""Returns what changes with every write to a tensor, and whenever it is asked where torch does not
-say."""
+"""Returns a value that changes with every write to a tensor; on every call if torch does not track
+writes."""
 
 
 def mark_as_stepped(stepped: Optimizer) -> None:

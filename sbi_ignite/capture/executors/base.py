@@ -10,8 +10,8 @@ from torch import Tensor, fx
 from sbi_ignite.capture.recording import Recording
 
 Run = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
-"""Inputs of the shapes, strides, types and devices of the recording in; outputs out, without
-autograd's history."""
+"""Takes inputs with the shapes, strides, types and devices of the recording; returns outputs
+without autograd history."""
 
 
 class Executor(Protocol):

@@ -43,8 +43,8 @@ SHORTER: Mapping[Any, Callable[..., Any]] = {
     aten.mul.out: torch.mul,
     aten.div.out: torch.div,
 }
-"""Frequent operations and the public functions that take the same arguments to the same kernel by
-a shorter way: a view takes a third of the time, a small sum four fifths."""
+"""Frequent operations and the public functions that reach the same kernel with the same arguments
+faster: a view takes a third of the time, a small sum four fifths."""
 
 
 class GeneratedPython:

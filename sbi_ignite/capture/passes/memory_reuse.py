@@ -20,7 +20,7 @@ from sbi_ignite.capture.private_torch import OpOverload, has_cpu_kernel, overloa
 aten = torch.ops.aten
 
 _ALSO_BY_ELEMENT = (aten.softplus_backward.default,)
-"""Operations that work element by element, though torch does not say so of them."""
+"""Operations that work element by element although torch does not tag them so."""
 
 
 def reuse_memory(graph: fx.Graph, base: dict[fx.Node, fx.Node], changing: set[fx.Node]) -> None:

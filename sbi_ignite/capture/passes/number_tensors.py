@@ -22,7 +22,7 @@ NUMBERS_AS_TENSORS: Mapping[Any, Any] = {
     aten.rsub.Scalar: aten.rsub.Tensor,
     **{form: form for form in (aten.add.out, aten.sub.out, aten.mul.out, aten.div.out)},
 }
-"""Operations of a tensor with a number, and their forms for two tensors, by which torch carries
+"""Operations on a tensor and a number, and their forms for two tensors, which torch uses to carry
 them out."""
 
 
