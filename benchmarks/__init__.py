@@ -1,1 +1,1 @@
-"""Questions about speed and quality come in; tables go out. Run as `python -m benchmarks.NAME`."""
+"""Benchmarks of speed and quality: run one with `python -m benchmarks.NAME`."""

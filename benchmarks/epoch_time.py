@@ -51,9 +51,9 @@ from sbi_ignite import EarlyStopping, TrainConfig, run_training
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.capture.compiler import STEPS_TO_SETTLE, Compiler
 from sbi_ignite.capture.rules import PROOFS
-from sbi_ignite.engine.validation import validation_randomness
 from sbi_ignite.engine.flat import FlatOptimizer
 from sbi_ignite.engine.steps import read_if_at_hand
+from sbi_ignite.engine.validation import validation_randomness
 from sbi_ignite.handlers.gradient_clipping import GradientClipping
 
 DIM = 5

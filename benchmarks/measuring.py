@@ -1,8 +1,8 @@
-"""Ways of doing one thing come in; their times side by side, tables and records of them go out.
+"""Time several ways of doing one thing side by side, and write tables and records.
 
 Shared by the scripts beside it. Ways are timed in alternation, A B A B, so that a slow minute of
-the machine meets all of them; only ratios within one round are compared. Wall time stands beside
-the process's CPU time, which a busy neighbour on the same machine stretches less.
+the machine affects all of them; only ratios within one round are compared. Wall time is shown
+beside the process's CPU time, which is less affected by other load on the same machine.
 """
 
 from __future__ import annotations

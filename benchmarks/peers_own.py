@@ -1,4 +1,4 @@
-"""One peer and a file of pairs come in; seconds and held-out nats, as JSON, go out.
+"""Train one peer on a file of pairs and print seconds and held-out nats as JSON.
 
 Runs in the peers' own environment (see `peers.py`) and imports nothing of this project:
 `python peers_own.py NAME train|step FILE.npz MAX_SECONDS`. Settings are those of each package's

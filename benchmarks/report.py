@@ -1,6 +1,6 @@
-"""Recorded results come in; the page RESULTS.md goes out: `python -m benchmarks.report [FILE ...]`.
+"""Write RESULTS.md from the recorded results: `python -m benchmarks.report [FILE ...]`.
 
-Files that scripts wrote with `--json`, on another machine say, are recorded first.
+Files that scripts wrote with `--json`, for example on another machine, are recorded first.
 """
 
 from __future__ import annotations

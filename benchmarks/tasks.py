@@ -1,4 +1,4 @@
-"""A task's name comes in; its prior, simulated pairs and, where known, its posterior go out.
+"""Benchmark tasks: their priors, simulators and, where known, posteriors.
 
 `JUDGED` are the tasks on which recipes are compared, as the field defines them: Lueckmann et al.,
 "Benchmarking simulation-based inference", AISTATS 2021 (the package sbibm); where a definition

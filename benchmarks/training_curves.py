@@ -1,10 +1,10 @@
-"""One cell comes in (task, method, budget, seed); how sbi and the recipe trained on it goes out.
+"""Train sbi and the recipe on one cell (task, method, budget, seed), and record both curves.
 
     python -m benchmarks.training_curves '{"task": "slcp", "method": "npe_maf", ...}'
 
 prints one JSON line. Both trainings run in this process, sbi's own first (the patch is never on),
-after a tiny training of each that loads what is loaded lazily. The clock stands still while weights
-are put aside; held-out losses are computed when training is over.
+after a tiny training of each that triggers lazy imports. The clock is stopped while weights are
+saved; held-out losses are computed when training is over.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Two ways to look into a training: a callback in plain words, and any handler of ignite.
 
-Simulations come in; a line per epoch, a progress bar and the seconds per step go out.
+It prints a line per epoch and the seconds per step, and shows a progress bar.
 
     python examples/callbacks_and_ignite.py --max-epochs 20
 """

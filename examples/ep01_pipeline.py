@@ -1,6 +1,6 @@
 """The complete training pipeline of sbi's enhancement proposal EP-01, as it stands there.
 
-A prior and a simulator come in; a posterior goes out. Two lines are added to the proposal's text:
+It goes from a prior and a simulator to a posterior. Two lines are added to the proposal's text:
 `import torch`, and `simulate_for_sbi` from where sbi has it. Progress is printed instead of sent
 to wandb, so that the example needs no account.
 

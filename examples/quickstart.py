@@ -1,4 +1,4 @@
-"""Counts of lynx and hare pelts come in; the rates at which both species live and die come out.
+"""Infer the rates at which lynx and hares live and die from counts of their pelts.
 
 The Hudson's Bay Company counted the pelts that trappers brought in from 1900 to 1920. This script
 fits the predator-prey model of Lotka and Volterra to them by neural posterior estimation, and

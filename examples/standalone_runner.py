@@ -1,6 +1,6 @@
-"""run_training() on one page: a plain torch module is trained, and no sbi object is in sight.
+"""run_training() on one page: train a plain torch module, without any sbi object.
 
-Noisy samples of a sine come in; a fitted network and a picture of its loss curves go out.
+A network is fitted to noisy samples of a sine, and its loss curves are plotted.
 
     python examples/standalone_runner.py --max-epochs 200
 """

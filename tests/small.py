@@ -1,4 +1,4 @@
-"""The name of a method comes in; a trainer with little data and a small network goes out."""
+"""Trainers of every method, with little data and a small network."""
 
 from __future__ import annotations
 

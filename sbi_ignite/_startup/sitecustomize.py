@@ -1,4 +1,4 @@
-"""Start-up hook of Python processes started by a patched one: patch sbi when it is imported there.
+"""Patch sbi on import in Python processes that a patched process has started.
 
 `patch_sbi()` puts this folder on PYTHONPATH, which child processes inherit, and Python imports a
 module of this name before anything else. It costs nothing until `sbi.inference` is imported.
@@ -24,7 +24,7 @@ _TARGET = "sbi.inference"
 
 
 class _PatchOnImport:
-    """A finder that lets others find `sbi.inference`, and has it patched once it is imported."""
+    """A finder that leaves finding `sbi.inference` to others and patches it once it is imported."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != _TARGET:
@@ -65,7 +65,7 @@ def _patch() -> None:
         from sbi_ignite.inference.workers import inherit_patch
 
         inherit_patch()
-    except Exception as error:  # another environment than the parent's, where sbi still works
+    except Exception as error:  # an environment other than the parent's, where sbi still works
         warnings.warn(
             f"sbi_ignite: process {os.getpid()} was started by a patched one, but trains with "
             f"plain sbi, since sbi_ignite cannot be used in it ({type(error).__name__}: {error}).",
@@ -75,7 +75,7 @@ def _patch() -> None:
 
 
 def _load_package() -> None:
-    """Load sbi_ignite from where the parent has it, which may be its current folder."""
+    """Load sbi_ignite from where the parent loaded it, which may be its current folder."""
     file = os.path.join(_PACKAGE, "__init__.py")
     spec = importlib.util.spec_from_file_location(
         "sbi_ignite", file, submodule_search_locations=[_PACKAGE]
@@ -88,7 +88,7 @@ def _load_package() -> None:
 
 
 def _run_hidden() -> None:
-    """Take this folder off the path and run the sitecustomize that it has hidden, if any."""
+    """Take this folder off the path and run the sitecustomize that it shadowed, if any."""
     sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder) != _FOLDER]
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize", sys.path)
     if spec is None or spec.loader is None:

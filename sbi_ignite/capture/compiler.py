@@ -21,43 +21,43 @@ if TYPE_CHECKING:
     from sbi_ignite.capture.verification import Tracing
 
 STEPS_BEFORE_TRACING = 50
-"""Steps with batches of one shape, after which more of them are to be expected than a recording
-costs, which is what ten to thirty of them save."""
+"""Steps with batches of one shape, after which enough more of them can be expected to pay for a
+recording, which costs as much as ten to thirty of them save."""
 
 STEPS_THAT_PAY = 30
-"""A training that is sure to take so many steps is recorded at once."""
+"""A training that is sure to take this many steps is recorded at once."""
 
 NOT_KNOWN = (
     "compile='auto' records only networks and losses that are known to be the same computation for "
     "every batch; compile='trace' asks for others"
 )
-"""Why steps are eager where nobody vouches for the network."""
+"""Why steps are eager if the network is not known to be safe to record."""
 
 STEPS_TO_SETTLE = 3
-"""Steps that are left to torch in any case where there are CUDA graphs: with the second one, the
-optimizer may move the parameters, and a CUDA graph knows them by their addresses. And where batches
-are large: a recording of 4,096 rows at the first step took 40 MB more at the peak."""
+"""Steps that are always left to torch with CUDA graphs: in the second one, the optimizer may move
+the parameters, and a CUDA graph knows them by their addresses. The same holds for large batches:
+recording 4,096 rows at the first step raised the peak by 40 MB."""
 
 PROOFS_OF_KNOWN = 2
-"""Batches that prove a recording of a network and a loss that are known to be safe: the one that
-was recorded, and another one."""
+"""Batches that prove a recording if network and loss are known to be safe: the one that was
+recorded, and another one."""
 
 
 class Compiler:
-    """How the computations of one training are carried out: the front of this package.
+    """Carries out the computations of one training: the entry point of this package.
 
-    What records, proves and runs is imported when it is used.
+    The code that records, proves and runs is imported only when it is used.
 
     Args:
         config: Gives compile and precision.
         model: The network.
-        loss: Losses of a batch; its method `validate`, where it has one, gives validation losses.
+        loss: Losses of a batch; its method `validate`, if it has one, gives validation losses.
         device: Where it is computed.
         known_safe: Whether network and loss are known to be the same computation for every batch.
-        watchful: Whether others' code may change the network between steps.
-        epoch: Returns the running epoch.
+        watchful: Whether other code may change the network between steps.
+        epoch: Returns the current epoch.
         sure_steps: Steps of training that are sure to come.
-        sure_validation_steps: Batches of validation that are.
+        sure_validation_steps: Batches of validation that are sure to come.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Compiler:
         self._validate: LossFunction = getattr(loss, "validate", loss)
         self._known_safe, self._watchful = known_safe, watchful
         self._refuse = Refusals(None if self._mode == "auto" else self._mode)
-        # Of its own, for a training that is recorded all the same may still be refused later.
+        # Separate, because a training that is recorded all the same may still be refused later.
         self._refuse_capture = Refusals("cuda_graph" if self._mode == "cuda_graph" else None)
         self._slower_way = SlowerWays()
         self._cannot_record = cannot_record() if self._asks_for_recordings else ""
@@ -118,7 +118,7 @@ class Compiler:
         )
 
     def report(self) -> Report:
-        """Return which way the steps of training have been computed so far."""
+        """Return how the steps of training have been computed so far."""
         if self._steps is not None:
             return self._steps.report()
         if self._cannot_record:
@@ -150,7 +150,7 @@ class Compiler:
 
     @property
     def _captures(self) -> bool:
-        """Whether recordings run as CUDA graphs, where they can."""
+        """Whether recordings run as CUDA graphs where possible."""
         return self._mode == "cuda_graph" or (self._mode == "auto" and self._on_cuda)
 
     def _tracing(self, loss: LossFunction, sure_steps: float) -> Tracing:
@@ -179,7 +179,7 @@ class Compiler:
 
 
 def in_bf16(loss: LossFunction, device: torch.device) -> LossFunction:
-    """Return a loss whose matrix products run in bfloat16; parameters and their gradients do not.
+    """Return a loss with matrix products in bfloat16; parameters and gradients keep their type.
 
     Args:
         loss: Losses of a batch.
@@ -190,7 +190,7 @@ def in_bf16(loss: LossFunction, device: torch.device) -> LossFunction:
         try:
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 losses = loss(model, batch)
-                # What is no loss at all is refused in words of its own.
+                # Values that are no losses at all are refused elsewhere, with their own message.
                 known = isinstance(losses, Tensor) and losses.is_floating_point()
                 return losses.float() if known else losses
         except RuntimeError as error:

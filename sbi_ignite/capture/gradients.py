@@ -1,4 +1,4 @@
-"""A batch comes in; its losses, and the act that hands the parameters their gradients, go out."""
+"""Compute the losses of a batch and the gradients of their mean."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ LossFunction = Callable[[Any, Any], Tensor]
 class Gradients(Protocol):
     """Losses of a batch and the gradients of their mean.
 
-    The two come apart, so that losses can be looked at before any gradient is handed over.
+    The two are separate, so that losses can be checked before any gradient is stored.
     """
 
     def __call__(self, batch: Any, /) -> tuple[Tensor, Backward]:
-        """Return losses, shape (batch,) or (), and what adds their mean's gradients to `p.grad`."""
+        """Return losses, shape (batch,) or (), and a function that adds gradients to `p.grad`."""
         ...
 
 
 @dataclass
 class EagerGradients:
-    """Forward pass now, backward pass when asked: torch as it is.
+    """Forward pass now, backward pass when asked: plain torch.
 
     What the loss function returns for the first batch is checked.
 
@@ -51,12 +51,12 @@ class EagerGradients:
 
 
 def hand_over(parameters: Iterable[Tensor], gradients: Iterable[Tensor | None]) -> None:
-    """Give parameters their gradients as a backward pass does: the first is kept, more are added.
+    """Store gradients as a backward pass does: the first is kept, later ones are added.
 
     Args:
         parameters: Leaves that require gradients.
-        gradients: One for each, in its layout, owned by nobody else; None where it has no part in
-            the loss.
+        gradients: One for each, in the same layout, owned by nothing else; None if the parameter
+            has no part in the loss.
     """
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:

@@ -1,7 +1,7 @@
-"""Refuse operations that a recording could not repeat, and guard what Python decided by values.
+"""Refuse operations that a recording cannot repeat, and guard decisions made from values.
 
-A recording of tensor operations is the same computation as long as Python took no decision from a
-value, wrote to no tensor of others and drew from no generator that the recording does not name.
+A recording of tensor operations is the same computation as long as Python made no decision based on
+a value, wrote to no foreign tensor and drew from no generator that the recording does not name.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ aten = torch.ops.aten
 READS_IN_BULK = frozenset(
     ("numpy", "tolist", "data_ptr", "storage", "__array__", "__dlpack__", "__deepcopy__")
 )
-"""Methods by which values leave torch unseen by its dispatcher."""
+"""Methods that take values out of torch without its dispatcher noticing."""
 
 
-class NotTraceable(Exception):  # noqa: N818 # says what is the matter, and never reaches users
+class NotTraceable(Exception):  # noqa: N818 # says what is wrong, and never reaches users
     """Why a computation cannot be replaced by a recording of it."""
 
 
 class Guards:
-    """Values on which Python took decisions, and what they were.
+    """The tensors whose values Python has read to make decisions, and those values.
 
-    A recording holds for as long as all of them are what they were.
+    A recording is valid for as long as none of them has changed.
     """
 
     def __init__(self) -> None:
@@ -41,11 +41,11 @@ class Guards:
         return len(self._read)
 
     def add(self, tensor: Tensor, value: float | int | bool) -> None:
-        """Note that a tensor of shape () was read, which nobody else may write to."""
+        """Record the value read from a tensor of shape (), which nothing else may write to."""
         self._read.append((tensor, value))
 
     def hold(self) -> Tensor:
-        """Return whether all values are what they were, shape ()."""
+        """Return whether all values are unchanged, shape ()."""
         # A bool is compared as a number: TorchScript has no comparison of a tensor with a bool.
         held = [
             torch.eq(tensor, int(value) if isinstance(value, bool) else value)
@@ -55,7 +55,7 @@ class Guards:
 
 
 class NoReadsInBulk(TorchFunctionMode):
-    """Refuse, inside the block, methods by which values leave torch unseen by its dispatcher."""
+    """Refuse, inside the block, methods that take values out of torch past its dispatcher."""
 
     def __torch_function__(
         self,
@@ -64,7 +64,7 @@ class NoReadsInBulk(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Carry out a function of torch, unless it is one of these."""
+        """Call a function of torch, unless it is one of these methods."""
         name = getattr(func, "__name__", "")
         if name in READS_IN_BULK:
             raise NotTraceable(f"it reads values by Tensor.{name}")
@@ -72,7 +72,7 @@ class NoReadsInBulk(TorchFunctionMode):
 
 
 class Writable:
-    """The tensors that a computation may write to: those of the network, and those it makes.
+    """The tensors that a computation may write to: the network's, and those it creates.
 
     Args:
         own: Tensors of the network.
@@ -84,17 +84,17 @@ class Writable:
     def check(
         self, func: Any, about: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:
-        """Refuse an operation that writes to others, before it does.
+        """Refuse an operation that writes to any other tensor, before it runs.
 
         Raises:
-            NotTraceable: Naming the operation.
+            NotTraceable: If it does, naming the operation.
         """
         for tensor in _written(about, args, kwargs):
             if storage_of(tensor) not in self._own:
                 raise NotTraceable(f"it writes to a tensor that is not the network's ({func})")
 
     def add(self, results: Any, about: Operation, args: Sequence[Any]) -> None:
-        """Note what an operation has made; views of what it was given are not its own."""
+        """Record what an operation has created; views of its arguments do not count."""
         if about.returns_views:
             return
         given = {storage_of(tensor) for tensor in _tensors(args)}
@@ -107,7 +107,7 @@ def check_repeatable(
     """Refuse an operation that would not be the same for another batch.
 
     Raises:
-        NotTraceable: Saying why.
+        NotTraceable: If it would not, saying why.
     """
     if kwargs.get("generator") is not None:
         raise NotTraceable("it draws from a random generator of its own")

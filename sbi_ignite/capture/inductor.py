@@ -16,11 +16,11 @@ from sbi_ignite.random_state import random_states, set_random_states
 
 
 class TorchCompiled:
-    """A loss compiled by `torch.compile`, once for every shape of batch; its last bits may differ.
+    """A loss compiled by `torch.compile`, once per shape of batch; its last bits may differ.
 
     Args:
         loss: Losses of a batch.
-        refuse: Told why, where torch cannot compile it; the loss is then computed as it is.
+        refuse: Called with the reason if torch cannot compile it; the loss then stays eager.
     """
 
     def __init__(self, loss: LossFunction, refuse: Callable[[str], None]) -> None:
@@ -30,7 +30,7 @@ class TorchCompiled:
         self._reason = ""
 
     def report(self) -> Report:
-        """Return which way losses have been computed."""
+        """Return how losses have been computed."""
         return Report("eager", self._reason) if self._reason else Report("inductor")
 
     def __call__(self, model: Any, batch: Any) -> Tensor:
@@ -43,7 +43,7 @@ class TorchCompiled:
         before = random_states()
         try:
             with warnings.catch_warnings():
-                # torch's compiler itself uses what torch has deprecated; 2.15 says so otherwise.
+                # torch's compiler itself uses deprecated parts of torch; 2.15 words it differently.
                 for said in ("`torch\\.jit\\.", ".*autograd\\.function\\.Function.* instantiated"):
                     for kind in (DeprecationWarning, FutureWarning):
                         warnings.filterwarnings("ignore", said, kind)
@@ -62,5 +62,5 @@ class TorchCompiled:
 
 
 def _is_torchs_compiler(error: Exception) -> bool:
-    """Return whether an error comes from compiling and not from what is compiled."""
+    """Return whether an error comes from compiling and not from the code being compiled."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))

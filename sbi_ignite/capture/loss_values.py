@@ -13,14 +13,14 @@ EXPECTED = "loss_fn: expected losses of shape (batch,), or their mean of shape (
 
 
 def check_losses(losses: Any, training: bool = False) -> None:
-    """Refuse what is not a tensor of losses.
+    """Refuse anything but a tensor of losses.
 
     Args:
         losses: What the loss function returned.
         training: Whether gradients are to be computed from it.
 
     Raises:
-        ArgumentError: If it is something else, has no real numbers, or no way to the parameters.
+        ArgumentError: If it is anything else, is not real-valued, or does not depend on parameters.
     """
     if not isinstance(losses, Tensor):
         raise ArgumentError(f"{EXPECTED}, got {_described(losses)}. {_remedy(losses)}")

@@ -1,7 +1,7 @@
 """What is known about an operation of torch, its arguments and its results.
 
-Schemas say most of it, and build their answers anew whenever they are asked: a recording asks some
-thousand times about a few dozen operations.
+Most of it comes from schemas, which compute their answers anew on every query: a recording makes
+some thousand queries about a few dozen operations.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Argument(NamedTuple):
     Attributes:
         name: Its name.
         type: Its type.
-        default: What it is where it is not given.
+        default: Its value if it is not given.
         is_written: Whether the operation writes to it.
         is_shared: Whether results may share its memory.
     """
@@ -47,7 +47,7 @@ class Argument(NamedTuple):
     is_shared: bool
 
     def given(self, position: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return what a call gives for it; None where it gives nothing."""
+        """Return what a call passes for it; None if it passes nothing."""
         return args[position] if position < len(args) else kwargs.get(self.name)
 
 
@@ -56,15 +56,15 @@ class Operation(NamedTuple):
 
     Attributes:
         name: Its name, without that of the overload.
-        schema: Its full schema, in words.
+        schema: Its full schema, as text.
         arguments: Its arguments, in order.
         written: The positions of those that it writes to.
         results: The types of its results.
         returns_views: Whether its schema says that results share memory with arguments.
         draws: Whether it draws random numbers.
-        is_composite: Whether it is made of other operations.
+        is_composite: Whether it is composed of other operations.
         reads: Whether what comes next depends on values that it reads.
-        shapes_by_values: Whether the shapes of results depend on values.
+        shapes_by_values: Whether the shapes of its results depend on values.
     """
 
     name: str

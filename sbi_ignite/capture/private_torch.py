@@ -1,9 +1,10 @@
-"""Every private name of torch that graph capture uses, and what happens without it.
+"""All private names of torch that graph capture uses, and what happens if one is missing.
 
-None of them is taken for granted: names are probed when a training starts, not by torch's version.
-Without a name in `RECORDING` no step is recorded and all are computed eagerly; without one in
-`TORCHSCRIPT` recordings run as generated Python; the others have a replacement of their own.
-Results are the same in every case, and the training's summary says which way steps were computed.
+None of them is taken for granted: the names themselves, not torch's version, are checked when a
+training starts. Without a name in `RECORDING` no step is recorded and all are computed eagerly;
+without one in `TORCHSCRIPT` recordings run as generated Python; each of the others has its own
+replacement. Results are the same in every case, and the training's summary says how steps were
+computed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch.utils import _pytree as pytree
     from torch.utils._python_dispatch import TorchDispatchMode
 else:
-    # The type has no public name; its objects have.
+    # The type has no public name; its instances do.
     OpOverload = type(torch.ops.aten.add.Tensor)
 
 RECORDING: Mapping[str, str] = {
@@ -72,7 +73,7 @@ NO_BACKWARD_PASS = -1
 
 
 def found(name: str) -> Any:
-    """Return what a dotted name of torch stands for; None where this torch lacks it.
+    """Return what a dotted name of torch refers to; None if this torch lacks it.
 
     Example:
         >>> found("torch.no_grad") is torch.no_grad, found("torch._C._no_such_name")
@@ -90,19 +91,19 @@ def found(name: str) -> Any:
 
 
 if not TYPE_CHECKING:
-    # What needs these two is imported only where `cannot_record` finds nothing.
+    # Code that needs these two is imported only if `cannot_record` finds nothing missing.
     pytree = found("torch.utils._pytree")
     TorchDispatchMode = found("torch.utils._python_dispatch.TorchDispatchMode") or object
 
 
 def lacks(names: Iterable[str]) -> str:
-    """Return which of these names this torch lacks, in words; "" where it has all of them."""
+    """Return which of these names this torch lacks, in words; "" if it has all of them."""
     missing = [name for name in names if found(name) is None]
     return f"torch {torch.__version__} has no {', '.join(missing)}" if missing else ""
 
 
 def cannot_record() -> str:
-    """Return why nothing can be recorded with this torch; "" where it can."""
+    """Return why nothing can be recorded with this torch; "" if recording works."""
     reason = lacks(RECORDING)
     if reason:
         return reason
@@ -115,22 +116,22 @@ def cannot_record() -> str:
 
 
 def below_autograd() -> AbstractContextManager[Any]:
-    """Return a block in which autograd does not look at operations.
+    """Return a context in which autograd does not see operations.
 
-    torch's own guard spares even the question whether gradients are wanted, 0.3 us per operation.
+    torch's own guard even skips the check whether gradients are needed, 0.3 us per operation.
     """
     guard = found("torch._C._AutoDispatchBelowADInplaceOrView")
     return torch.no_grad() if guard is None else guard()
 
 
 def without_modes() -> AbstractContextManager[Any]:
-    """Return a block in which no mode sees operations: values are read there."""
+    """Return a context in which no mode sees operations, for reading values."""
     disabled = found("torch.utils._python_dispatch._disable_current_modes")
     return nullcontext() if disabled is None else disabled()
 
 
 def in_backward_pass() -> bool:
-    """Return whether autograd computes gradients at this moment, in this thread."""
+    """Return whether autograd is computing gradients at this moment, in this thread."""
     task: Callable[[], int] | None = found("torch._C._current_graph_task_id")
     return task is not None and task() != NO_BACKWARD_PASS
 
@@ -141,12 +142,12 @@ def schema_of(operation: OpOverload) -> Any:
 
 
 def overload_name(operation: OpOverload) -> str:
-    """Return which form of an operation this is, "Tensor" for instance."""
+    """Return which overload of an operation this is, for instance "Tensor"."""
     return operation._overloadname
 
 
 def is_composite(operation: OpOverload) -> bool:
-    """Return whether an operation is made of other operations."""
+    """Return whether an operation is composed of other operations."""
     key = torch._C.DispatchKey.CompositeImplicitAutograd
     return operation._can_decompose() and operation.has_kernel_for_dispatch_key(key)
 
@@ -157,7 +158,7 @@ def has_cpu_kernel(operation: OpOverload) -> bool:
 
 
 def kernel_of(operation: OpOverload) -> Callable[..., Any]:
-    """Return an operation's function without the Python around it, which costs 1.5 us a call."""
+    """Return an operation's function without its Python wrapper, which costs 1.5 us a call."""
     return getattr(operation, "_op", operation)
 
 
@@ -184,7 +185,7 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def copy_each(to: list[Tensor], values: list[Tensor]) -> None:
-    """Copy tensors in place, all of them by one call where torch has it."""
+    """Copy tensors in place, all of them in one call if torch has it."""
     together = found("torch._foreach_copy_")
     if together is not None:
         together(to, values)

@@ -1,7 +1,7 @@
-"""Objects come in; a value goes out that changes when Python state that they can reach changes.
+"""Fingerprint the Python state that objects can reach, to notice when it changes.
 
-Values of tensors do not count, only which tensors there are: whoever computes with a tensor sees
-its present values anyway.
+The values of tensors do not count, only which tensors there are: a computation sees the current
+values of a tensor anyway.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.d
 COMPARED = frozenset(PLAIN) - {float, complex}
 """Types whose values are their own fingerprints; a NaN equals nothing, not even itself."""
 MAX_DEPTH = 80
-"""How many objects deep to look; a network of a few hundred layers in a row is less deep."""
+"""How many levels of objects to follow; a chain of a few hundred layers is less deep."""
 
 
 class Fingerprint:
@@ -44,7 +44,7 @@ class Fingerprint:
     __hash__ = None  # type: ignore[assignment] # it describes what changes
 
     def __init__(self, *roots: Any) -> None:
-        # Identities are compared; what is held cannot be freed, so that none is given away again.
+        # Identities are compared; holding the objects keeps their ids from being reused.
         self._held: dict[int, Any] = {}
         self._roots = roots
         self._found = [_look(root, self._held, 0) for root in roots]
@@ -56,14 +56,14 @@ class Fingerprint:
     def holds(self) -> bool:
         """Return whether a new fingerprint would be equal to this one.
 
-        Where nothing has changed, a fraction of its work tells: what containers hold are the same
-        objects, and every one of them was looked at.
+        If nothing has changed, a fraction of the work suffices: containers hold the same objects,
+        and each of these has been looked at.
         """
         return self._noted.holds() or self._found == [_look(root, {}, 0) for root in self._roots]
 
 
 class _Noted:
-    """What objects held when they were looked at, in the order in which it is soon compared.
+    """What objects held when they were looked at, arranged for a fast comparison.
 
     Args:
         values: The objects.
@@ -92,7 +92,7 @@ class _Noted:
             self._tensors.append(value)
         elif isinstance(value, _DESCRIBED):
             self._described.append(value)
-        # What holds something for good was looked into, and what it holds is noted by itself.
+        # Immutable holders have been looked into, and what they hold is noted by itself.
         elif not isinstance(value, tuple | frozenset | type | ModuleType | MethodType):
             attributes = getattr(value, "__dict__", None)
             if isinstance(attributes, dict):
@@ -101,7 +101,7 @@ class _Noted:
                 self._note_container(attributes)
 
     def _note_container(self, container: Any) -> None:
-        if not container:  # a network has a thousand empty dicts for hooks that nobody registered
+        if not container:  # a network has a thousand empty dicts for unregistered hooks
             self._empty.append(container)
         elif type(container) in _PLAIN_DICTS:
             self._dicts.append(container)
@@ -109,7 +109,7 @@ class _Noted:
             self._containers.append((container, list(_items(container))))
 
     def holds(self) -> bool:
-        """Return whether all of them hold the same objects, and are of the same kind, as then."""
+        """Return whether all of them still hold the same objects and are of the same kind."""
         return (
             not any(self._empty)
             and all(map(operator.is_, map(_ATTRIBUTES, self._owners), self._attributes))
@@ -137,7 +137,7 @@ _VALUES = operator.methodcaller("values")
 
 
 def _items(container: Any) -> Iterable[Any]:
-    """Return keys and values of a mapping, what a function can reach, or the items of the rest."""
+    """Return a mapping's keys and values, what a function can reach, or the items of the rest."""
     if isinstance(container, list | tuple | set | frozenset):
         return container
     if isinstance(container, FunctionType):
@@ -152,7 +152,7 @@ def _holds(container: Any, items: list[Any]) -> bool:
 
 
 def _description(value: Any) -> Any:
-    """Return what changes when something changes in an object that is known by a description."""
+    """Return a value that changes when an object that is known by a description changes."""
     return _inside(value, {}, 0)
 
 
@@ -200,7 +200,7 @@ def _inside(value: Any, held: dict[int, Any], depth: int) -> Iterable[Any]:
 
 
 def _digest(array: np.ndarray[Any, Any]) -> tuple[Any, ...]:
-    """Return what changes with an array's values, without keeping a copy of them."""
+    """Return a value that changes with an array's values, without keeping a copy of them."""
     return array.shape, array.dtype.str, zlib.crc32(np.ascontiguousarray(array).data.cast("B"))
 
 

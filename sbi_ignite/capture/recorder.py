@@ -1,7 +1,7 @@
 """Record a function of tensors as one flat graph of operations, without Python.
 
-Operations are recorded below autograd and cleaned of what has no effect. An executor runs them in
-the same order with the same kernels: results and random draws are the same, bit for bit.
+Operations are recorded below autograd, and those without effect are removed. An executor runs them
+in the same order with the same kernels: results and random draws are the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ WAITS = frozenset(
         aten.nonzero.default,
     )
 )
-"""Operations that read from a GPU what they have computed there."""
+"""Operations that read back from a GPU what they have computed there."""
 
 
 def record(
@@ -54,14 +54,14 @@ def record(
 
     Args:
         function: Tensors in, tensors out; it may go through autograd.
-        inputs: What to call it with.
+        inputs: The tensors to call it with.
         own: Tensors that it may write to.
 
     Returns:
         What is known about the recording, and its graph, which an executor takes.
 
     Raises:
-        NotTraceable: Before anything is done that a recording could not repeat.
+        NotTraceable: If it would do something that a recording cannot repeat; before doing it.
     """
     recorder = _Recorder(inputs, own)
     with recorder, NoReadsInBulk():
@@ -98,18 +98,18 @@ def record(
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes the operations that are carried out inside it, below autograd, as a graph.
+    """Records the operations carried out inside it, below autograd, as a graph.
 
-    torch's own `make_fx` does the same and more: it works out what every value looks like, and
+    torch's own `make_fx` does the same and more: it works out the metadata of every value, which
     took 0.3 s for a flow whose steps take 4 ms.
 
     Args:
-        inputs: Tensors that are inputs of the graph; all others that it meets are captured.
+        inputs: Tensors that are inputs of the graph; all others it encounters are captured.
         own: Tensors that may be written to.
 
     Attributes:
-        captured: The tensors captured, by their nodes, which stand before the inputs.
-        guards: What Python has read of values.
+        captured: The captured tensors, by their nodes, which come before the inputs.
+        guards: The values that Python has read.
     """
 
     def __init__(self, inputs: Sequence[Tensor], own: Iterable[Tensor]) -> None:
@@ -125,7 +125,7 @@ class _Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Spare every operation torch's precautions for its compiler, which does not run here."""
+        """Skip torch's precautions for its compiler, which does not run here."""
         return False
 
     def __torch_dispatch__(
@@ -147,7 +147,7 @@ class _Recorder(TorchDispatchMode):
             self._writable.check(func, about, args, kwargs)
         # Before it runs: it may write to its arguments.
         node = self._graph.create_node("call_function", func, name=f"op_{len(self._alive)}")
-        # Arguments that come later are not searched for numbers that torch's compiler minds.
+        # Later arguments are not searched for numbers that matter to torch's compiler.
         node.args = tuple(map(self._named, args))
         if kwargs:
             node.kwargs = {name: self._named(value) for name, value in kwargs.items()}
@@ -180,11 +180,11 @@ class _Recorder(TorchDispatchMode):
         strides = tensor.stride() if tensor.layout is torch.strided else None
         layout = strides and (tensor.dtype, tensor.shape, strides)
         known = self._nodes.get(id(tensor))
-        if known is not None:  # an operation that returns its argument, and may not say so
+        if known is not None:  # the operation returns its argument, maybe undeclared
             layout = known.meta["layout"] = None
         node.meta.update(device=tensor.device, dtype=tensor.dtype, layout=layout)
         self._nodes[id(tensor)] = node
-        self._alive.append(tensor)  # a number names a tensor for as long as it lives
+        self._alive.append(tensor)  # an id names a tensor only while it is alive
 
     def _node_of(self, tensor: Tensor) -> fx.Node:
         known = self._nodes.get(id(tensor))
@@ -206,12 +206,12 @@ class _Recorder(TorchDispatchMode):
 
 
 def _used(captured: Mapping[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
-    """Take out captured tensors that nobody reads; return the others, in their order."""
+    """Remove captured tensors that are never read; return the others, in their order."""
     for node in [node for node in captured if not node.users]:
         node.graph.erase_node(node)
     return {node: tensor for node, tensor in captured.items() if node.users}
 
 
 def _is_lifted(node: fx.Node) -> bool:
-    """Return whether a tensor has just been made from numbers, which torch announces so."""
+    """Return whether a tensor has just been made from numbers, as torch marks it."""
     return bool(node.users) and all(user.target is aten.lift_fresh.default for user in node.users)

@@ -14,13 +14,13 @@ class Recording:
 
     Attributes:
         captured: The tensors that it reads, and may write to, besides its inputs.
-        constants: The positions of those that may lie on any device: it made them from numbers,
-            so that nobody else can reach them, as indices or to be put somewhere.
-        code: The computation in words, equal for equal computations.
-        guarded: Whether it took decisions by values: the last output, a bool of shape (), says
-            whether they would be the same again.
+        constants: The positions of those that may be on any device: the computation made them from
+            numbers, as indices or values to put somewhere, so nothing else can reach them.
+        code: The computation as text, equal for equal computations.
+        guarded: Whether it made decisions based on values: the last output, a bool of shape (),
+            says whether they would be the same again.
         writes: Whether it writes to captured tensors.
-        waits: Whether it has an operation that waits for the device which computes it.
+        waits: Whether it has an operation that waits for the device that computes it.
     """
 
     captured: tuple[Tensor, ...]

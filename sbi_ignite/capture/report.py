@@ -1,4 +1,4 @@
-"""Say which way steps are computed, and why not in a faster one."""
+"""Report how steps are computed, and why not in a faster way."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ logger = logging.getLogger("sbi_ignite.capture")
 
 
 class Report(NamedTuple):
-    """Which way the steps of a training were computed.
+    """How the steps of a training were computed.
 
     Attributes:
         executor: "torchscript", "generated_python", "cuda_graph", "inductor" or "eager".
-        reason: Why not in a faster way, or in the one that was asked for; "" where it was.
+        reason: Why not in a faster way, or not in the requested one; "" if there is no reason.
     """
 
     executor: str
@@ -24,13 +24,13 @@ class Report(NamedTuple):
 
 
 class SlowerWays:
-    """Log in which slower way recordings run, once in a training."""
+    """Log once per training if recordings run in a slower way."""
 
     def __init__(self) -> None:
         self._said: set[Report] = set()
 
     def __call__(self, found: Report, torch_lacks_something: bool) -> None:
-        """Take what was found; nothing is said without a reason."""
+        """Log what was found; nothing is logged without a reason."""
         if not found.reason or found in self._said:
             return
         self._said.add(found)
@@ -39,17 +39,17 @@ class SlowerWays:
 
 
 class Refusals:
-    """Say why a way of computing is given up, once in a training.
+    """Say once per training why a way of computing is given up.
 
     Args:
-        mode: The setting that asked for it; None says it to the log only.
+        mode: The setting that asked for it; None only logs the reason.
     """
 
     def __init__(self, mode: str | None) -> None:
         self._mode, self._told = mode, False
 
     def __call__(self, reason: str) -> None:
-        """Take a reason."""
+        """Report a reason."""
         if self._told:
             logger.debug("Not as compile asks: %s.", reason)
             return
@@ -66,5 +66,5 @@ class Refusals:
 
 
 def in_a_line(error: Exception) -> str:
-    """Return what an error says first; torch's compiler needs two lines to say what it was."""
+    """Return an error's first two lines as one; torch's compiler names the error in the second."""
     return " ".join(str(error).split("\n")[:2]).strip()

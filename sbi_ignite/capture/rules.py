@@ -1,4 +1,4 @@
-"""When steps are recorded, and how much proof a recording needs."""
+"""Rules for when steps are recorded, and how much proof a recording needs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class TracingRules:
 
     Attributes:
         after: Batches of a shape that are computed eagerly first.
-        after_if_large: The same for batches of `LARGE` rows and more, where it is more.
+        after_if_large: The same for batches of at least `LARGE` rows, if it is more.
         proofs: Batches on which a recording must give what the eager computation gives.
-        record_twice: Record on two batches and compare, which shows Python state that changes from
-            batch to batch, wherever it is kept.
-        must_pay: Give recordings up that are not faster than the eager computation was, as with
-            networks whose time goes into large convolutions.
+        record_twice: Record on two batches and compare, which reveals Python state that changes
+            from batch to batch, wherever it is kept.
+        must_pay: Give up recordings that are not faster than the eager computation, as with
+            networks that spend their time in large convolutions.
         every_step: Look for changes of the network before every step, not only every epoch.
-        capture: Let recordings run as CUDA graphs, where CUDA can.
+        capture: Let recordings run as CUDA graphs where possible.
     """
 
     after: int

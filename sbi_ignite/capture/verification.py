@@ -1,10 +1,10 @@
-"""Replace eager computations by recordings that proved equal to them.
+"""Replace eager computations by recordings that have proved equal to them.
 
 There is one recording per shape of batch. It is made when the shape has been seen often enough to
-pay for it, or is sure to be, and takes part only after it has given, on several batches, bit for
-bit what the eager computation gave: losses, gradients, what is written to the network's buffers,
-and the random states afterwards. Because both are equal, a training may change from one to the
-other at any step.
+make it worthwhile, or is sure to be, and is used only after it has given, on several batches, bit
+for bit what the eager computation gave: losses, gradients, what is written to the network's
+buffers, and the random states afterwards. Because both are equal, a training may switch between
+them at any step.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from sbi_ignite.random_state import random_states, set_random_states
 Outputs = list[Tensor | None]
 
 MAX_SHAPES = 16
-"""Shapes of batches that are kept count of; batches of more shapes than that are left alone."""
+"""Maximum number of batch shapes to track; batches of further shapes are left alone."""
 LARGE = 1024
-"""Rows of a batch whose intermediate results weigh: a recording holds all of them for a moment."""
+"""Rows from which a batch's intermediate results use much memory: a recording briefly holds all."""
 MAX_MISSES = 10
-"""Batches on which a recording did not hold, after which it is given up."""
+"""Number of batches on which a recording may fail to hold before it is given up."""
 MAX_CHANGES = 3
-"""Changes of the network between steps, after which it is left alone."""
+"""Number of changes of the network between steps after which it is left alone."""
 MAX_DISTURBED = 5
-"""Proofs that fail beside other threads, which may draw random numbers, until one counts."""
+"""Failed proofs, while other threads run that may draw random numbers, until one counts."""
 PAUSE = 8
-"""Batches that are left alone after the first of those; twice as many after each that follows."""
+"""Batches left alone after the first such failure; the number doubles with each further one."""
 
 
 @dataclass
@@ -83,10 +83,10 @@ class Tracing:
         model: The network.
         also: More objects whose Python state the computation may read.
         rules: When to record, and how much proof to ask for.
-        epoch: Returns the running epoch.
-        given_up: Told why, once, when recordings are given up for good.
-        not_captured: Told why, when a recording does not run as a CUDA graph.
-        slower_way: Told in which way recordings run, and why not in a faster one.
+        epoch: Returns the current epoch.
+        given_up: Called once, with the reason, when recordings are given up for good.
+        not_captured: Called with the reason when a recording does not run as a CUDA graph.
+        slower_way: Called with how recordings run, and why not in a faster way.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Tracing:
         self._eager_because = f"no more than {rules.after} batches of one shape came"
 
     def report(self) -> Report:
-        """Return which way batches have been computed so far, the latest one that was recorded."""
+        """Return how batches have been computed so far; for recordings, how the latest one ran."""
         if self._active and self._replayed:
             return self._executor
         return Report("eager", self._eager_because)
@@ -118,7 +118,7 @@ class Tracing:
     def shape_of(self, batch: Any) -> tuple[_Shape | None, list[Any]]:
         """Return what is known about batches like this one, and its leaves in order.
 
-        Nothing is known about batches that are to be left alone.
+        For batches that are to be left alone, the first value is None.
         """
         if not self._active:
             return None, []
@@ -126,7 +126,7 @@ class Tracing:
             self._eager_because = "torch looks for anomalies, operation by operation"
             return None, []
         if others_train():
-            self._forget()  # what they do to shared state is no change of this computation
+            self._forget()  # what they do to shared state is not a change of this computation
             return None, []
         if self._pause:
             self._pause -= 1
@@ -147,19 +147,19 @@ class Tracing:
         return shape, leaves
 
     def is_due(self, shape: _Shape) -> bool:
-        """Return whether the next batch of this shape is to serve as a proof."""
+        """Return whether the next batch of this shape is to be used as a proof."""
         after = self.rules.after
         if shape.is_large:
             after = max(after, self.rules.after_if_large)
         return shape.seen > after and not self._is_proven(shape)
 
     def _is_proven(self, shape: _Shape) -> bool:
-        """Return whether a recording has given the same often enough, and is worth its while."""
+        """Return whether a recording has given equal results often enough, and is worthwhile."""
         enough = shape.proofs >= self.rules.proofs
         return enough and not (self.rules.must_pay and shape.is_slower)
 
     def replay(self, shape: _Shape, leaves: Sequence[Any]) -> Outputs | None:
-        """Return what the recording gives; None where it is not proven or does not hold."""
+        """Return what the recording gives; None if it is not proven or does not hold."""
         if shape.recording is None or not self._is_proven(shape):
             return None
         outputs = _run(shape, leaves)
@@ -184,7 +184,7 @@ class Tracing:
         Args:
             shape: What is known about batches like this one.
             leaves: The batch.
-            eager: The eager computation; None where it gives nothing to compare.
+            eager: The eager computation; returns None if there is nothing to compare.
             recordable: The same computation as a function of the batch's tensors.
         """
         try:
@@ -224,7 +224,7 @@ class Tracing:
     ) -> None:
         """Raise `NotTraceable` unless a recording gives what the eager computation gave.
 
-        Without an error, it leaves behind what the eager computation did.
+        Without an error, all states are as the eager computation left them.
         """
         if not before.same_outside_torch(after):
             raise NotTraceable("it draws from the generators of python or numpy")
@@ -249,13 +249,13 @@ class Tracing:
         self._eager_because = "no recording was proven by enough batches"
         shape.proofs += 1
         shape.replayed_seconds = min(shape.replayed_seconds, *seconds)
-        # The first runs may be the slow ones: time is given a second chance.
+        # The first runs may be slow ones, so timing gets a second chance.
         last = shape.proofs == 2 * self.rules.proofs
         if last and not self._is_proven(shape):
             raise NotTraceable("its recording is not faster")
 
     def _prepared(self, recording: Recording, graph: fx.Graph, tensors: Sequence[Tensor]) -> Run:
-        """Return what runs the recording: the first way that works.
+        """Return a function that runs the recording, by the first executor that works.
 
         Raises:
             NotTraceable: If none does.
@@ -282,7 +282,7 @@ class Tracing:
         raise NotTraceable("; ".join(reasons))
 
     def _check(self, shape: _Shape) -> None:
-        """Refuse recordings that could not be taken back, or that depend on what is not known."""
+        """Refuse recordings that could not be undone, or that depend on unknown state."""
         recording = shape.recording
         assert recording is not None
         if recording.writes and recording.guarded:
@@ -309,7 +309,7 @@ class Tracing:
             self._give_up("the network or its loss keeps changing between steps")
 
     def _refuted(self, reason: str) -> None:
-        """Give up, or try again where other threads may have drawn random numbers meanwhile."""
+        """Give up, or try again if other threads may have drawn random numbers meanwhile."""
         if not others_may_draw():
             self._give_up(reason)
             return
@@ -332,11 +332,11 @@ class Tracing:
 
 
 class TracedGradients:
-    """Losses and gradients, by recordings where they have proved equal.
+    """Losses and gradients, computed by recordings once these have proved equal.
 
     Args:
-        eager: What they must equal.
-        parameters: Returns the leaves whose gradients are wanted.
+        eager: The computation that they must equal.
+        parameters: Returns the leaves whose gradients are needed.
         tracing: The recordings.
     """
 
@@ -346,7 +346,7 @@ class TracedGradients:
         self._eager, self._parameters, self._tracing = eager, parameters, tracing
 
     def __call__(self, batch: Any) -> tuple[Tensor, Backward]:
-        """Return losses and what hands over their mean's gradients."""
+        """Return losses and a function that stores the gradients of their mean."""
         shape, leaves = self._tracing.shape_of(batch)
         if shape is None:
             return self._eager(batch)
@@ -360,7 +360,7 @@ class TracedGradients:
         return losses, partial(hand_over, shape.parameters, gradients)
 
     def _proved(self, batch: Any, shape: _Shape, leaves: list[Any]) -> tuple[Tensor, Backward]:
-        """Return what the eager computation gives, and hold the recording against it."""
+        """Return what the eager computation gives, and compare the recording with it."""
         result: list[tuple[Tensor, Backward]] = []
         parameters = tuple(p for p in self._parameters() if p.requires_grad)
         shape.parameters = parameters
@@ -388,10 +388,10 @@ class TracedGradients:
 
 
 class TracedLosses:
-    """Losses without gradients, by recordings where they have proved equal.
+    """Losses without gradients, computed by recordings once these have proved equal.
 
     Args:
-        loss: What they must equal.
+        loss: The computation that they must equal.
         tracing: The recordings.
     """
 
@@ -426,10 +426,10 @@ class TracedLosses:
 
 
 def refuse_hooks(model: nn.Module) -> None:
-    """Refuse networks in which others' code runs inside forward or backward pass.
+    """Refuse networks in which foreign code runs inside the forward or backward pass.
 
     Raises:
-        NotTraceable: If a hook is registered anywhere, or a part has an execution of its own.
+        NotTraceable: If a hook is registered anywhere, or a part has its own way of executing.
     """
     if global_hooks():
         raise NotTraceable("hooks are registered for all modules")
@@ -449,7 +449,7 @@ _EXECUTED_ELSEWHERE = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class _State:
-    """The values of some tensors and the random states, as they are now.
+    """The values of some tensors and the random states at one moment.
 
     Args:
         tensors: The tensors.
@@ -467,16 +467,16 @@ class _State:
         return cls(tensors, [tensor.detach().clone() for tensor in tensors])
 
     def followed(self) -> _State:
-        """Return the present state of the same tensors, of which most are what they were."""
+        """Return the current state of the same tensors, most of which have not changed."""
         pairs = zip(self._tensors, self._values, strict=True)
         now = [value if _same_bits(t, value) else t.detach().clone() for t, value in pairs]
         return _State(self._tensors, now)
 
     def restore(self, now: _State | None = None) -> None:
-        """Bring tensors and random states back.
+        """Restore tensors and random states.
 
         Args:
-            now: The present state, where it is known and followed from this one.
+            now: The current state, if it is known and was obtained by `followed` from this one.
         """
         present = self._tensors if now is None else now._values
         with torch.no_grad():
@@ -487,7 +487,7 @@ class _State:
             set_random_states(self._random)
 
     def is_now(self) -> bool:
-        """Return whether this is the present state, bit for bit."""
+        """Return whether this is the current state, bit for bit."""
         same = all(map(_same_bits, self._tensors, self._values))
         return same and _equal(self._random, random_states())
 
@@ -498,10 +498,10 @@ class _State:
 
 @contextmanager
 def _freed_at_once() -> Iterator[None]:
-    """Free what the block leaves behind at its end, where Python collects garbage at all.
+    """Free what the block leaves behind when it ends, if garbage collection is enabled.
 
-    The nodes of a recording hold each other. A few thousand that wait among older objects bring
-    about a collection of all objects of a process, 0.3 s with sbi loaded.
+    The nodes of a recording reference each other. A few thousand of them left among older objects
+    trigger a collection of all objects of a process, which takes 0.3 s with sbi loaded.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -515,9 +515,9 @@ def _freed_at_once() -> Iterator[None]:
 
 @contextmanager
 def _timed(leaves: Sequence[Any]) -> Iterator[list[float]]:
-    """Note how many seconds the block takes, the work of a batch's devices included.
+    """Measure how many seconds the block takes, including the work of the batch's devices.
 
-    On a CPU, seconds in which other programs have the processor do not count.
+    On a CPU, time in which other programs have the processor does not count.
     """
     devices = {leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_cuda}
     clock = time.perf_counter if devices else time.thread_time
@@ -534,9 +534,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _flattened(batch: Any) -> tuple[list[Any], Any]:
-    """Return the leaves of a batch, and what is equal for batches of the same structure."""
+    """Return the leaves of a batch, and a value that is equal for batches of the same structure."""
     if type(batch) is tuple and all(type(leaf) is Tensor for leaf in batch):
-        return list(batch), len(batch)  # our own batches, in a tenth of the time
+        return list(batch), len(batch)  # for our own batches, in a tenth of the time
     return pytree.tree_flatten(batch)
 
 
@@ -545,7 +545,7 @@ def _own(model: nn.Module) -> list[Tensor]:
 
 
 def _is_data(leaf: Any) -> bool:
-    """Return whether a leaf of a batch is plain: no gradients wanted, no tensors hidden in it."""
+    """Return whether a leaf of a batch is plain: needs no gradients and hides no tensors."""
     return not leaf.requires_grad if isinstance(leaf, Tensor) else isinstance(leaf, PLAIN)
 
 
@@ -554,20 +554,20 @@ def _is_large(leaf: Any) -> bool:
 
 
 def _apart(tensor: Tensor) -> Tensor:
-    """Return a copy of an input, lest a recording takes a tensor that the loss holds for it."""
+    """Return a copy of an input, so that it is not confused with a tensor that the loss holds."""
     copy = tensor.clone()
     return copy if copy.stride() == tensor.stride() else tensor
 
 
 def _kind(leaf: Any) -> Any:
-    """Return what a recording takes for granted about a leaf of a batch."""
+    """Return what a recording assumes about a leaf of a batch."""
     if isinstance(leaf, Tensor):
         return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
     return type(leaf), repr(leaf)
 
 
 def _run(shape: _Shape, leaves: Sequence[Any]) -> Outputs | None:
-    """Return what a recording gives, or nothing, with the random state as it was."""
+    """Return what a recording gives; or None, with the random state restored."""
     assert shape.recording is not None
     assert shape.run is not None
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -581,7 +581,7 @@ def _run(shape: _Shape, leaves: Sequence[Any]) -> Outputs | None:
 
 
 def _torch_random_states(tensors: Sequence[Tensor]) -> Callable[[], None]:
-    """Return what brings torch's generators back to their present state."""
+    """Return a function that restores the current state of torch's generators."""
     on_host = torch.get_rng_state()
     devices = {tensor.device for tensor in tensors if tensor.is_cuda}
     elsewhere = [(torch.cuda.get_rng_state(device), device) for device in devices]
@@ -602,7 +602,7 @@ def _rebuilt(batch: Any, leaves: Sequence[Any], tensors: Sequence[Tensor]) -> An
 
 
 def _gradients(parameters: Sequence[Tensor], backward: Backward) -> list[Tensor | None]:
-    """Return the gradients of a backward pass, and leave those that parameters had before."""
+    """Return the gradients of a backward pass, leaving those that parameters already had."""
     before = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None

@@ -1,3 +1,3 @@
-"""A model, a loss and batches come in; the trained model and a summary go out."""
+"""The training loop for any torch module, and what it is assembled from."""
 
-import sbi_ignite._import_ignite  # noqa: F401 # before the modules of this room import ignite
+import sbi_ignite._import_ignite  # noqa: F401 # before the modules of this package import ignite

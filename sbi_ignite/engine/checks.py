@@ -18,10 +18,10 @@ from sbi_ignite.exceptions import ArgumentError, SbiIgniteWarning
 def check_arguments(
     model: Any, loss_fn: Any, train_loader: Any, val_loader: Any, optimizer: Any, scheduler: Any
 ) -> None:
-    """Refuse arguments of the wrong type with a sentence that says what is expected.
+    """Refuse arguments of the wrong type with a message that says what is expected.
 
     Raises:
-        ArgumentError: If one has.
+        ArgumentError: If an argument has the wrong type.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model: expected a torch.nn.Module, got {type(model).__name__}.")
@@ -60,7 +60,7 @@ def _check_loss_function(loss_fn: Any) -> None:
         try:
             signature = inspect.signature(called)
         except (TypeError, ValueError):
-            continue  # built-in functions need not tell
+            continue  # built-in functions may have no signature
         try:
             signature.bind(None, None)
         except TypeError as error:
@@ -72,14 +72,14 @@ def _check_loss_function(loss_fn: Any) -> None:
 
 
 def check_loader(loader: Any, name: str) -> None:
-    """Refuse what is no iterable of batches with a length of at least one.
+    """Refuse anything but an iterable of batches with a length of at least one.
 
     Args:
-        loader: What came as batches.
-        name: The argument that it came as.
+        loader: What was passed as batches.
+        name: The argument it was passed as.
 
     Raises:
-        ArgumentError: If it is none.
+        ArgumentError: If it is anything else.
     """
     expected = f"{name}: expected an iterable of batches with a length, such as a torch DataLoader"
     countable = hasattr(loader, "__iter__") and hasattr(loader, "__len__")
@@ -139,7 +139,7 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
-    """Refuse an optimizer that does not train the model, and warn where it trains a part of it.
+    """Refuse an optimizer that does not train the model, and warn if it trains only a part of it.
 
     It may also hold parameters that are not the model's, such as a weight inside the loss.
 
@@ -181,10 +181,10 @@ def check_schedulers(schedulers: Iterable[Any], optimizer: Optimizer, given: boo
     Args:
         schedulers: torch's, or users' own, which need not say whose rates they set.
         optimizer: The optimizer that is used.
-        given: Whether it came as an argument.
+        given: Whether the scheduler was passed as an argument.
 
     Raises:
-        ArgumentError: If one does.
+        ArgumentError: If a scheduler does.
     """
     groups = {id(group) for group in optimizer.param_groups}
     for scheduler in schedulers:
@@ -210,7 +210,7 @@ def check_scheduler(scheduler: Any, name: str) -> None:
     """Refuse what cannot be stepped.
 
     Args:
-        scheduler: What came as a scheduler.
+        scheduler: What was passed as a scheduler.
         name: Where it came from, for the error.
 
     Raises:

@@ -1,9 +1,9 @@
-"""A block of computations comes in; in it, numbers too small for full precision are taken for zero.
+"""Treat denormal numbers as zero inside a block of computations.
 
-Some processors take a hundred times as long for a product with a denormal number (below 1.2e-38 in
-float32). They come up where a network is sure of something: in gradients by way of exponentials of
-large negative numbers. After 90 epochs of ratio estimation, a step took three times as long as at
-first, for the sake of numbers that no weight shows.
+Some processors take a hundred times as long to multiply by a denormal number (below 1.2e-38 in
+float32). Such numbers arise where a network is very certain: in gradients that contain exponentials
+of large negative numbers. After 90 epochs of ratio estimation, a step took three times as long as
+at first, because of numbers too small to affect any weight.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 
 @contextmanager
 def denormals_as_zeros(wanted: bool = True) -> Iterator[None]:
-    """Take denormal numbers for zero inside the block, on the processor and in this thread.
+    """Treat denormal numbers as zero inside the block, on the CPU and in this thread.
 
-    Where the processor cannot, nothing changes.
+    Where the processor cannot do this, nothing changes.
 
     Args:
         wanted: False leaves everything as it is.
@@ -39,5 +39,5 @@ def denormals_as_zeros(wanted: bool = True) -> Iterator[None]:
 
 
 def are_zeros() -> bool:
-    """Return whether this thread takes denormal numbers for zero; torch has no way to ask."""
+    """Return whether this thread treats denormal numbers as zero; torch offers no way to ask."""
     return (torch.full((1,), 1e-20) * 1e-20).item() == 0.0

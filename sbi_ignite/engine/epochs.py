@@ -1,4 +1,4 @@
-"""Counting epochs, validating after each, and keeping the history."""
+"""Count epochs, validate after each, and keep the history."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Epochs:
         clipping: Knows the gradient norm.
         validation: Gives the validation loss; None without validation data.
         before_rules: Called when the epoch's numbers are known, with the current time less the
-            epoch's duration (seconds since 1970), whatever the system clock did meanwhile.
+            epoch's duration (seconds since 1970), even if the system clock was set meanwhile.
         keep_best: Looks at the epoch for better weights.
         to_training_mode: Puts the model into training mode.
     """
@@ -69,7 +69,7 @@ class Epochs:
     def continue_at(
         self, epoch_length: int, parts: Mapping[str, Stateful], found: Mapping[str, Any]
     ) -> None:
-        """Let the engine begin where a saved training stood, in mid-epoch if need be.
+        """Make the engine start where a saved training stopped, in mid-epoch if need be.
 
         Args:
             epoch_length: Batches in an epoch.
@@ -77,7 +77,7 @@ class Epochs:
             found: Their saved states, which have been restored once.
 
         Raises:
-            ArgumentError: If epochs had another number of batches until then.
+            ArgumentError: If epochs had a different number of batches until then.
         """
         self._first_epoch = self._first_iteration = 0
         epochs, inside = divmod(self._state.iteration, epoch_length)
@@ -96,7 +96,7 @@ class Epochs:
             }
         )
         sums = {n: p for n, p in parts.items() if n in ("train_loss", "clipping") and inside}
-        # The start of an epoch resets its sums, and users' handlers may have drawn random numbers.
+        # Starting an epoch resets its sums, and users' handlers may have drawn random numbers.
         again = Events.EPOCH_STARTED(once=epochs + 1)
         self._engine.add_event_handler(again, lambda: restore(sums, found))
 
@@ -119,13 +119,13 @@ class Epochs:
         state.gradient_norm = self._clipping.mean_norm
         seconds = time.perf_counter() - self._started
         self._record(seconds)
-        # Whoever subtracts it from the current time gets the duration, even if the clock was set.
+        # Subtracting it from the current time gives the duration, even if the clock was set.
         self._before_rules(time.time() - seconds)
         self._keep_best(state)
         self._engine.fire_event(TrainingEvents.VALIDATED)
 
     def _record(self, seconds: float) -> None:
-        """Append the epoch to the history, and show it to ignite handlers of users."""
+        """Append the epoch to the history, and show it to users' ignite handlers."""
         state = self._state
         numbers = {
             "training_loss": state.train_loss,
@@ -138,7 +138,7 @@ class Epochs:
 
 
 def _batches_an_epoch(iterations: int, epochs: int) -> str:
-    """Say how many batches an epoch had, after so many epochs and perhaps a part of the next."""
+    """Say how many batches an epoch had, given whole epochs and perhaps a part of the next."""
     least, most = iterations // (epochs + 1) + 1, iterations // epochs if epochs else None
     if most is None:
         return f"at least {least}"

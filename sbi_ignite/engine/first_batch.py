@@ -19,7 +19,7 @@ def check_batch(batch: Any, source: str) -> None:
 
     Args:
         batch: The batch.
-        source: Name of where it comes from.
+        source: Name of where the batch comes from.
 
     Raises:
         ArgumentError: If its tensors were made under `torch.inference_mode()`.
@@ -33,17 +33,17 @@ def check_batch(batch: Any, source: str) -> None:
 
 
 def check_shape(losses: Tensor, batch: Any) -> None:
-    """Refuse losses that are not one or several for every row of a batch.
+    """Refuse losses that are not one, or several, per row of a batch.
 
-    How many rows a batch has is known where it is a tensor or a container of tensors: one of them
-    must have as many.
+    The number of rows is known if the batch is a tensor or a container of tensors: the
+    number of losses must then be a multiple of the rows of one of these tensors.
 
     Args:
         losses: What the loss function returned.
         batch: The batch.
 
     Raises:
-        ArgumentError: If they have more than one dimension, or another number of rows.
+        ArgumentError: If they have more than one dimension, or a different number of rows.
     """
     if losses.ndim == 0 or losses.numel() == 0:
         return
@@ -67,7 +67,7 @@ def check_shape(losses: Tensor, batch: Any) -> None:
 
 
 def check_gradients(model: nn.Module, optimizer: Optimizer, clip_max_norm: float | None) -> None:
-    """Refuse gradients that train nothing, or that clipping or the optimizer cannot take.
+    """Refuse gradients that train nothing, or that clipping or the optimizer cannot handle.
 
     Args:
         model: The network, after a backward pass.
@@ -107,7 +107,7 @@ def check_gradients(model: nn.Module, optimizer: Optimizer, clip_max_norm: float
 
 
 def _takes_sparse(optimizer: Optimizer) -> bool:
-    """Return whether an optimizer takes sparse gradients; others than torch's are let pass."""
+    """Return whether an optimizer takes sparse gradients; all but torch's are assumed to."""
     if not type(optimizer).__module__.startswith("torch.optim"):
         return True
     fused = any(group.get("fused") for group in optimizer.param_groups)

@@ -1,9 +1,9 @@
 """Take an optimizer's step on all parameters as one flat tensor.
 
-Small networks have many small tensors, and an optimizer's step costs by the tensor: on a CPU, Adam
-takes 1.2 ms for a flow of 50 tensors, 0.1 ms for one tensor of the same 31,000 numbers. Its
-arithmetic is elementwise, so the results are equal bit for bit; with `fused=True`, whose kernel
-rounds the end of a tensor in its own way, up to the last bits.
+Small networks have many small tensors, and the cost of an optimizer's step grows with their number:
+on a CPU, Adam takes 1.2 ms for a flow of 50 tensors, 0.1 ms for one tensor of the same 31,000
+numbers. Its arithmetic is elementwise, so the results are equal bit for bit; with `fused=True`,
+whose kernel rounds the end of a tensor differently, they are equal up to the last bits.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ _TORCH = f"{Path(torch.__file__).parent}/"
 class FlatOptimizer:
     """`zero_grad()` and `step()` of a torch optimizer, faster where that changes nothing.
 
-    Faster are Adam and AdamW with one group of parameters on the CPU or on one GPU. From the second
+    Adam and AdamW are faster with one group of parameters on the CPU or on one GPU. From the second
     step to the end of `lent_memory`, parameters and moments lie side by side in flat tensors. They
-    stay the same `Parameter` objects and the same optimizer, whose state can be saved, loaded and
-    stepped by torch at any time. What is not elementwise, or cannot lie side by side, is left to
-    the optimizer: other kinds and options, hooks, parameters that share memory, and all steps after
-    one for which other parameters had gradients than before.
+    stay the same `Parameter` objects and the same optimizer, whose state can be saved and loaded,
+    and which torch can step, at any time. What is not elementwise, or cannot lie side by side, is
+    left to the optimizer: other kinds and options, hooks, parameters that share memory, and all
+    steps from the first one on in which a different set of parameters has gradients.
 
     Args:
         optimizer: The optimizer to step.
 
     Attributes:
-        slower: What this torch lacks for it, "" where it lacks nothing.
+        slower: What the installed torch lacks for it; "" if it lacks nothing.
 
     Example:
         >>> net = torch.nn.Linear(2, 1)
@@ -105,23 +105,23 @@ class FlatOptimizer:
             self.optimizer.step()
             return
         self._memory.step(gradient)
-        # torch's schedulers look whether the optimizer has stepped before them.
+        # torch's schedulers check whether the optimizer has stepped before them.
         mark_as_stepped(self.optimizer)
 
     def flat_gradient(self) -> Tensor | None:
         """Return all gradients as one tensor, shape (num_numbers,); None if they cannot be flat.
 
-        Between parameters there are zeros. It is a copy for reading, made anew, in the same place,
-        when a gradient has been changed or replaced.
+        Zeros fill the gaps between parameters. It is a copy to read from, made anew in the same
+        place when a gradient has been changed or replaced.
         """
         if self._memory is not None and not self._memory.in_use():
             self._memory.give_back()
             self._memory = None
-        # Before its first step, a torch optimizer has no state to move in with.
+        # Before its first step, a torch optimizer has no state that could be moved.
         if self._memory is None and self._possible and self.optimizer.state:
             self._memory = _FlatMemory.of(self.optimizer, self._values)
             self._possible = self._memory is not None
-            # A CUDA graph knows parameters by their place: they move back to it.
+            # A CUDA graph knows parameters by their addresses: they move back there.
             self._values = None if self._memory is None else self._memory.values
         gradient = None if self._memory is None else self._memory.gather()
         if gradient is None and self._memory is not None:
@@ -135,13 +135,13 @@ class FlatOptimizer:
             parameters: In the order of the optimizer.
 
         Returns:
-            Shape (num_numbers,); None where they do not lie together, or others lie among them.
+            Shape (num_numbers,); None if they do not lie together, or others lie among them.
         """
         memory = self._memory
         return memory.values if memory is not None and memory.is_of(parameters) else None
 
     def joined(self, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Return a copy of tensors that lie as parameters of their shapes do.
+        """Return a copy of tensors, laid out as the parameters of the same shapes are.
 
         Returns:
             One tensor, shape (num_numbers,), and the parts of it that have the tensors' values.
@@ -151,10 +151,10 @@ class FlatOptimizer:
         return flat, places.parted(flat)
 
     def scale_gradients(self, gradients: Sequence[Tensor], factor: Tensor) -> None:
-        """Multiply the parameters' gradients, and what `flat_gradient` has made of them.
+        """Multiply the parameters' gradients, and the copy that `flat_gradient` made of them.
 
         Args:
-            gradients: All that there are.
+            gradients: All gradients that exist.
             factor: A number, shape ().
         """
         scaled = self._memory is not None and self._memory.scale(gradients, factor)
@@ -162,7 +162,7 @@ class FlatOptimizer:
             multiply_each(gradients, factor)
 
     def _leave(self) -> None:
-        """Let parameters have their own memory, for good."""
+        """Give parameters their own memory back, for good."""
         if self._memory is not None:
             self._memory.give_back()
         self._memory, self._possible, self._values = None, False, None
@@ -185,7 +185,7 @@ class _FlatMemory:
         self._others = [p for p in self.group["params"] if p.grad is None]
         self._patched = vars(optimizer).get("step")
         first = self._parameters[0]
-        # On a GPU, torch takes several tensors at a time where it is not told otherwise.
+        # On a GPU, torch handles several tensors at a time unless told otherwise.
         foreach = self.group["foreach"] is not False and not self.group["fused"]
         self._several = first.is_cuda and foreach
         self._places = Aligned(self._parameters)
@@ -207,7 +207,7 @@ class _FlatMemory:
 
     @classmethod
     def of(cls, optimizer: Optimizer, values: Tensor | None = None) -> _FlatMemory | None:
-        """Return the memory for an optimizer, None where its step cannot be taken on flat ones."""
+        """Return the memory for an optimizer; None if it cannot step on flat tensors."""
         if not _is_elementwise(optimizer):
             return None
         parameters = [p for p in optimizer.param_groups[0]["params"] if p.grad is not None]
@@ -229,7 +229,7 @@ class _FlatMemory:
             state.update(zip(_MOMENTS, moments, strict=True))
 
     def in_use(self) -> bool:
-        """Say whether the optimizer, its parameters and its state are still as they were put."""
+        """Say whether the optimizer, its parameters and its state are still where they were put."""
         optimizer = self._optimizer
         return (
             optimizer.state is self._state
@@ -241,12 +241,12 @@ class _FlatMemory:
         )
 
     def is_of(self, parameters: Sequence[Tensor]) -> bool:
-        """Say whether it holds just these parameters, and still does."""
+        """Say whether it still holds exactly these parameters."""
         same = len(parameters) == len(self._parameters)
         return same and all(map(operator.is_, parameters, self._parameters)) and self.in_use()
 
     def gather(self) -> Tensor | None:
-        """Return the gradients as one tensor; None where a plain step would not be this one."""
+        """Return the gradients as one tensor; None if a plain step would do something else."""
         gradients = list(map(_GRADIENT, self._parameters))
         if any(p.grad is not None for p in self._others) or is_watched(self._optimizer):
             return None
@@ -260,7 +260,7 @@ class _FlatMemory:
         return self._gradient
 
     def _note(self, gradients: Sequence[Tensor]) -> None:
-        """Remember of what the flat gradient is a copy."""
+        """Remember which gradients the flat gradient is a copy of."""
         self._gathered = gradients, list(map(version_of, gradients))
 
     def _is_gathered(self, gradients: Sequence[Tensor | None]) -> bool:
@@ -273,7 +273,7 @@ class _FlatMemory:
 
     @torch.no_grad()
     def scale(self, gradients: Sequence[Tensor], factor: Tensor) -> bool:
-        """Multiply the tensor made of gradients, where it was made of these, and let them be it."""
+        """Scale the flat gradient, if it was made from these, and let parameters use its parts."""
         if not self._is_gathered(gradients):
             return False
         self._gradient.mul_(factor)
@@ -309,7 +309,7 @@ class _FlatMemory:
 
     @torch.no_grad()
     def give_back(self) -> None:
-        """Let every parameter, with its present value, and every moment have its own memory."""
+        """Give every parameter, with its present value, and every moment its own memory."""
         places = zip(self._parameters, self._own, self._addresses, strict=True)
         for parameter, own, address in places:
             if parameter.data_ptr() == address:
@@ -323,7 +323,7 @@ def _alike(first: Tensor, second: Tensor) -> bool:
 
 
 def _is_elementwise(optimizer: Optimizer) -> bool:
-    """Return whether a step is torch's own Adam or AdamW, without options that look elsewhere."""
+    """Return whether a step is torch's own Adam or AdamW, with purely elementwise options."""
     if type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) != 1:
         return False
     group = optimizer.param_groups[0]
@@ -338,7 +338,7 @@ def _is_elementwise(optimizer: Optimizer) -> bool:
 
 
 def _is_torchs_own(method: Callable[..., Any] | None) -> bool:
-    """Return whether a method is torch's, also where torch's schedulers have wrapped it."""
+    """Return whether a method is torch's, even if torch's schedulers have wrapped it."""
     while method is not None:
         if not method.__code__.co_filename.startswith(_TORCH):  # type: ignore[attr-defined] # a function
             return False

@@ -1,4 +1,4 @@
-"""What a host library decides about a training of its own."""
+"""Hooks through which a host library decides about its own trainings."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Place:
     Attributes:
         method: Name of the method in summary, logs and run directory; None takes the model's class.
         directory: Run directory; None takes the one in the settings.
-        manifest: What run directory and loggers are told besides settings and versions.
+        manifest: What run directory and loggers record besides settings and versions.
         round_index: Round of a sequential method, from 0.
         first_step: Epochs of earlier rounds, so that rounds share one axis.
         first_iteration: Optimizer steps of earlier rounds.
-        logged_to: `Loggers.state_dict()` of the round before, whose runs are continued.
+        logged_to: `Loggers.state_dict()` of the previous round, whose runs are continued.
         show_progress: Whether a progress bar is welcome.
     """
 
@@ -42,7 +42,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Steps:
-    """How batches are computed where it is not forward, backward and step.
+    """How batches are computed if not by the usual forward, backward and step.
 
     Attributes:
         train: Process function of the training engine; None takes the usual step.
@@ -57,7 +57,7 @@ class Steps:
 
 
 class TrainingHooks:
-    """Decisions that a host library takes instead of the settings; the defaults take none.
+    """Decisions that a host library makes instead of the settings; the defaults make none.
 
     A host derives from this class and passes an instance to `assemble`. sbi's trainers do so in
     `inference/`.
@@ -77,10 +77,10 @@ class TrainingHooks:
     resume_from: Mapping[str, Any] | None = None
 
     keep_snapshot: Callable[[Snapshot], None] | None = None
-    """Receives snapshots at ends of epochs, see `Snapshots`, from which a later call goes on."""
+    """Receives snapshots at ends of epochs, see `Snapshots`, from which a later call continues."""
 
     def state(self, model: Any) -> TrainingState:
-        """Return the numbers to count on from, for a training that an earlier call began."""
+        """Return the numbers to count on from, if an earlier call began the training."""
         return TrainingState(model=model)
 
     def rules(self) -> Sequence[Rule] | None:
@@ -99,4 +99,4 @@ class TrainingHooks:
         """
 
     def on_end(self, logged_to: Mapping[str, Any]) -> None:
-        """Take in, at a regular end, what a later round needs to continue the same loggers."""
+        """Keep, at a regular end, what a later round needs to continue the same loggers."""

@@ -1,4 +1,4 @@
-"""Settings come in; how many epochs a training takes at least, whatever it sees, goes out."""
+"""Compute how many epochs a training takes at least, whatever its losses are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sure_epochs(settings: Resolved, steps_per_epoch: int) -> float:
 
 
 def _patience_of(rule: EarlyStopping) -> float:
-    """Return the epochs before a rule can stop a training; 0 where nobody can say."""
+    """Return the epochs before a rule can stop a training; 0 if that is unknown."""
     if rule.kind in ("validation_loss", "two_standard_deviations"):
         return rule.patience
     return math.inf if rule.kind == "never" else 0

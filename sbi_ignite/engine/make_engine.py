@@ -1,4 +1,4 @@
-"""ignite engines that know our events and log nothing by themselves."""
+"""Make ignite engines that know our events and log nothing by themselves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sbi_ignite.engine.steps import Step
 from sbi_ignite.handlers.events import TrainingEvents
 
 _logger = logging.getLogger("sbi_ignite.engine")
-# ignite logs errors that are raised anyway; whoever wants them twice adds a handler by name.
+# ignite logs errors that are raised anyway; to see them twice, add a handler to this logger.
 _logger.addHandler(logging.NullHandler())
 _logger.propagate = False
 

@@ -1,6 +1,6 @@
 """Training mode and evaluation mode of a network and its parts.
 
-torch's own `train()` asks every part for its children by name and sets an attribute the long way:
+torch's own `train()` collects the children of every part by name and goes through `__setattr__`:
 0.15 ms for the 74 parts of a flow, twice in an epoch of 20 ms.
 """
 
@@ -17,11 +17,11 @@ from torch import nn
 def set_training(net: nn.Module, training: bool) -> None:
     """Do what `net.train(training)` does.
 
-    Parts that have a `train` of their own, as those that stay in evaluation mode do, are asked.
+    Parts that define their own `train`, as those that stay in evaluation mode do, are called.
 
     Args:
         net: The network.
-        training: Whether it is to train.
+        training: True for training mode, False for evaluation mode.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
@@ -50,11 +50,11 @@ class FrozenParts:
     """The parts of a network that stay in evaluation mode while the rest is trained.
 
     These are parts without trainable parameters that are in evaluation mode when training starts,
-    such as a pretrained embedding whose BatchNorm is to keep its statistics. Where the whole
-    network is in evaluation mode, as after an earlier training, nobody has asked for that of a
-    Dropout by itself: parts without any parameters then stay in it only inside frozen ones, or if
-    they did in the earlier training. A part that is given trainable parameters during training is
-    put into training mode from the next epoch on.
+    such as a pretrained embedding whose BatchNorm is to keep its statistics. If the whole network
+    is in evaluation mode, as after an earlier training, that says nothing about a Dropout of its
+    own: parts without any parameters then stay in evaluation mode only inside frozen parts, or if
+    they did so in the earlier training. A part that is given trainable parameters during training
+    is put into training mode from the next epoch on.
 
     Args:
         net: The network.
@@ -89,13 +89,13 @@ class FrozenParts:
         return {"names": list(self._parts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the parts of these names stay in evaluation mode."""
+        """Keep the parts with these names in evaluation mode."""
         known = dict(self._net.named_modules())
         self._parts = {name: known[name] for name in state["names"] if name in known}
         self._remember()
 
     def _remember(self) -> None:
-        """Let the next training of this network know."""
+        """Remember the parts for the next training of this network."""
         _stayed.difference_update(self._net.modules())
         _stayed.update(self._parts.values())
 

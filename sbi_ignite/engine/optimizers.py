@@ -1,4 +1,4 @@
-"""Training settings and parameters come in; an optimizer goes out."""
+"""Make the optimizer that the training settings ask for."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 def make_optimizer(config: TrainConfig, parameters: Iterable[Tensor]) -> Optimizer:
     """Return the optimizer that the settings ask for.
 
-    With `sbi_compat`, the step has the arithmetic of sbi's; else it is fused.
+    With `sbi_compat`, the step uses the same arithmetic as sbi's; otherwise it is fused.
 
     Args:
         config: Gives optimizer, learning_rate, weight_decay and sbi_compat.
         parameters: The network's parameters.
 
     Raises:
-        ArgumentError: If a callable returns something else than an optimizer.
+        ArgumentError: If a callable returns something other than an optimizer.
     """
     parameters = list(parameters)
     if callable(config.optimizer):
@@ -39,7 +39,7 @@ def make_optimizer(config: TrainConfig, parameters: Iterable[Tensor]) -> Optimiz
                 f"{optimizer!r}."
             )
         return optimizer
-    # On CPU, foreach is bitwise the arithmetic of the default and saves a loop over parameters.
+    # On the CPU, foreach is bitwise equal to the default and saves a loop over parameters.
     cpu = all(parameter.device.type == "cpu" for parameter in parameters)
     faster = ({"foreach": True} if cpu else {}) if config.sbi_compat else {"fused": True}
     if not all(parameter.is_floating_point() for parameter in parameters):

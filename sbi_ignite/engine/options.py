@@ -1,7 +1,7 @@
 """Compare settings with the arguments of a training, and note what the arguments decide.
 
-Two wishes for one thing are an error that names both. Below, "field" was set by a TrainConfig or a
-keyword; environment and file are weaker than an argument for the same thing.
+Asking for one thing twice is an error that names both requests. Below, a "field" was set by a
+TrainConfig or a keyword; an argument overrides environment and file for the same thing.
 
 | `run_training(...)` | field of TrainConfig | both given |
 |---|---|---|
@@ -9,7 +9,7 @@ keyword; environment and file are weaker than an argument for the same thing.
 | `optimizer` | `learning_rate`, `weight_decay` | error if the optimizer has others, from anywhere |
 | `scheduler` | `lr_schedule` | error; an argument wins over environment and file |
 | `device` | `device` | error if they differ; an argument wins over environment and file |
-| `train_loader` | `batch_size` | error if the loader has another; it wins over what is outside |
+| `train_loader` | `batch_size` | error if they differ; the loader wins over environment and file |
 | both loaders | `validation_fraction` | error if their rows are split otherwise; likewise |
 | `train_loader` | `dataloader_kwargs` | error if the loader has others, or knows none; likewise |
 | `train_loader` | `recipe` | the loader keeps its batch size |
@@ -19,9 +19,10 @@ if they come from environment or file, because they may be meant for trainers |
 
 Within the settings, `TrainConfig` refuses a callable `optimizer` beside `learning_rate` or
 `weight_decay`, a `batch_size` beside one in `dataloader_kwargs`, `averaging` beside `ema_decay`,
-and `recipe` beside `sbi_compat`. `max_epochs`, `max_time`, stopping rules and stages are no rivals:
-the first that is met ends the training. `clip_max_norm`, `seed`, `compile`, `precision` and
-`show_train_summary` are said in one place only. What trainers add stands in `inference.options`.
+and `recipe` beside `sbi_compat`. `max_epochs`, `max_time`, stopping rules and stages do not
+conflict: the first that is met ends the training. `clip_max_norm`, `seed`, `compile`, `precision`
+and `show_train_summary` can be set in one place only. `inference.options` has the checks of
+trainers.
 """
 
 from __future__ import annotations
@@ -55,18 +56,18 @@ def check_options(
     scheduler: Any | None,
     device: str | torch.device | None,
 ) -> None:
-    """Refuse settings of a `run_training()` call that its arguments contradict or leave idle.
+    """Refuse settings of a `run_training()` call that its arguments contradict or make useless.
 
     Args:
         settings: All settings.
         train_batches: Batches of training data.
         val_batches: Batches of validation data, if there are any.
-        optimizer: The argument, None where settings decide.
-        scheduler: The argument, None where settings decide.
-        device: The argument, None where settings decide.
+        optimizer: The argument; None if settings decide.
+        scheduler: The argument; None if settings decide.
+        device: The argument; None if settings decide.
 
     Raises:
-        SettingsError: If a field and an argument say different things, or a field can do nothing.
+        SettingsError: If a field and an argument disagree, or a field can have no effect.
     """
     if optimizer is not None:
         _check_optimizer(settings, optimizer)
@@ -125,7 +126,7 @@ def check_compile(settings: Resolved, device: torch.device) -> None:
     """Refuse a way of computing that the device cannot carry out.
 
     Raises:
-        SettingsError: For CUDA graphs elsewhere than on a CUDA device.
+        SettingsError: For CUDA graphs on anything but a CUDA device.
     """
     if settings.train.compile == "cuda_graph" and device.type != "cuda":
         raise SettingsError(
@@ -156,14 +157,14 @@ def check_loader_kwargs(kwargs: Mapping[str, Any] | None, origin: Origin) -> Non
 
 
 def left_out_of_recipe(arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the fields that a recipe does not fill in, because arguments decide about them."""
+    """Return the fields that a recipe does not fill in, because arguments decide them."""
     decided = _DECIDED_BY_OPTIMIZER if arguments.get("optimizer") is not None else ()
     scheduled = ("lr_schedule",) if arguments.get("scheduler") is not None else ()
     return ("batch_size", *decided, *scheduled)
 
 
 def decay_of(config: TrainConfig, optimizer: Optimizer, arguments: Mapping[str, Any]) -> float:
-    """Return the weight decay of stages that name none: the setting, or a foreign optimizer's."""
+    """Return the weight decay of stages that name none: the setting's, or a user's optimizer's."""
     if arguments.get("optimizer") is None and not callable(config.optimizer):
         return config.weight_decay
     return _of_groups(optimizer, "weight_decay")[0] or 0.0
@@ -176,14 +177,14 @@ def observed(
     val_batches: Batches | None,
     arguments: Mapping[str, Any],
 ) -> Resolved:
-    """Note what runs where objects decide: rate, decay, batch size, and so on.
+    """Record what actually runs where objects decide: rate, decay, batch size, and so on.
 
     Args:
         settings: All settings.
         optimizer: The optimizer that trains.
         train_batches: Batches of training data.
         val_batches: Batches of validation data, if there are any.
-        arguments: Arguments of `run_training()` that stand for a field, None where not passed.
+        arguments: Arguments of `run_training()` that replace a field; None if not passed.
     """
     seen: dict[str, tuple[Any, Origin]] = {}
     for name, argument in (("optimizer", "optimizer"), ("lr_schedule", "scheduler")):
@@ -210,7 +211,7 @@ def rates_of(optimizer: Optimizer) -> list[float]:
 
 
 def _count(kind: str) -> int:
-    """Return how many devices of a kind there are; 0 where torch cannot use them."""
+    """Return how many devices of a kind there are; 0 if torch cannot use them."""
     if kind == "mps":
         return int(torch.backends.mps.is_available())
     module = getattr(torch, kind, None)
@@ -250,7 +251,7 @@ def _of_groups(optimizer: Optimizer, key: str) -> list[float | None]:
 
 
 def _single(values: Sequence[Any]) -> Any:
-    """Return the value that all groups have, else the list."""
+    """Return the value that all groups share, or the list if they differ."""
     return values[0] if all(value == values[0] for value in values) else [*values]
 
 
@@ -268,13 +269,13 @@ def _of_optimizer(
 def _of_earlier_optimizer(
     settings: Resolved, optimizer: Optimizer
 ) -> dict[str, tuple[Any, Origin]]:
-    """Note with what a resumed training goes on, whatever the defaults are."""
+    """Record the values a resumed training continues with, whatever the defaults are."""
     config, origin = settings.train, Origin("optimizer", "of the training that is continued")
     rate = _single(rates_of(optimizer))
     seen: dict[str, tuple[Any, Origin]] = {}
     if type(optimizer).__name__.lower() != config.optimizer:
         seen["optimizer"] = qualified_name(optimizer), origin
-    # In the typed form, a rate that the call names is the one that counts.
+    # In the typed form, a rate given in the call takes effect.
     named = settings.origin("train.learning_rate").source != "default" and not config.sbi_compat
     if rate != config.learning_rate and not named:
         seen["learning_rate"] = rate, origin
@@ -319,13 +320,13 @@ def _check_kwargs(settings: Resolved, kwargs: Mapping[str, Any], loader: Any) ->
 
 
 def _split_of(train_batches: Batches, val_batches: Batches | None) -> tuple[int, int] | None:
-    """Return the rows of training and of validation; None where they are not known."""
+    """Return the numbers of training and validation rows; None if unknown."""
     train, val = train_batches.num_rows, 0 if val_batches is None else val_batches.num_rows
     return None if train is None or val is None or not train + val else (train, val)
 
 
 def _is_split_by(fraction: float, split: tuple[int, int]) -> bool:
-    """Return whether rows are split by a fraction, however it is rounded."""
+    """Return whether rows are split by this fraction, whichever way it is rounded."""
     return split[1] > 0 and abs(split[1] - fraction * sum(split)) < 1.0
 
 

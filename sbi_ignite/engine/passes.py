@@ -1,4 +1,4 @@
-"""Passes over batches that are held to the number that their length promises."""
+"""Check that each pass over the batches yields as many as their length promises."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from sbi_ignite.exceptions import DataError
 
 
 class Passes:
-    """Batches for ignite's engines, which refuse a pass of another length than promised.
+    """Batches for ignite's engines that refuse a pass of a length other than promised.
 
-    ignite counts an epoch in batches: a loader that ends early is started again in mid-epoch, one
-    that ends without a batch leaves an empty epoch, and batches beyond the length are left for the
-    next epoch or, in validation, never seen.
+    ignite counts an epoch in batches: it restarts a loader that ends early in mid-epoch, leaves an
+    epoch empty if there is no batch, and keeps batches beyond the length for the next epoch or, in
+    validation, never uses them.
 
-    Everything else, such as `rows` or a DataLoader's `dataset`, is that of the batches or of the
-    user's loader behind them.
+    All other attributes, such as `rows` or a DataLoader's `dataset`, are those of the batches or
+    of the user's loader behind them.
 
     Args:
         batches: The batches.
-        guard: Returns what is iterated over instead, see `StopOnSignals.guard`.
+        guard: Wraps what is iterated over, see `StopOnSignals.guard`.
 
     Attributes:
-        num_batches: Batches of a pass.
+        num_batches: Batches in a pass.
 
     Example:
         >>> from sbi_ignite.data.foreign import ForeignBatches
@@ -58,11 +58,11 @@ class Passes:
         return getattr(getattr(self.batches, "loader", self.batches), name)
 
     def continue_after(self, num_batches: int) -> None:
-        """Expect the next pass to begin after so many batches, as a resumed one does."""
+        """Expect the next pass to begin after `num_batches` batches, as a resumed one does."""
         self._done = num_batches
 
     def attach(self, engine: Engine) -> None:
-        """Look at the end of every epoch; attach it before what takes the epoch for complete."""
+        """Check at the end of every epoch; attach it before anything that relies on that epoch."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.conclude)
 
     def conclude(self) -> None:
@@ -79,7 +79,7 @@ class _Pass:
     """One pass over a loader.
 
     Args:
-        passes: What the pass is held to.
+        passes: The batches, with the number that the pass must yield.
         done: Batches of this pass that were handed out earlier.
     """
 

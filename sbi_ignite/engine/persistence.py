@@ -1,4 +1,4 @@
-"""The run directory of a training: what is there to continue, and when it is saved."""
+"""Tie a training to its run directory: what it continues from, and when it is saved."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def persistence(training: Training) -> Iterator[Persistence | NoPersistence]:
             training.hooks.resume_from,
             training.signals,
             mid_epoch=training.train_batches.resumes_inside_epoch,
-            # A thread that writes must not run while a loader forks its workers.
+            # A writer thread must not run while a loader forks its workers.
             background=not training.train_batches.uses_processes,
         )
         try:
@@ -101,19 +101,19 @@ class NoPersistence:
         self._parts, self._signals = parts, signals
 
     def attach(self, engine: Engine) -> None:
-        """Save nothing, and look out for signals."""
+        """Save nothing, but watch for signals."""
         self._signals.attach(engine)
 
     @property
     def remembered(self) -> dict[str, Any]:
-        """What the loggers of the call that is continued remembered."""
+        """What the loggers remembered in the call that is continued."""
         return dict((self.found or {}).get("loggers", {}))
 
     def require_writable(self) -> None:
-        """Nothing will be written."""
+        """Do nothing: nothing will be written."""
 
     def resume(self) -> None:
-        """Bring all parts to where the snapshot stood."""
+        """Restore all parts from the snapshot."""
         if self.found is not None:
             restore(self._parts, self.found)
 
@@ -144,15 +144,15 @@ class Persistence:
         state: The training's numbers.
         snapshots: Take snapshots of the parts.
         loggers: Remember where they log to.
-        earlier: Snapshot of an earlier call, to go on from where the directory has nothing.
+        earlier: Snapshot of an earlier call, to continue from if the directory has nothing.
         signals: The signals that end the training cleanly.
         mid_epoch: Whether the batches know their position inside an epoch.
         background: Whether to write in another thread.
 
     Attributes:
         found: The states of the checkpoint that is continued; None in a fresh run.
-        earlier_report: Which way steps of earlier calls were computed, and why; for a run that is
-            complete already.
+        earlier_report: How steps of earlier calls were computed, and why; for a run that is
+            already complete.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class Persistence:
         return dict(earlier)
 
     def _remembering(self) -> dict[str, Any]:
-        """Return what the loggers remember, as checkpoints hold it."""
+        """Return what the loggers remember, in the form that checkpoints hold."""
         directory = self._directory
         return remember(self._loggers.state_dict(), directory.path, directory.identity)
 
@@ -230,7 +230,7 @@ class Persistence:
         return self._snapshots.take().with_words(loggers=self._remembering())
 
     def require_writable(self) -> None:
-        """See that a training that goes on can be saved.
+        """Check that the training, if it continues, can be saved.
 
         Raises:
             CheckpointError: If the run can only be read.
@@ -238,7 +238,7 @@ class Persistence:
         self._directory.require_writable()
 
     def resume(self) -> None:
-        """Bring all parts to where the checkpoint stood."""
+        """Restore all parts from the checkpoint."""
         if self.found is None:
             return
         restore(self._parts, self.found)
@@ -263,7 +263,7 @@ class Persistence:
         )
 
     def attach(self, engine: Engine) -> None:
-        """Save during training; attach it last.
+        """Save during training; attach this last.
 
         Args:
             engine: The training engine.
@@ -274,11 +274,11 @@ class Persistence:
 
     @contextmanager
     def running(self, trains: bool = True) -> Iterator[None]:
-        """Note that the training runs, and an error that ends it before anybody else hears it.
+        """Record that the training runs, and any error that ends it, before others hear of it.
 
         Args:
             trains: Whether there is anything left to train. A complete run that has all its files
-                is not written again.
+                is not rewritten.
 
         Warns:
             SbiIgniteWarning: Off the main thread, where no signals arrive.
@@ -300,7 +300,7 @@ class Persistence:
                 stacklevel=4,
             )
         saved = {} if trains else directory.read_manifest() or {}
-        # A run that was complete is so at every moment, for others that read it meanwhile.
+        # A complete run stays complete at every moment, for others that may be reading it.
         directory.write_manifest(saved if saved.get("status") == "complete" else self.manifest)
         self._handler.start()
         self._handler.save_now()
@@ -312,24 +312,24 @@ class Persistence:
             raise
 
     def fail(self, error: BaseException) -> None:
-        """Note an error that ended the training, the first one only."""
+        """Record the error that ended the training; only the first one."""
         if not self._began:
             return
         self._began = False
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
         words = {"status": "interrupted" if interrupted else "failed", "error": _line(error)}
         with contextlib.suppress(CheckpointError):
-            if isinstance(error, KeyboardInterrupt):  # whoever insists must not wait for a disk
+            if isinstance(error, KeyboardInterrupt):  # a user who insists must not wait for a disk
                 self._directory.update_manifest_soon(_SECONDS_FOR_LAST_WORDS, **words)
             else:
                 self._directory.update_manifest(**words)
 
     def finish(self) -> None:
-        """Save the last state, from which a longer training would go on."""
+        """Save the last state, from which a longer training would continue."""
         if self._only_reads:
             return
-        # Between batches of a foreign loader nothing can be continued: its last epoch's end stays.
-        # Neither can what was cut short in mid-validation.
+        # A foreign loader cannot be resumed between batches: the end of its last epoch stays saved.
+        # Nor can a training that was cut short in mid-validation.
         whole = self._mid_epoch or self._state.iteration == 0 or self._at_epoch_end()
         if whole and not self._signals.cut_in_loader:
             self._handler.finish()
@@ -361,5 +361,5 @@ class Persistence:
 
 
 def _line(error: BaseException) -> str:
-    """Return an error in one line."""
+    """Return an error as one line."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

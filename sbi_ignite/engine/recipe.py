@@ -1,4 +1,4 @@
-"""Fill in a recipe by the number of training rows."""
+"""Fill in a recipe according to the number of training rows."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from sbi_ignite.settings import Resolved
 def filled_in(
     settings: Resolved, batches: Batches, apart_from: Sequence[str] = ("batch_size",)
 ) -> Resolved:
-    """Fill in the recipe by the rows of the training data, whose batch size stays as it is.
+    """Fill in the recipe for the number of training rows; the batch size stays as it is.
 
     Args:
-        settings: All settings; without a recipe, or filled in already, they are returned.
+        settings: All settings; returned as they are without a recipe, or if it is filled in.
         batches: Batches of training data.
-        apart_from: Fields that are left alone.
+        apart_from: Fields to leave alone.
 
     Raises:
-        SettingsError: If the batches do not show how many rows they have.
+        SettingsError: If the number of rows cannot be told from the batches.
     """
     if not settings.awaits_recipe:
         return settings

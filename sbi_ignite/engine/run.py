@@ -50,10 +50,10 @@ def run_training(
     The standalone runner of sbi's enhancement proposal EP-01. It needs no sbi object; trainers of
     sbi go through the same assembly and the same loop.
 
-    Say each thing once: an `optimizer` beside an `optimizer`, `learning_rate` or `weight_decay` in
+    Set each thing once: an `optimizer` beside an `optimizer`, `learning_rate` or `weight_decay` in
     the settings, a `scheduler` beside an `lr_schedule`, another `device`, and loaders with another
     `batch_size`, `validation_fraction` or other `dataloader_kwargs` are refused. Arguments win over
-    environment and file where both say the same thing, and the summary's `config` tells what ran.
+    environment and file if both set the same thing, and the summary's `config` shows what ran.
 
     Args:
         config: Training settings; None takes environment, file and defaults.
@@ -64,16 +64,16 @@ def run_training(
         loss_fn: `loss_fn(model, batch)` gives losses of shape (batch,), or their mean as a scalar.
             If it has a method `validate` of the same form, that gives the validation losses.
         train_loader: Batches of training data: a torch DataLoader or any iterable with a length,
-            which yields that many batches in every pass, each of at least one row.
-        val_loader: Batches of validation data, likewise. Without it, the training loss decides
-            about the best weights and about stopping.
+            which yields that many batches in every pass, each with at least one row.
+        val_loader: Batches of validation data, likewise. Without it, the training loss
+            determines the best weights and when to stop.
         optimizer: Steps over the model's parameters; None makes what `config` asks for. It may hold
-            others too, such as a weight inside the loss; parameters that it lacks stay as they are,
-            with a warning.
+            others too, such as a weight inside the loss; parameters it does not hold stay as they
+            are, with a warning.
         scheduler: A torch scheduler of that optimizer, stepped after every epoch (`OneCycleLR` and
             `CyclicLR`: after every iteration); None makes what `config` asks for.
         callbacks: Objects with methods of `Callback`, or anything with ignite's `attach(engine)`;
-            one alone needs no list.
+            a single one needs no list.
         device: Where to train; None takes `config.device`, else the model's device.
         logging: A `LoggingConfig`, the name of a backend, or a list of these.
         early_stopping: One rule or several, of which any one stops; None waits 20 epochs for a
@@ -85,9 +85,9 @@ def run_training(
 
     Raises:
         SettingsError: If a setting is not valid; nothing has been trained.
-        ArgumentError: If an argument has the wrong type, the model or the optimizer nothing to
-            train, or the losses of the first batch the wrong shape; nothing has been trained.
-        DataError: If a loader yields other than the promised number of batches, or an empty one.
+        ArgumentError: If an argument has the wrong type, the model or the optimizer has nothing to
+            train, or the losses of the first batch have the wrong shape; nothing has been trained.
+        DataError: If a loader does not yield the promised number of batches, or an empty one.
         NonFiniteLossError: If a training or validation loss is NaN or infinite; the model has the
             best weights so far.
 
@@ -134,7 +134,7 @@ def run(training: Training) -> TrainingSummary:
         training: What `assemble` put together; it runs once.
 
     Raises:
-        DataError: If the batches of a pass are not those that their length promises.
+        DataError: If a pass does not yield as many batches as their length promises.
         NonFiniteLossError: If a training or validation loss is NaN or infinite; the model has the
             best weights so far.
         KeyboardInterrupt: After Ctrl-C, when everything is saved.
@@ -157,7 +157,7 @@ def run(training: Training) -> TrainingSummary:
 
 
 def _resume(training: Training, files: Persistence | NoPersistence) -> int:
-    """Continue where a checkpoint or an earlier call stopped; return the epochs done before."""
+    """Continue where a checkpoint or an earlier call stopped; return the epochs already done."""
     files.resume()
     state, schedule, epoch_length = training.state, training.schedule, len(training.train_batches)
     resumed_from = state.epoch
@@ -165,7 +165,7 @@ def _resume(training: Training, files: Persistence | NoPersistence) -> int:
         if files.found is not None:
             schedule.note_rate()
             training.epochs.continue_at(epoch_length, training.parts, files.found)
-            if training.train_batches.resumes_inside_epoch:  # others begin a pass anew
+            if training.train_batches.resumes_inside_epoch:  # others start a new pass
                 training.passes.continue_after(state.iteration % epoch_length)
         training.stopping.ask_before_training()
         if _has_epochs_left(training):
@@ -182,7 +182,7 @@ def _resume(training: Training, files: Persistence | NoPersistence) -> int:
 def _best_weights_if_refused(
     training: Training, files: Persistence | NoPersistence
 ) -> Iterator[None]:
-    """Give a model its best weights back, if the training that it was to go on with is refused."""
+    """Give a model its best weights back if continuing its training is refused."""
     try:
         yield
     except (SettingsError, ArgumentError):
@@ -220,7 +220,7 @@ def _loop(training: Training) -> None:
 def _conclude(
     training: Training, files: Persistence | NoPersistence, resumed_from: int, how: Report
 ) -> TrainingSummary:
-    """Save the last state, put the best weights into the model, and tell how it went."""
+    """Save the last state, put the best weights into the model, and report how it went."""
     state = training.state
     state.stop("max_epochs" if state.epoch >= training.budget else "callback")
     if not training.signals.cut_in_loader:
@@ -255,13 +255,13 @@ def _errors_reported(training: Training) -> Iterator[None]:
 
 
 def _nothing() -> None:
-    """Undo nothing: losses are read before anything is done with them."""
+    """Undo nothing: losses are checked before they are used."""
 
 
 def _undo(training: Training) -> Callable[[], None]:
-    """Return what undoes steps that were taken before a loss was known not to be finite.
+    """Return a function that undoes steps taken before a loss was known not to be finite.
 
-    Weights and optimizer go back to where the call found them, until the best weights are put in.
+    Weights and optimizer return to their state at the call, until the best weights are put in.
     """
     model, optimizer = training.model, training.optimizer
     weights, memory = deepcopy(model.state_dict()), deepcopy(optimizer.state_dict())

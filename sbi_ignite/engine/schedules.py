@@ -1,4 +1,4 @@
-"""Training settings and an optimizer come in; torch's schedulers and their length go out."""
+"""Make torch's learning-rate schedulers from the settings, and determine their length."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from sbi_ignite.handlers.schedule import Schedule, Schedulers
 from sbi_ignite.settings import LRSchedule, Resolved, TrainConfig
 
 UNBOUNDED = TrainConfig.model_fields["max_epochs"].default
-"""The number of epochs that stands for as many as it takes."""
+"""The number of epochs that means: as many as it takes."""
 
 ONE_CYCLE_RISE = 0.3
 """Share of a cycle in which the rate rises; torch's default."""
 
 ONE_CYCLE_BEGIN = 25.0
-"""What the peak of a cycle is divided by for its first rate; torch's default."""
+"""Ratio of the peak of a cycle to its first rate; torch's default."""
 
 
 def make_schedulers(config: TrainConfig, optimizer: Optimizer, batches: Batches) -> Schedulers:
@@ -38,11 +38,11 @@ def make_schedulers(config: TrainConfig, optimizer: Optimizer, batches: Batches)
     Args:
         config: Gives lr_schedule, max_epochs and sbi_compat.
         optimizer: The optimizer to schedule.
-        batches: Training data, by which a length is counted.
+        batches: Training data, from which the length in steps is computed.
 
     Raises:
         SettingsError: If a schedule needs a length and none can be derived.
-        ArgumentError: If a callable returns something else than a scheduler.
+        ArgumentError: If a callable returns something other than a scheduler.
     """
     wanted = config.schedule
     if wanted is None:
@@ -69,15 +69,15 @@ def make_schedulers(config: TrainConfig, optimizer: Optimizer, batches: Batches)
 
 
 def length_in_epochs(schedule: LRSchedule, config: TrainConfig, batches: Batches) -> int:
-    """Return the length of a cosine or a cycle, as `LRSchedule` says.
+    """Return the length of a cosine or a cycle, as `LRSchedule` defines it.
 
     Args:
-        schedule: May name its length.
+        schedule: May set its length.
         config: May bound the training.
-        batches: Training data, whose rows decide where neither does.
+        batches: Training data, whose number of rows decides if neither does.
 
     Raises:
-        SettingsError: If neither does and the batches do not show their rows.
+        SettingsError: If neither does and the batches do not tell how many rows they have.
     """
     if schedule.total_epochs is not None:
         return schedule.total_epochs
@@ -95,9 +95,9 @@ def length_in_epochs(schedule: LRSchedule, config: TrainConfig, batches: Batches
 
 
 def derived_length(rows: int) -> int:
-    """Return the epochs of a schedule that nobody gave a length, for so many training rows.
+    """Return the epochs of a schedule without a given length, for this number of training rows.
 
-    Ten times the data get about three times the steps, in a third of the epochs.
+    Ten times as much data gets about three times as many steps, in a third of the epochs.
 
     Example:
         >>> [derived_length(rows) for rows in (100, 1_000, 10_000, 1_000_000)]
@@ -107,11 +107,11 @@ def derived_length(rows: int) -> int:
 
 
 def epochs_to_train(config: TrainConfig, schedulers: Schedulers) -> int:
-    """Return the epochs that a training takes at most.
+    """Return the maximum number of epochs of a training.
 
     Args:
-        config: May say so.
-        schedulers: End a training that nobody bounds, if they have an end.
+        config: May set the maximum.
+        schedulers: End an otherwise unbounded training, if they have an end.
     """
     if config.max_epochs == UNBOUNDED and schedulers.epochs is not None:
         return schedulers.epochs
@@ -121,12 +121,12 @@ def epochs_to_train(config: TrainConfig, schedulers: Schedulers) -> int:
 def continue_schedule(
     settings: Resolved, schedule: Schedule, budget: int, steps_per_epoch: int
 ) -> None:
-    """Stretch a resumed schedule where that is asked for, and refuse epochs at a rate of nothing.
+    """Stretch a resumed schedule if asked to, and refuse epochs at a rate of zero.
 
     Args:
         settings: All settings.
         schedule: The schedule, restored where the training is resumed.
-        budget: Epochs that are trained at most.
+        budget: Maximum number of epochs.
         steps_per_epoch: Batches in an epoch.
 
     Raises:
@@ -139,7 +139,7 @@ def continue_schedule(
         schedule.stretch()
     if schedule.last_step is None or wanted.min_lr:
         return
-    # A cycle takes its last rate one step before its end.
+    # A cycle reaches its last rate one step before its end.
     steps = schedule.last_step + (wanted.kind == "one_cycle")
     length = math.ceil(steps / steps_per_epoch)
     if budget <= length:
@@ -168,19 +168,19 @@ def _budget_origin(settings: Resolved) -> str:
 def warn_of_idle(
     settings: Resolved, optimizer: Optimizer, scheduled: bool, budget: int, steps_per_epoch: int
 ) -> None:
-    """Warn of settings about the rate, and about stages, that can do nothing in this training.
+    """Warn of settings for the rate, and for stages, that can have no effect in this training.
 
     Args:
         settings: All settings.
         optimizer: The optimizer, at its first rate.
         scheduled: Whether a scheduler or a callback may change the rate.
-        budget: Epochs that are trained at most.
+        budget: Maximum number of epochs.
         steps_per_epoch: Batches in an epoch.
     """
     wanted, steps = settings.train.schedule, budget * steps_per_epoch
     warmup = wanted.warmup_steps if isinstance(wanted, LRSchedule) else 0
     origin = settings.origin("train.lr_schedule")
-    # A recipe's own warm-up is no wish of anybody's, and short trials with it are common.
+    # Nobody asked for a recipe's own warm-up, and short trials with it are common.
     if warmup >= steps and origin.source != "recipe":
         _warn(
             f"lr_schedule: warmup_steps={warmup} from {origin} is not less than the {steps} steps "
@@ -209,7 +209,7 @@ def _warn(text: str) -> None:
 def _after_rise(
     optimizer: Optimizer, rest: LRScheduler, steps: int, start: float | None
 ) -> LRScheduler:
-    """Return a scheduler that begins with a linear rise over so many steps."""
+    """Return a scheduler that begins with a linear rise over some steps."""
     start = 1 / (steps + 1) if start is None else start
     rise = LinearLR(optimizer, start_factor=start, total_iters=steps)
     return SequentialLR(optimizer, [rise, rest], milestones=[steps])
@@ -219,7 +219,7 @@ def _warmup(schedule: LRSchedule, optimizer: Optimizer) -> LRScheduler | None:
     """Return a scheduler that rises to the optimizer's rate and leaves it there."""
     if not schedule.warmup_steps:
         return None
-    # LinearLR alone would end a rounding error away from the rate that was asked for.
+    # LinearLR alone would end a rounding error away from the requested rate.
     rate = ConstantLR(optimizer, factor=1.0, total_iters=1)
     return _after_rise(optimizer, rate, schedule.warmup_steps, schedule.warmup_start)
 

@@ -1,4 +1,4 @@
-"""The parts of a training that remember something come in; snapshots of them go out."""
+"""Take snapshots of all parts of a training that have state, and restore them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sbi_ignite.random_state import random_states, set_random_states
 from sbi_ignite.runs.snapshot import Snapshot
 
 SECONDS_BETWEEN = 1.0
-"""The most that an exception undoes of a training that goes on in the same process: one takes a
-tenth of a small network's epoch, and what is trained again comes out the same."""
+"""The most that an exception can undo of a training that continues in the same process: a snapshot
+takes a tenth of a small network's epoch, and training again gives the same result."""
 
 
 class Saved(Protocol):
@@ -36,7 +36,7 @@ class Stateful(Saved, Protocol):
 
 
 def states_of(parts: Mapping[str, Stateful]) -> dict[str, Any]:
-    """Return every part's state and the random states; tensors are live, later steps change them.
+    """Return every part's state and the random states; tensors are live: later steps change them.
 
     Args:
         parts: Names and objects; their states hold tensors and plain data only.
@@ -45,7 +45,7 @@ def states_of(parts: Mapping[str, Stateful]) -> dict[str, Any]:
 
 
 def restore(parts: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
-    """Bring every part, and the random states, to a snapshot.
+    """Restore every part, and the random states, from a snapshot.
 
     Args:
         parts: The objects of this training, under the same names.
@@ -70,7 +70,7 @@ def _frozen(state: Any) -> Any:
     if isinstance(state, Mapping):
         return {name: _frozen(value) for name, value in state.items()}
     if isinstance(state, list | tuple):
-        # A generator's state and a long history are thousands of numbers, in every epoch.
+        # A generator's state and a long history are thousands of numbers, copied every epoch.
         if _PLAIN.issuperset(map(type, state)):
             return kind(state)
         return kind(_frozen(value) for value in state)
@@ -78,13 +78,13 @@ def _frozen(state: Any) -> Any:
 
 
 class Snapshots:
-    """Takes snapshots of a training, at most one at any moment.
+    """Takes snapshots of a training, at most one per moment.
 
     Args:
-        parts: The parts of the training that remember something.
+        parts: The parts of the training that have state.
         state: The training's numbers.
-        keep: Receives snapshots of ends of epochs: of the first, of the last, and in between of one
-            after every `SECONDS_BETWEEN`; and all that others ask for.
+        keep: Receives snapshots taken at ends of epochs: the first, the last, and in between one
+            every `SECONDS_BETWEEN`; also all that others ask for.
         extra: More to save, which `restore` does not put back.
     """
 
@@ -102,17 +102,17 @@ class Snapshots:
         self._due = 0.0
 
     def attach(self, engine: Engine) -> None:
-        """Listen to the training engine; attach it behind what changes at the end of an epoch."""
+        """Listen to the training engine; attach it after what changes at the end of an epoch."""
         if self._keep is not None:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
     def conclude(self) -> None:
-        """Let the end of the training be kept."""
+        """Keep a snapshot of the end of the training."""
         if self._keep is not None:
             self.take()
 
     def take(self) -> Snapshot:
-        """Return the training as it stands."""
+        """Return a snapshot of the training as it is now."""
         moment = (self._state.epoch, self._state.iteration)
         if self._latest is None or moment != self._moment:
             extra = {name: part.state_dict() for name, part in self._extra.items()}

@@ -1,4 +1,4 @@
-"""Gradients, losses and an optimizer come in; the process functions of ignite's Engines go out."""
+"""The process functions of ignite's engines: one step of training, one batch of validation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Step = Callable[[Engine, Any], StepOutput]
 
 
 class Stepping(Protocol):
-    """What a step needs of an optimizer."""
+    """What a step needs from an optimizer."""
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -41,7 +41,7 @@ class Stepping(Protocol):
 class TrainStep:
     """One optimizer step: forward, backward, clip (a handler), step.
 
-    The first batch is looked at closely.
+    The first batch is checked thoroughly.
 
     Attributes:
         gradients: Losses of a batch, shape (batch,), or their mean, and its gradients.
@@ -61,7 +61,7 @@ class TrainStep:
     _first: bool = field(default=True, init=False, repr=False)
 
     def __call__(self, engine: Engine, batch: Any) -> StepOutput:
-        """Take one step and return the losses' sum."""
+        """Take one step and return the sum of the losses."""
         self.optimizer.zero_grad()
         batch = on_device(batch, self.device)
         if self._first:
@@ -87,7 +87,7 @@ class TrainStep:
 class ValidationStep:
     """One batch of validation, without gradients.
 
-    The first batch is looked at closely.
+    The first batch is checked thoroughly.
 
     Attributes:
         model: The network.
@@ -96,7 +96,7 @@ class ValidationStep:
         summed: How the losses of a batch add up, `summed` or `summed_as_sbi`.
         now: Returns current epoch and iteration, for errors.
         refuse_non_finite: Raise on NaN and infinity.
-        keep_losses: Hand on the losses of the rows, where the loss function returns these.
+        keep_losses: Also pass on the losses of the rows, if the loss function returns them.
     """
 
     model: nn.Module
@@ -109,7 +109,7 @@ class ValidationStep:
     _first: bool = field(default=True, init=False, repr=False)
 
     def __call__(self, engine: Engine, batch: Any) -> StepOutput:
-        """Return the losses' sum."""
+        """Return the sum of the losses."""
         batch = on_device(batch, self.device)
         with torch.no_grad(), _translated_errors(engine, self.now, batch, validation=True):
             losses = self.loss(self.model, batch)
@@ -131,14 +131,14 @@ class ValidationStep:
 
 def on_device(batch: Any, device: torch.device) -> Any:
     """Return a batch of any structure with its tensors on a device; what cannot move stays."""
-    # What comes from our own loaders is there already, and need not be built anew.
+    # Batches from our own loaders are already there and need not be rebuilt.
     if type(batch) is tuple and all(isinstance(t, Tensor) and t.device == device for t in batch):
         return batch
     return _moved(batch, device)
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """Move tensors, and objects that know how to move, out of containers of all depths."""
+    """Move tensors, and objects that have a way to move, in containers nested to any depth."""
     if callable(getattr(value, "to", None)):
         return value.to(device)
     if isinstance(value, Mapping):
@@ -164,12 +164,12 @@ def summed_as_sbi(losses: Tensor, batch: Any) -> StepOutput:
 
 
 def read_if_at_hand(loss: Tensor) -> float | Tensor:
-    """Return a number; from a GPU a tensor, because reading it would let the GPU run dry."""
+    """Return a number; from a GPU a tensor, because reading it would leave the GPU idle."""
     return loss.detach() if reads_later(loss.device) else loss.item()
 
 
 def reads_later(device: torch.device) -> bool:
-    """Return whether losses on a device are read when others have followed them."""
+    """Return whether losses on a device are read only after later ones have been computed."""
     return device.type == "cuda"
 
 
@@ -181,15 +181,15 @@ def checked(
     losses: Tensor,
     validation: bool = False,
 ) -> StepOutput:
-    """Refuse a loss that is not finite, or see to it that it is refused once it is read.
+    """Refuse a loss that is not finite, or arrange for it to be refused once it is read.
 
     Args:
         output: Sum of the losses.
-        engine: The engine whose step it is.
+        engine: The engine that takes the step.
         now: Returns current epoch and iteration.
         batch: The batch.
         losses: Its losses.
-        validation: Whether they are losses of validation.
+        validation: Whether these are validation losses.
 
     Raises:
         NonFiniteLossError: If the loss is known and NaN or infinite.
@@ -197,7 +197,7 @@ def checked(
     if isinstance(output.loss, Tensor):
         batches, losses = _batches(engine), losses.detach()
         step, rows = now(), batches.rows
-        # Not the batch itself: a hundred of them may not fit into the memory of a GPU.
+        # Not the batch itself: a hundred batches may not fit into the memory of a GPU.
         size = num_rows(batch)
 
         def refused() -> NonFiniteLossError:
@@ -213,7 +213,7 @@ def checked(
 def non_finite_loss(
     engine: Engine, now: tuple[int, int], batch: Any, losses: Tensor | None, validation: bool
 ) -> NonFiniteLossError:
-    """Build the error that says when and for which rows a loss was NaN or infinite."""
+    """Build the error that tells when and for which rows a loss was NaN or infinite."""
     rows = _batches(engine).rows
     return _non_finite_loss(now, rows, num_rows(batch), losses, batch, validation)
 
@@ -271,7 +271,7 @@ def _batches(engine: Engine) -> Batches:
 
 
 def _non_finite_inputs(batch: Any, size: int) -> Tensor:
-    """Return positions of rows with NaN or infinity; all rows where the inputs are innocent."""
+    """Return positions of rows with NaN or infinity; all rows if the inputs are all finite."""
     tensors = [t for t in batch if isinstance(t, Tensor)] if isinstance(batch, list | tuple) else []
     bad = torch.zeros(size, dtype=torch.bool)
     for tensor in tensors:
@@ -284,7 +284,7 @@ def _non_finite_inputs(batch: Any, size: int) -> Tensor:
 def _translated_errors(
     engine: Engine, now: Callable[[], tuple[int, int]], batch: Any, validation: bool = False
 ) -> Iterator[None]:
-    """Turn the error by which sbi's own losses report NaN into ours, which says where."""
+    """Turn the error with which sbi's own losses report NaN into ours, which says where."""
     try:
         yield
     except ValueError as error:
@@ -299,7 +299,7 @@ def fixed_random_state(seed: int, device: torch.device) -> Iterator[None]:
 
     Args:
         seed: Seed of torch's, numpy's and python's generators inside the block.
-        device: Device whose generator is fixed too, when it has one of its own.
+        device: Device whose generator is fixed too, if it has one of its own.
     """
     python_state, numpy_state, torch_state = (
         random.getstate(),

@@ -1,4 +1,4 @@
-"""A training as one value, and how it is assembled from settings, a model, a loss and batches."""
+"""Assemble a training from settings, a model, a loss and batches into one object."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ from sbi_ignite.settings import Resolved
 class Training:
     """One training, ready to run: see `run`.
 
-    Trainings hold nothing in common unless they were given it, so that a program can hold several.
+    Trainings share nothing unless it was passed to them, so a program can hold several.
 
     Attributes:
         settings: All settings with their origins, recipes filled in.
@@ -64,10 +64,10 @@ class Training:
         model: The network.
         device: Where it trains.
         train_batches: Batches of training data.
-        passes: The same, held to the number of batches that they promise.
+        passes: The same, checked against the number of batches that they promise.
         val_batches: Batches of validation data; None without.
         optimizer: Steps over the network's parameters.
-        stepping: The same, on all parameters as one flat tensor where it can.
+        stepping: The same, on all parameters as one flat tensor where possible.
         schedule: Changes the learning rate.
         averages: Running average of the weights; None without.
         best: Keeper of the best weights.
@@ -82,7 +82,7 @@ class Training:
         snapshots: Takes snapshots of the parts.
         signals: Holds signals off and turns them into a clean stop.
         compiler: Decides how steps are computed.
-        budget: Epochs after which training ends at the latest, counted over all its legs.
+        budget: Maximum number of epochs, counted over all legs of the training.
         rate_may_change: Whether a schedule or a callback may change the learning rate.
     """
 
@@ -113,7 +113,7 @@ class Training:
     rate_may_change: bool
 
     def how_computed(self) -> Report:
-        """Return which way steps were computed, and what made them slower than they could be."""
+        """Return how steps were computed, and what made them slower than they could be."""
         found = self.compiler.report()
         if self.hooks.steps.train is not None:
             found = Report("eager", "the trainer's own epoch method was asked")
@@ -122,7 +122,7 @@ class Training:
 
     @property
     def method(self) -> str:
-        """Name of the method: the host's, else the class of the model."""
+        """Name of the method: the host's, or else the class of the model."""
         return self.hooks.place.method or type(self.model).__name__
 
 
@@ -147,16 +147,16 @@ def assemble(
         loss_fn: `loss_fn(model, batch)` gives losses of shape (batch,), or their mean as a scalar;
             `loss_fn.validate`, where it exists, the validation losses.
         train_batches: Batches of training data.
-        val_batches: Batches of validation data; without, the training loss decides.
+        val_batches: Batches of validation data; without them, the training loss decides.
         optimizer: Steps over the model's parameters; None makes what the settings ask for.
         scheduler: A torch scheduler; None makes what the settings ask for.
         callbacks: Objects with methods of `Callback`, or with ignite's `attach(engine)`.
-        device: Where to train; None takes the settings' device, else the model's.
-        hooks: What a host library decides; None takes optimizer, scheduler and device for the
-            arguments of a user, which are noted in the settings.
+        device: Where to train; None takes the settings' device, or else the model's.
+        hooks: What a host library decides; with None, optimizer, scheduler and device are taken to
+            be the arguments of a user, which are recorded in the settings.
 
     Raises:
-        SettingsError: If settings and arguments do not go together.
+        SettingsError: If settings and arguments are incompatible.
         ArgumentError: If there is nothing to train, or optimizer or scheduler belong to something
             else.
     """
@@ -197,7 +197,7 @@ def assemble(
 
     # How batches are computed.
     train_loss = _epoch_mean(train_batches, as_sbi and hooks.steps.train is None)
-    # The norm of one tensor is found faster and rounded otherwise, as is a fused step.
+    # The norm of one tensor is faster to compute and rounds differently, as does a fused step.
     flat = stepping if stepping.fused else None
     clipping = GradientClipping(model.parameters(), config.clip_max_norm, flat)
     asks_for_error = any(stage.min_improvement for stage in config.stages)
@@ -317,7 +317,7 @@ def assemble(
 def _device(
     settings: Resolved, device: str | torch.device | None, model: nn.Module
 ) -> torch.device:
-    """Return where to train: as asked, else where the model is."""
+    """Return where to train: as asked, or else where the model is."""
     if device is not None:
         return indexed(checked_device(device, "the call run_training(device=...)"))
     if settings.train.device is not None:
@@ -327,11 +327,11 @@ def _device(
 
 
 def _epoch_mean(batches: Batches, sbi_compat: bool) -> EpochMean:
-    """Return the mean over the rows seen, or over as many as sbi takes for granted."""
+    """Return the mean over the rows seen, or over as many rows as sbi assumes."""
     size = batches.batch_size if sbi_compat else None
     return EpochMean(rows=len(batches) * size if size else None)
 
 
 def _parts(candidates: Mapping[str, Any]) -> dict[str, Stateful]:
-    """Return those that have a state to save."""
+    """Return the candidates that have a state to save."""
     return {name: part for name, part in candidates.items() if hasattr(part, "state_dict")}

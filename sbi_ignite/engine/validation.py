@@ -22,15 +22,15 @@ VALIDATION_SEED = 20201127
 
 
 class Validation:
-    """Computes the validation loss of what the network holds.
+    """Computes the validation loss of the network's current weights.
 
     Args:
         batches: Batches of validation data.
         mean: Mean loss of a pass.
-        as_sbi: Whether to draw from the running random state, as sbi does, instead of a fixed one.
+        as_sbi: Whether to draw from the current random state, as sbi does, instead of a fixed one.
         device: Where the network is.
-        with_error: Whether the losses of rows are kept to give the standard error of their mean.
-        guard: Returns what is iterated over, see `StopOnSignals.guard`.
+        with_error: Whether the losses of rows are kept for the standard error of their mean.
+        guard: Wraps what is iterated over, see `StopOnSignals.guard`.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Validation:
 
         Args:
             step: Computes the losses of a batch.
-            trial: The same for weights that are only tried, which refuses no losses.
+            trial: The same for trial weights; it refuses no losses.
         """
         self._engine, self._trial = make_engine(step), make_engine(trial)
         for engine in (self._engine, self._trial):
@@ -63,13 +63,13 @@ class Validation:
         """Return the mean loss over the validation rows.
 
         Raises:
-            DataError: If the batches are not those that their length promises.
+            DataError: If there are not as many batches as their length promises.
             NonFiniteLossError: If a loss is NaN or infinite.
         """
         return self._run(self._engine)
 
     def loss_of_trial(self) -> float:
-        """Return the same of weights that are only tried and may be no good, finite or not."""
+        """Return the same for trial weights, which may be bad; the loss need not be finite."""
         return self._run(self._trial)
 
     def _run(self, engine: Engine) -> float:
@@ -81,13 +81,13 @@ class Validation:
 
     @property
     def error(self) -> float:
-        """Standard error of the last loss; NaN where nobody asked for it."""
+        """Standard error of the last loss; NaN if it was not asked for."""
         return math.nan if self._spread is None else self._spread.error
 
 
 @contextmanager
 def validation_randomness(as_it_runs: bool, device: torch.device) -> Iterator[None]:
-    """Validate under one fixed random state, or under the running one, as sbi does.
+    """Validate under one fixed random state, or under the current one, as sbi does.
 
     Args:
         as_it_runs: Whether to leave the random state alone.

@@ -1,6 +1,6 @@
-"""The names of `sbi.inference`, whose trainers are trained by sbi_ignite.
+"""The names of `sbi.inference`, with trainers that train by sbi_ignite.
 
-Names that train nothing (posteriors, potentials, `simulate_for_sbi`, ABC) are sbi's own objects.
+All other names (posteriors, potentials, `simulate_for_sbi`, ABC) refer to sbi's own objects.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The arguments of a `.train()` call come in; one checked `Call` goes out.
+"""Parse and check the arguments of a `.train()` call.
 
 The call may be in sbi's form (its keywords, by position or by name), in the typed form (a
-`TrainConfig` and `LossArgs`), or mixed. What is in the call is decided here, once; the seam only
-carries it out.
+`TrainConfig` and `LossArgs`), or mixed. What the call asks for is decided once, here; the seam
+only carries it out.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ NEW_ARGUMENTS = ("logging", "early_stopping", "checkpoint", "callbacks")
 
 @dataclass(frozen=True)
 class Call:
-    """One call of `.train()`, understood.
+    """One call of `.train()`, parsed.
 
     Attributes:
         trainer: The trainer that was called.
@@ -64,7 +64,7 @@ class Call:
         exclude_invalid_x: Whether to drop rows with NaN or Inf in x; None leaves them.
         ema_loss_decay: Weight of the newest loss in sbi's running averages of vector fields.
         callbacks: Users' callbacks and ignite handlers.
-        sbi_form: Whether the call has sbi's keywords alone.
+        sbi_form: Whether the call has only sbi's keywords.
     """
 
     trainer: Any
@@ -82,20 +82,20 @@ class Call:
         return self.settings.train.sbi_compat
 
     def with_recipe(self, num_rows: int) -> Call:
-        """Return the call with its recipe, if it has one, filled in for so many training rows."""
+        """Return the call with its recipe, if any, filled in for this number of training rows."""
         filled = self.settings.with_recipe(num_rows, contrastive=self.family.contrasts)
         return replace(self, settings=filled)
 
     @property
     def logs_to_screen(self) -> bool:
-        """Whether a logger shows progress, so that sbi's own lines would be some too many."""
+        """Whether a logger shows progress, so that sbi's own lines would be redundant."""
         return any(getattr(asked, "backend", None) == "stdout" for asked in self.settings.logging)
 
 
 def parse_call(
     trainer: Any, sbi_train: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Call:
-    """Understand one call of `.train()`.
+    """Parse one call of `.train()`.
 
     Args:
         trainer: The trainer that was called.
@@ -104,7 +104,7 @@ def parse_call(
         kwargs: Keyword arguments of the call.
 
     Returns:
-        The call, checked; nothing has happened yet.
+        The checked call; nothing has been done yet.
 
     Raises:
         ArgumentError: If an argument is unknown, of the wrong type, or given twice.
@@ -152,7 +152,7 @@ def _split(
     parameters: list[str],
     family: Family,
 ) -> tuple[TrainConfig | None, LossArgs | None, dict[str, Any]]:
-    """Tell the typed arguments from sbi's, which are returned by name."""
+    """Separate the typed arguments from sbi's, which are returned by name."""
     config, loss_args = kwargs.pop("train_config", None), kwargs.pop("loss_args", None)
     legacy = list(args)
     if legacy and (legacy[0] is None or isinstance(legacy[0], TrainConfig)):
@@ -186,7 +186,7 @@ def _wrong_argument(trainer: Any, name: str, expected: str, found: Any) -> Argum
 
 
 def _check_family(trainer: Any, loss_args: Any, family: Family) -> None:
-    """Refuse loss arguments of another method; the base class fits all."""
+    """Refuse loss arguments of another method; the base class fits every method."""
     if loss_args is None or type(loss_args) in (LossArgs, family.loss_args):
         return
     raise ArgumentError(
@@ -224,7 +224,7 @@ def _named(
 def _merge_loss_args(
     trainer: Any, loss_args: LossArgs | None, sbi: dict[str, Any], parameters: list[str]
 ) -> bool | None:
-    """Hand loss arguments that were set to sbi's keywords; return `exclude_invalid_x`."""
+    """Copy loss arguments that were set into sbi's keywords; return `exclude_invalid_x`."""
     passed = dict.fromkeys(loss_args.model_fields_set) if loss_args is not None else {}
     for name in passed:
         if name in sbi:
@@ -248,7 +248,7 @@ def _merge_loss_args(
 def _add_settings(
     trainer: Any, sbi: dict[str, Any], settings: Resolved, parameters: list[str]
 ) -> None:
-    """Complete sbi's keywords with what TrainConfig, environment and file say."""
+    """Complete sbi's keywords from TrainConfig, environment and file."""
     for field, keyword in SBI_NAMES.items():
         origin = settings.origin(f"train.{field}")
         value = getattr(settings.train, field)

@@ -1,4 +1,4 @@
-"""Simulations of a trainer and a call come in; batches for training and validation go out."""
+"""Split a trainer's simulations and make batches for training and validation from them."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _LOSS_PARTS = ("_loss", "_get_losses", "_classifier_logits")
 _VALIDATION_ROWS = 1_024
 _VALIDATION_ROWS_ON_CPU = 256
 _VALIDATION_NUMBERS = 2**17
-"""A batch of validation has at most so many rows and numbers, unless training batches have more:
-small enough for any memory, and large enough that python between the kernels does not count. On a
-CPU, what is computed on the way should fit its cache: an epoch of 10,000 rows took 2 to 5 % less
-than with 1,024."""
+"""Maximum rows and numbers in a validation batch, unless training batches have more: small enough
+for any memory, and large enough that Python's overhead between kernels does not matter. On a CPU,
+intermediate results should fit its cache: an epoch of 10,000 rows took 2 to 5 % less than with
+1,024."""
 
 _ROWS_TO_MEASURE = 2
-"""Training rows that sbi's networks need at least, to standardize data by their deviation."""
+"""Minimum of training rows for sbi's networks, which standardize data by their deviation."""
 
 _CHUNK = 2**20
-"""Numbers that are looked at in one go, so that what is computed on the way stays small."""
+"""Numbers to process in one go, so that intermediate results stay small."""
 
 _logger = python_logging.getLogger("sbi_ignite.data")
 
@@ -53,17 +53,17 @@ def split(
 
     Args:
         trainer: The trainer.
-        call: The call, which says whether rows with NaN or Inf in x are dropped.
+        call: The call, which determines whether rows with NaN or Inf in x are dropped.
         x: Simulated data, shape (num_rows, ...).
         validation_fraction: Share of the rows kept for validation.
         keep: Keep the split of an earlier call.
     """
     rows = _valid_rows(x, call.exclude_invalid_x)
-    # A script that always resumes must be able to begin.
+    # A script that always passes resume_training=True must be able to start.
     keep = keep and (call.sbi_compat or hasattr(trainer, "train_indices"))
     at_least, origin = call.family.rows_needed, call.settings.origin("train.validation_fraction")
     if not keep:
-        # A default adapts to few rows; a fraction that was asked for, and sbi's form, do not.
+        # A default fraction adapts to few rows; an explicit one, or sbi's form, does not.
         adapts = not call.sbi_compat and origin.source == "default"
         trainer.train_indices, trainer.val_indices = split_rows(
             rows, validation_fraction, at_least if adapts else 0
@@ -80,7 +80,7 @@ def split(
 
 
 def _valid_rows(x: Tensor, exclude_invalid_x: bool | None) -> Tensor:
-    """Return the numbers of the rows that may be trained on, shape (num_rows,)."""
+    """Return the indices of the rows that may be trained on, shape (num_rows,)."""
     rows = torch.arange(len(x))
     if exclude_invalid_x is None:
         return rows
@@ -105,11 +105,11 @@ def _valid_rows(x: Tensor, exclude_invalid_x: bool | None) -> Tensor:
 
 
 def chunks_of_rows(tensor: Tensor, rows: Tensor | None = None) -> Iterator[Tensor]:
-    """Yield rows some at a time, each as one line of numbers: shape (num_in_chunk, numbers).
+    """Yield chunks of rows, each row flattened: shape (num_in_chunk, numbers).
 
     Args:
         tensor: Shape (num_rows, ...).
-        rows: Row numbers, in the order in which they come; None for all.
+        rows: Row indices, in the order to yield them; None for all.
     """
     count = len(tensor) if rows is None else len(rows)
     size = max(1, _CHUNK // max(1, tensor[:1].numel()))
@@ -120,12 +120,12 @@ def chunks_of_rows(tensor: Tensor, rows: Tensor | None = None) -> Iterator[Tenso
 
 
 def _check_batch_size(call: Call, num_train: int, num_validation: int) -> None:
-    """Refuse a batch size that was asked for and that the data cannot fill; sbi clamps it."""
+    """Refuse an explicit batch size that the data cannot fill; sbi clamps it."""
     batch_size, origin = call.settings.train.batch_size, call.settings.origin("train.batch_size")
     if call.sbi_compat or origin.source == "default":
         return
     if batch_size <= num_train:
-        # Batches are as equal as can be, so that some have a row less than was asked for.
+        # Batches are as equal in size as possible, so some have one row less than asked for.
         smallest = min(n // -(-n // min(batch_size, n)) for n in (num_train, num_validation))
         if smallest >= call.family.rows_needed:
             return
@@ -145,11 +145,11 @@ def _check_batch_size(call: Call, num_train: int, num_validation: int) -> None:
 def simulations_of(trainer: Any, starting_round: int) -> tuple[Tensor, ...]:
     """Return theta, x and prior masks from a round on, as sbi's `get_simulations` does.
 
-    Simulations that were appended at once are not copied; sbi copies them on every call.
+    Simulations appended in a single call are not copied; sbi copies them every time.
 
     Args:
         trainer: The trainer.
-        starting_round: The first round that counts.
+        starting_round: The first round to include.
     """
     own = "get_simulations" in vars(trainer)
     if own or type(trainer).get_simulations is not NeuralInference.get_simulations:
@@ -184,7 +184,7 @@ def make_loaders(
     if dataloader_kwargs is None:
         tensors = placed(tensors, device)
     if call.sbi_compat:
-        # As in sbi, the sizes follow the fraction even where the split is that of an earlier call.
+        # As in sbi, sizes follow the fraction even if the split is that of an earlier call.
         num_rows = (
             len(tensors[0]) if call.exclude_invalid_x is None else len(train_rows) + len(val_rows)
         )
@@ -213,14 +213,14 @@ def make_loaders(
 
 @contextmanager
 def refused_by_torch(dataloader_kwargs: Mapping[str, Any], call: Call) -> Iterator[None]:
-    """Say whose keywords they are, where torch's DataLoader refuses them.
+    """Name the origin of the keywords if torch's DataLoader refuses them.
 
     Args:
         dataloader_kwargs: The keywords.
         call: The call, which knows their origin.
 
     Raises:
-        WrongTypeError: If it does; it is a ValueError and a TypeError, as torch's errors are.
+        WrongTypeError: If it does; this is a ValueError and a TypeError, as torch's errors are.
     """
     try:
         yield
@@ -237,30 +237,30 @@ def refused_by_torch(dataloader_kwargs: Mapping[str, Any], call: Call) -> Iterat
 def _delivered_on(
     device: torch.device, train: InMemoryBatches, validation: InMemoryBatches
 ) -> tuple[InMemoryBatches, InMemoryBatches]:
-    """Return batches for training and validation that arrive on a device."""
+    """Return batches for training and validation that are delivered on a device."""
     train.to(device)
     validation.to(device)
     return train, validation
 
 
 def _seed_of_the_order() -> int:
-    """Return a seed for the order of batches, which follows from the global generator's state.
+    """Return a seed for the order of batches, derived from the global generator's state.
 
-    The generator is left where sbi's loaders leave it, so that the network that is built next is
-    the one that sbi builds. That is worth much: nflows permutes features at random between
-    transforms, and with two parameters one flow in sixteen never does, which is a poor one.
+    The generator is left where sbi's loaders leave it, so that the network built next is the one
+    that sbi builds. This matters: nflows permutes features at random between transforms, and with
+    two parameters one flow in sixteen never permutes them, and is poor.
     """
     with torch.random.fork_rng(devices=[]):
         return int(torch.empty((), dtype=torch.int64).random_().item())
 
 
 def _any_batch_will_do(trainer: Any, call: Call, train_size: int) -> bool:
-    """Return whether the loss of a row is known to mean the same in a batch that is larger.
+    """Return whether the loss of a row is known to mean the same in a larger batch.
 
     Args:
         trainer: The trainer.
         call: The call, which has arguments for the loss.
-        train_size: Rows in a batch of training.
+        train_size: Rows in a training batch.
     """
     parts = [name for name in _LOSS_PARTS if hasattr(trainer, name)]
     met = call.family.rows_met
@@ -274,7 +274,7 @@ def _any_batch_will_do(trainer: Any, call: Call, train_size: int) -> bool:
 
 
 def _large_batch(tensors: Sequence[Tensor], batch_size: int, device: torch.device) -> int:
-    """Return how many rows to validate on at a time: many small ones, few large ones."""
+    """Return how many rows to validate on at a time: many small ones or few large ones."""
     numbers = sum(tensor[0].numel() for tensor in tensors)
     rows = _VALIDATION_ROWS_ON_CPU if device.type == "cpu" else _VALIDATION_ROWS
     return max(batch_size, min(rows, _VALIDATION_NUMBERS // numbers))

@@ -1,4 +1,4 @@
-"""A trainer whose training goes on or has ended comes in; its books, in sbi's words, go out.
+"""Keep the records that an sbi trainer has of its training: counters, summary, tracker.
 
 Private names were read in sbi 0.27.0.
 """
@@ -20,7 +20,7 @@ from sbi_ignite.settings import TrainConfig
 
 
 class TrainerBooks:
-    """What an sbi trainer knows about its training, saved and continued with it.
+    """An sbi trainer's own records of its training, saved and continued with it.
 
     Args:
         trainer: One of sbi's trainers.
@@ -44,7 +44,7 @@ class TrainerBooks:
         return {**own, "summary": {n: list(v) for n, v in self._trainer._summary.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Write them back into the trainer; its summary stays the same dict."""
+        """Write the records back into the trainer; its summary stays the same dict."""
         for name in self._NAMES:
             setattr(self._trainer, name, state[name])
         for name, values in state["summary"].items():
@@ -54,7 +54,7 @@ class TrainerBooks:
 class TrainersTracker(Backend):
     """A trainer's sbi tracker, told about every epoch while training runs.
 
-    It gets what sbi's own `_summarize` gives it after training, under the same names and steps.
+    It receives what sbi's own `_summarize` sends after training, under the same names and steps.
 
     Args:
         trainer: One of sbi's trainers.
@@ -68,19 +68,19 @@ class TrainersTracker(Backend):
         self._trainer = trainer
 
     def log_epoch(self, row: EpochRow) -> None:
-        """Hand on sbi's own numbers of the epoch, which for vector fields are averages."""
+        """Pass on sbi's own numbers for the epoch, which for vector fields are averages."""
         if row.replayed or not is_sbis_own(self._trainer, "_summarize"):
             return
         for name in self._METRICS:
             value = self._trainer._summary[name][-1]
-            # sbi counts all epochs in its summary from 0, also those of a call that was broken off.
+            # sbi counts all epochs in its summary from 0, including those of an interrupted call.
             step = len(self._trainer._summary[name]) - 1
             self._trainer._tracker.log_metric(name=name, value=value, step=step)
         self._trainer._tracker.flush()
 
 
 def report_end(trainer: Any, call: Call) -> None:
-    """Close sbi's books after training: messages, summary lists, tracker.
+    """Complete sbi's records after training: messages, summary lists, tracker.
 
     Args:
         trainer: The trainer.
@@ -119,7 +119,7 @@ def close_books(trainer: Any, config: TrainConfig) -> None:
 
 
 def _track_totals(trainer: Any) -> None:
-    """Tell the tracker how the round ended; its epochs it knows from `TrainersTracker`."""
+    """Tell the tracker how the round ended; `TrainersTracker` has sent it the epochs."""
     if not is_sbis_own(trainer, "_summarize"):
         trainer._summarize(round_=trainer._round)
         return

@@ -1,8 +1,8 @@
-"""A trainer and its simulations come in; its network, which sbi builds with few copies, goes out.
+"""Let sbi build a trainer's network with few copies of the simulations.
 
-sbi hands all training rows to the function that builds the network, which copies them several
-times. Where that function takes nothing but means and standard deviations from many rows, it sees
-fewer in the typed form. Private names were read in sbi 0.27.0.
+sbi passes all training rows to the function that builds the network, which copies them several
+times. If that function only takes means and standard deviations from many rows, it gets fewer rows
+in the typed form. Private names were read in sbi 0.27.0.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ ALL_ROWS_UP_TO = 2**23
 
 FEW_NUMBERS = 2**22
 FEW_ROWS = 2**14
-"""Beyond it a builder sees the rows that make so many numbers, and at least so many rows.
+"""Beyond that, a builder sees only as many rows as hold this many numbers, but at least this many.
 
 The mean of n rows is off by 1 / sqrt(n) of the standard deviation: here by at most 1 in 128, which
-a network does not notice behind its z-scoring.
+does not matter to a network after z-scoring.
 """
 
 TOLERANCE = 0.05
 """How far means and standard deviations of few rows may be off, in standard deviations of all.
 
-Chance alone stays below it (6 errors of the mean); rare large values, or columns that are constant
-but for a few rows, do not, and then all rows are shown.
+Chance alone stays below this (6 errors of the mean); rare large values, or columns that are
+constant except in a few rows, do not, and then the builder sees all rows.
 """
 
 _OF_STATISTICS_ALONE: Mapping[str, frozenset[str] | None] = {
@@ -45,16 +45,16 @@ _OF_STATISTICS_ALONE: Mapping[str, frozenset[str] | None] = {
     "posterior_flow_nn": None,
     "posterior_score_nn": None,
 }
-"""Models of sbi's factories that z-score by the rows and look at them for nothing else.
+"""Models of sbi's factories that use the rows for z-scoring and for nothing else.
 
-None stands for all that a factory makes. Any model whose name begins with zuko_ belongs to the
+None stands for all models of a factory. Any model whose name begins with zuko_ belongs to the
 first two as well. Mixed estimators count categories, and tabpfn keeps the rows as its context.
 """
 
 
 @contextmanager
 def lean_building(trainer: Any, call: Call) -> Iterator[None]:
-    """Let sbi's `_initialize_neural_network` build without copies while a call is carried out.
+    """Make sbi's `_initialize_neural_network` build without copies while a call is carried out.
 
     Args:
         trainer: The trainer that was called.
@@ -72,10 +72,10 @@ def lean_building(trainer: Any, call: Call) -> Iterator[None]:
 
 
 def rows_for_builder(trainer: Any, call: Call, tensors: Sequence[Tensor]) -> Tensor:
-    """Return numbers of training rows from which the network can be built, shape (num_rows,).
+    """Return indices of training rows from which the network can be built, shape (num_rows,).
 
-    The split has shuffled the training rows, so that the first of them are as good as any, and
-    nothing is drawn.
+    The split has shuffled the training rows, so the first ones are as good as any, and no random
+    numbers are drawn.
 
     Args:
         trainer: Has `train_indices` and `_build_neural_net`.
@@ -97,8 +97,8 @@ def rows_for_builder(trainer: Any, call: Call, tensors: Sequence[Tensor]) -> Ten
 
 
 def _build(trainer: Any, call: Call, retrain_from_scratch: bool, start_idx: int) -> None:
-    """Do what sbi's `_initialize_neural_network` does, which this stood in front of."""
-    # Nothing is left on the trainer by the time that users' callbacks see it.
+    """Do what sbi's `_initialize_neural_network` does, which this replaces."""
+    # Nothing is left on the trainer by the time users' callbacks see it.
     del trainer._initialize_neural_network
     build: Callable[..., None] = trainer._initialize_neural_network
     if trainer._neural_net is not None and not retrain_from_scratch:
@@ -115,7 +115,7 @@ def _build(trainer: Any, call: Call, retrain_from_scratch: bool, start_idx: int)
 
 @contextmanager
 def _holding(trainer: Any, **values: Any) -> Iterator[None]:
-    """Give a trainer attributes for a while."""
+    """Give a trainer attributes inside the block."""
     before = {name: vars(trainer)[name] for name in values if name in vars(trainer)}
     vars(trainer).update(values)
     try:
@@ -127,7 +127,7 @@ def _holding(trainer: Any, **values: Any) -> Iterator[None]:
 
 
 def _takes_statistics_alone(build: Any) -> bool:
-    """Return whether a builder is sbi's own, of its own parts, and needs no more than z-scores."""
+    """Return whether a builder and its parts are sbi's own and use data for z-scoring only."""
     description = describe_network(build)["builder"]
     while description is not None and "partial" in description:
         description = description["partial"]
@@ -140,10 +140,10 @@ def _takes_statistics_alone(build: Any) -> bool:
 
 
 def _tells_the_same(tensor: Tensor, few: Tensor, rows: Tensor) -> bool:
-    """Return whether every column's mean and standard deviation follow from few of the rows."""
+    """Return whether a few rows give the mean and standard deviation of every column."""
     some_mean, some_std = _mean_and_std(tensor, few)
     mean, std = _mean_and_std(tensor, rows)
-    # Written so that NaN says no.
+    # Written so that NaN gives False.
     close = ((some_mean - mean).abs() <= TOLERANCE * std) & (
         (some_std - std).abs() <= TOLERANCE * std
     )
@@ -153,7 +153,7 @@ def _tells_the_same(tensor: Tensor, few: Tensor, rows: Tensor) -> bool:
 def _mean_and_std(tensor: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of every column, both of shape (num_columns,).
 
-    They are relative to the first of the rows, so that constant columns have exactly none.
+    Both are computed relative to the first row, so that constant columns give exactly zero.
     """
     first = tensor[rows[0]].reshape(-1).double()
     total, squares = torch.zeros_like(first), torch.zeros_like(first)

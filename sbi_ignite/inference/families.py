@@ -1,4 +1,4 @@
-"""One of sbi's trainers comes in; the loss arguments and the stop rule of its family go out."""
+"""The families of sbi's trainers, with the loss arguments and the stopping rule of each."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Family:
 
     Attributes:
         loss_args: Type of their loss arguments.
-        default_rule: Stop rule that sbi uses for them.
-        rows_needed: Rows that a batch needs at least: losses that contrast rows need two, and that
-            of NRE_C, which draws contrasts for classes and for one class less, three.
-        rows_met: Returns how many rows of its batch a row is set against in the first round, itself
-            among them, by sbi's keywords for the loss. A batch with more rows than that means the
-            same. None: the loss is of the batch as a whole, or not known.
-        contrasts: Whether recipes may take the loss for one of ratio estimation, which sets single
-            rows against others; BNRE's regulariser is of the batch as a whole.
+        default_rule: Stopping rule that sbi uses for them.
+        rows_needed: Minimum number of rows in a batch: losses that contrast rows need two, and that
+            of NRE_C, which draws contrasts for classes and for one class less, needs three.
+        rows_met: Returns, given sbi's keywords for the loss, how many rows of its batch a row is
+            compared with in the first round, including itself. In a batch with more rows, the loss
+            means the same. None: the loss depends on the batch as a whole, or is not known.
+        contrasts: Whether recipes may treat the loss as one of ratio estimation, which contrasts
+            single rows with others; BNRE's regulariser depends on the batch as a whole.
     """
 
     loss_args: type[LossArgs]
@@ -72,7 +72,7 @@ def _ratio(
     return Family(loss_args, _PATIENCE, rows_needed=rows_needed, rows_met=rows_met, contrasts=True)
 
 
-# The first that fits counts: subclasses stand before their parents.
+# The first match counts: subclasses come before their parents.
 _FAMILIES: tuple[tuple[type, Family], ...] = (
     (BNRE, Family(LossArgsBNRE, _PATIENCE, rows_needed=2)),
     (NRE_A, _ratio(LossArgsNRE_A, _a_pair)),
@@ -89,7 +89,7 @@ _FAMILIES: tuple[tuple[type, Family], ...] = (
 
 
 def family_of(trainer: Any) -> Family:
-    """Return the family of a trainer; of an unknown kind, one that takes `LossArgs`."""
+    """Return the family of a trainer; for an unknown kind, one that takes `LossArgs`."""
     return family_of_class(type(trainer))
 
 

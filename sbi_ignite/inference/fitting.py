@@ -124,7 +124,7 @@ def fit(
 
 
 class SbiHooks(TrainingHooks):
-    """What an sbi trainer decides about its training, and what it notes while training runs.
+    """What an sbi trainer decides about its training, and what it records during training.
 
     Args:
         trainer: One of sbi's trainers.
@@ -170,7 +170,7 @@ class SbiHooks(TrainingHooks):
         return self._best
 
     def on_epoch_validated(self, epoch_started: float) -> None:
-        """Note the epoch in sbi's summary, as sbi does before it asks `_converged`."""
+        """Record the epoch in sbi's summary, as sbi does before it calls `_converged`."""
         trainer, state = self._trainer, self._state
         trainer._val_loss = state.validation_loss
         # MarginalTrainer has no such method and writes the same three lists in its loop.
@@ -186,18 +186,18 @@ class SbiHooks(TrainingHooks):
 
 
 def _summarizer(trainer: Any) -> Callable[..., None]:
-    """Return sbi's plain way of noting an epoch in its summary, bound to a trainer."""
+    """Return sbi's unmodified method that records an epoch in its summary, bound to a trainer."""
     return NeuralInference._summarize_epoch.__get__(trainer)
 
 
 def _manifest(trainer: Any, call: Call, now: Round, batches: Batches) -> dict[str, Any]:
-    """Return what a run directory is told about the trainer."""
+    """Return what a run directory records about the trainer."""
     manifest = {"round": now.index, "loss_arguments": _loss_arguments(call)}
     if call.settings.checkpoint is None:
         return manifest
     known = getattr(trainer, "_ignite_network", None)
     if known is None or call.settings.train.retrain_from_scratch:
-        # Masks come third and are nothing to a builder, which sees training rows alone.
+        # Masks come third and do not concern a builder, which sees only training rows.
         tensors = (batches.tensors or ())[:2]
         rows = rows_for_builder(trainer, call, tensors)
         known = describe_network(trainer._build_neural_net, *(t[rows] for t in tensors))
@@ -206,7 +206,7 @@ def _manifest(trainer: Any, call: Call, now: Round, batches: Batches) -> dict[st
 
 
 def _trackers(trainer: Any, call: Call) -> list[TrainersTracker]:
-    """Return sbi's tracker as a logger, unless the call wants none at all."""
+    """Return sbi's tracker as a logger, unless the call turns logging off."""
     unwanted = any(getattr(logger, "backend", None) == "none" for logger in call.settings.logging)
     return [] if unwanted else [TrainersTracker(trainer)]
 
@@ -219,7 +219,7 @@ def _loss_arguments(call: Call) -> dict[str, Any]:
 
 
 def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] | None]:
-    """Return the state from which training counts on, and the snapshot that it continues."""
+    """Return the state from which training counts on, and the snapshot that it continues from."""
     config = call.settings.train
     state = TrainingState(model=trainer._neural_net)
     if not config.resume_training or not hasattr(trainer, "optimizer"):
@@ -247,13 +247,13 @@ def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] |
 
 
 def _noted(trainer: Any, state: TrainingState) -> TrainingState:
-    """Keep a state on its trainer, where a later call finds it also after an exception."""
+    """Keep a state on its trainer, where a later call finds it even after an exception."""
     trainer._ignite_state = state
     return state
 
 
 def _with_rate(states: Mapping[str, Any], factor: float) -> Mapping[str, Any]:
-    """Return states whose learning rates are scaled, for a new rate given on resume."""
+    """Return states with scaled learning rates, for a new rate given on resume."""
     if factor == 1.0:
         return states
     return {**states, **{n: _scaled(states[n], factor) for n in ("optimizer", "schedule")}}
@@ -263,7 +263,7 @@ _RATES = frozenset({"lr", "initial_lr", "max_lr", "min_lr", "base_lrs", "_last_l
 
 
 def _scaled(state: Any, factor: float, is_rate: bool = False) -> Any:
-    """Return a state in which everything that goes by the name of a rate is scaled."""
+    """Return a state in which everything named as a learning rate is scaled."""
     if isinstance(state, Mapping):
         return {name: _scaled(v, factor, name in _RATES) for name, v in state.items()}
     if isinstance(state, list | tuple):
@@ -272,7 +272,7 @@ def _scaled(state: Any, factor: float, is_rate: bool = False) -> Any:
 
 
 def _keep_on(trainer: Any, name: str) -> Callable[[Any], None]:
-    """Return what stores something on a trainer, for a later call."""
+    """Return a function that stores a value on a trainer, for a later call."""
 
     def keep(value: Any) -> None:
         setattr(trainer, name, value)
@@ -282,15 +282,15 @@ def _keep_on(trainer: Any, name: str) -> Callable[[Any], None]:
 
 @dataclass(frozen=True)
 class _WholeEpoch:
-    """A step that hands the whole loader to an epoch method that a user has overridden.
+    """A step that passes the whole loader to an epoch method that a user has overridden.
 
-    What the method returns is taken as it is in sbi's form, as sbi takes it.
+    In sbi's form, what the method returns is used as it is, as in sbi.
 
     Attributes:
         trainer: One of sbi's trainers.
         method: Name of the method, which returns the mean loss.
-        args: What it takes besides the loader.
-        refuse_non_finite: Raise where that loss is NaN or infinite.
+        args: Its arguments besides the loader.
+        refuse_non_finite: Raise if that loss is NaN or infinite.
     """
 
     trainer: Any

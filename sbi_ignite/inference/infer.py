@@ -1,4 +1,4 @@
-"""A simulator, a prior and a method's name come in; a posterior goes out."""
+"""sbi's one-call `infer`, with training by sbi_ignite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sbi_ignite.inference.patch import patch_sbi
 
 
 def infer(*args: Any, **kwargs: Any) -> Any:
-    """Run sbi's `infer` with training by sbi_ignite.
+    """Run sbi's `infer`, with training by sbi_ignite.
 
     Args:
         *args: As for `sbi.inference.infer`: simulator, prior, method, num_simulations, ...

@@ -1,8 +1,8 @@
-"""A trainer with simulations comes in; a learning rate to train it with goes out.
+"""Suggest a learning rate for a trainer by a range test.
 
-The range test of Smith (2017, "Cyclical learning rates for training neural networks", section 3.3):
-the rate grows exponentially from step to step while the loss is watched. Private names were read in
-sbi 0.27.0.
+The range test is that of Smith (2017, "Cyclical learning rates for training neural networks",
+section 3.3): the rate grows exponentially from step to step while the loss is watched. Private
+names were read in sbi 0.27.0.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SMOOTHING = 0.1
 """Weight of the newest loss in the running average, about the last ten steps."""
 
 _FIRST = 10
-"""Steps of the smallest rates, whose running average is the start to fall from."""
+"""Steps at the smallest rates, whose running average is the level that the loss falls from."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LearningRateRange:
         rates: The rate of each step, growing.
         losses: The training loss of each step's batch, before the step.
         smoothed: Running average of the losses, corrected for its start at zero.
-        suggestion: The rate at which half of the fall of the smoothed loss was behind; None if it
+        suggestion: The rate at which the smoothed loss had completed half of its fall; None if it
             never fell.
         diverged: Whether the test ended early, because the loss rose or was not finite.
     """
@@ -67,7 +67,7 @@ class LearningRateRange:
     def plot(self) -> Figure:
         """Return a figure of the loss against the rate, with the suggestion marked.
 
-        The figure belongs to no pyplot state; save it with `figure.savefig("rates.png")`.
+        The figure is independent of pyplot; save it with `figure.savefig("rates.png")`.
         """
         from matplotlib.figure import Figure
 
@@ -100,21 +100,21 @@ def find_learning_rate(
 ) -> LearningRateRange:
     """Try growing learning rates on a copy of a trainer's network and suggest one of them.
 
-    The trainer, its network and the random states are afterwards what they were before; nothing is
-    logged and nothing saved.
+    Afterwards the trainer, its network and the random states are as they were before; nothing is
+    logged or saved.
 
     Args:
         inference: Any trainer, of `sbi_ignite` or of sbi, that has simulations.
-        train_config: Batch size, optimizer, clipping and so on of the training to come; what it
-            says about rate, schedule, epochs, stages and the weights' average is not used.
+        train_config: Batch size, optimizer, clipping and so on of the training to come; its
+            rate, schedule, epochs, stages and averaging of weights are not used.
         loss_args: Loss arguments of the training to come.
         min_rate: Rate of the first step.
-        max_rate: Rate of the last step, if the loss does not rise before.
+        max_rate: Rate of the last step, unless the loss rises before.
         num_steps: Number of optimizer steps.
-        seed: Decides about batches and, for a new network, its first weights.
+        seed: Determines the batches and, for a new network, its initial weights.
 
     Returns:
-        Rates, losses and the suggestion; losses may be negative, only differences count.
+        Rates, losses and the suggestion; losses may be negative: only differences count.
 
     Raises:
         SettingsError: If the range is empty or too short.
@@ -151,7 +151,7 @@ def find_learning_rate(
         }
     )
     if config.device is not None and config.device.startswith("cuda"):
-        torch.cuda.init()  # its random state is one of those that are brought back
+        torch.cuda.init()  # its random state is among those that are restored
     before = random_states()
     try:
         with patch_sbi(), contextlib.suppress(NonFiniteLossError):
@@ -169,7 +169,7 @@ def find_learning_rate(
 
 
 def _check(inference: Any, min_rate: float, max_rate: float, num_steps: int) -> None:
-    """Refuse what no range test can be made of."""
+    """Refuse arguments with which no range test is possible."""
     if isinstance(inference, NPE_PFN) or not isinstance(
         inference, NeuralInference | MarginalTrainer
     ):
@@ -187,11 +187,11 @@ def _check(inference: Any, min_rate: float, max_rate: float, num_steps: int) -> 
 
 
 def _stand_in(trainer: Any) -> Any:
-    """Return a trainer that shares the simulations, with networks and books of its own."""
+    """Return a trainer that shares the simulations, with its own networks and records."""
     twin = object.__new__(type(trainer))  # copying the usual way would warn about the tracker
     vars(twin).update({name: _own(value) for name, value in vars(trainer).items()})
     twin._show_progress_bars, twin._tracker = False, _NoTracker()
-    vars(twin).pop("optimizer", None)  # a network trained already gets a fresh one
+    vars(twin).pop("optimizer", None)  # a network already trained gets a fresh one
     return twin
 
 
@@ -202,7 +202,7 @@ def _is_trained_already(trainer: Any) -> bool:
 
 
 class _NoTracker:
-    """A tracker of sbi that keeps nothing."""
+    """A tracker for sbi that keeps nothing."""
 
     log_dir = None
 
@@ -214,7 +214,7 @@ class _NoTracker:
 
 
 def _own(value: Any) -> Any:
-    """Return a copy of networks and containers; what lies in containers is shared."""
+    """Return a copy of networks and containers; the contents of containers are shared."""
     if isinstance(value, nn.Module):
         return deepcopy(value)
     if type(value) is dict:
@@ -237,7 +237,7 @@ class _Growing:
 
 @dataclass(frozen=True)
 class _BeginningAt:
-    """A user's optimizer, with the first rate of the range instead of its own.
+    """A user's optimizer with the first rate of the range instead of its own.
 
     Attributes:
         make: The user's callable.
@@ -256,7 +256,7 @@ class _BeginningAt:
 
 
 class _RangeTest(Callback):
-    """Note the loss of every step and end the training when it has risen or enough was seen.
+    """Record the loss of every step; end the training when it rises or enough has been seen.
 
     Args:
         num_steps: How many steps are enough.
@@ -267,17 +267,17 @@ class _RangeTest(Callback):
         self.losses: list[float] = []
 
     def on_train_start(self, state: TrainingState) -> None:
-        """Keep the state, through which training is ended."""
+        """Keep the state, through which training can be ended."""
         self._state = state
 
     def attach(self, engine: Engine) -> None:
-        """Look at every step."""
+        """Watch every step."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._look)
 
     def _look(self, engine: Engine) -> None:
         output: Any = engine.state.output
         loss = float(output.loss_sum) / output.rows
-        # On a GPU, a step with such a loss has not been refused yet.
+        # On a GPU, a step with a non-finite loss has not been refused yet.
         finite = math.isfinite(loss)
         self.losses += [loss] if finite else []
         enough = len(self.losses) == self._num_steps
@@ -299,7 +299,7 @@ class _RangeTest(Callback):
 
 
 def smooth(losses: Sequence[float]) -> tuple[float, ...]:
-    """Return running averages, each over about the last ten losses, corrected for the start.
+    """Return running averages over about the last ten losses, corrected for the start.
 
     Example:
         >>> smooth([0.0, 0.0])
@@ -313,9 +313,9 @@ def smooth(losses: Sequence[float]) -> tuple[float, ...]:
 
 
 def has_diverged(smoothed: Sequence[float]) -> bool:
-    """Say whether the loss has risen above all that it was after the first ten steps.
+    """Say whether, after ten steps, the loss has risen well above all its values in them.
 
-    Compared are differences, never ratios: losses of densities may be negative.
+    It compares differences, never ratios: losses of densities may be negative.
     """
     if len(smoothed) <= _FIRST or not math.isfinite(smoothed[-1]):
         return not all(map(math.isfinite, smoothed))
@@ -324,10 +324,10 @@ def has_diverged(smoothed: Sequence[float]) -> bool:
 
 
 def half_way(rates: Sequence[float], smoothed: Sequence[float]) -> float | None:
-    """Return the rate at which half of the fall to the lowest loss was behind; None without a fall.
+    """Return the rate at which half of the fall to the lowest loss was done; None without a fall.
 
-    On a clean curve that is where it is steepest; unlike a slope, it is not mistaken about the
-    noise of small rates.
+    On a clean curve this is where it is steepest; unlike a slope, it is not misled by the noise at
+    small rates.
 
     Args:
         rates: Growing rates, one per step.

@@ -1,4 +1,4 @@
-"""A trainer of sbi and its loss arguments come in; the loss of its method goes out."""
+"""Choose the loss of an sbi trainer's method, given its loss arguments."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def loss_of(trainer: Any, args: Any, as_sbi: bool) -> Loss:
     Args:
         trainer: One of sbi's trainers, or of a user's subclass.
         args: sbi's loss arguments of this call; None for likelihood estimation.
-        as_sbi: Whether sbi's numbers must come out bit for bit.
+        as_sbi: Whether sbi's numbers must be reproduced bit for bit.
     """
     make = _LOSSES.get(getattr(type(trainer), "_loss", None))
     if make is None or not all(is_sbis_own(trainer, name) for name in ("_loss", "_get_losses")):
@@ -54,7 +54,7 @@ def loss_of(trainer: Any, args: Any, as_sbi: bool) -> Loss:
 def is_sbis_own(trainer: Any, name: str) -> bool:
     """Return whether a method is sbi's or ours, overridden by neither a user's class nor instance.
 
-    The code's file decides: a wrapper made with functools.wraps has the names of what it wraps.
+    The file of the code decides: a wrapper made with functools.wraps has the wrapped names.
     """
     code = getattr(getattr(type(trainer), name, None), "__code__", None)
     return (
@@ -63,9 +63,9 @@ def is_sbis_own(trainer: Any, name: str) -> bool:
 
 
 def as_sbi_hands_it_over(kernel: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return a calibration kernel of which, as in sbi, every batch gets a copy.
+    """Return a calibration kernel that, as in sbi, is copied for every batch.
 
-    It only matters for kernels that remember something; plain functions are never copied.
+    This only matters for kernels with state; plain functions are never copied.
     """
     if isinstance(kernel, FunctionType | BuiltinFunctionType):
         return kernel
@@ -105,7 +105,7 @@ def _posterior(trainer: Any, args: Any) -> Loss:
         return PosteriorLoss(args.calibration_kernel)
 
     def proposal_log_prob(theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:
-        # Fields are handed over as they are: sbi copies the proposal, network included, per batch.
+        # Fields are passed as they are: sbi copies the proposal, network included, for every batch.
         return trainer._log_prob_proposal_posterior(theta, x, masks, args.proposal)
 
     return PosteriorLoss(args.calibration_kernel, proposal_log_prob)

@@ -1,7 +1,7 @@
-"""A `.train()` call of sbi's MarginalTrainer comes in; the marginal estimator of p(x) goes out.
+"""Carry out a `.train()` call of sbi's MarginalTrainer, which estimates the marginal p(x).
 
-sbi's MarginalTrainer has a loop of its own inside `train()`, so that here the whole method is
-replaced. Private names of sbi were read in 0.27.0.
+sbi's MarginalTrainer has its own loop inside `train()`, so here the whole method is replaced.
+Private names of sbi were read in 0.27.0.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def train(
 
 
 def carry_out(trainer: Any, call: Call) -> Any:
-    """Carry out a call that has been understood and checked."""
+    """Carry out a call that has been parsed and checked."""
     seam.prepare(trainer, call.settings)
-    trainer._round = 0  # sbi sets it too, for what it shares with other trainers
+    trainer._round = 0  # sbi sets it too, for code shared with other trainers
 
     call, train_loader, val_loader = _loaders(trainer, call)
     config = call.settings.train

@@ -1,8 +1,8 @@
 """Compare the settings of a `.train()` call with each other and with the training it continues.
 
-What two arguments of one call say about one thing is refused where they are parsed
-(`inference.arguments`), and what two fields say by `TrainConfig`. Here stands what only a trainer
-can contradict:
+Two arguments of one call that set the same thing are refused where they are parsed
+(`inference.arguments`), two such fields by `TrainConfig`. Here are the conflicts that only a
+trainer can detect:
 
 | setting | beside | typed form | sbi's keywords alone |
 |---|---|---|---|
@@ -34,15 +34,15 @@ _KEPT_ON_RESUME = ("optimizer", "weight_decay", "lr_schedule", "validation_fract
 """Fields that a resumed training keeps as they were."""
 
 _IDLE_IN_OWN_EPOCHS = ("compile", "precision")
-"""Fields that say how steps are computed, which a trainer's own epochs do themselves."""
+"""Fields that determine how steps are computed; a trainer's own epochs do that themselves."""
 
 
 def check_call(trainer: Any, call: Call) -> None:
-    """Refuse settings that contradict each other, and warn of those that do nothing.
+    """Refuse settings that contradict each other, and warn of those without effect.
 
     Args:
         trainer: The trainer.
-        call: The call; nothing has happened yet.
+        call: The call; nothing has been done yet.
 
     Raises:
         ArgumentError: If two settings exclude each other.
@@ -89,7 +89,7 @@ def _check_resume(trainer: Any, call: Call) -> None:
     if call.sbi_compat:
         return
     if not hasattr(trainer, "optimizer"):
-        # A run directory says itself whether there is something to continue.
+        # The run directory itself determines whether there is something to continue.
         if checkpoint is None and not hasattr(trainer, "train_indices"):
             warnings.warn(
                 f"resume_training=True from {resume}: {type(trainer).__name__} has no training to "
@@ -102,7 +102,7 @@ def _check_resume(trainer: Any, call: Call) -> None:
     earlier = getattr(trainer, "_ignite_kept_on_resume", {})
     for name, value in kept_on_resume(settings).items():
         origin = settings.origin(f"train.{name}")
-        # Left out, a schedule would be dropped, and the last of its rates stay for good.
+        # If left out, a schedule would be dropped and its last rate would stay for good.
         dropped = name == "lr_schedule" and value is None and not settings.awaits_recipe
         unsaid = origin.source in ("default", "recipe") and not dropped
         advice = "Name it, or its recipe, again" if dropped else f"Leave {name} out"

@@ -1,4 +1,4 @@
-"""sbi's classes come in; the same classes, trained by sbi_ignite until undone, go out (door b)."""
+"""Patch sbi's own trainers to train by sbi_ignite until the patch is undone (door b)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _permanent = False
 
 
 class Patch:
-    """The undo of `patch_sbi()`: a context manager, which need not be used as one."""
+    """Undoes `patch_sbi()` as a context manager; using it as one is optional."""
 
     def __init__(self, first: bool) -> None:
         self._first = first
@@ -68,7 +68,7 @@ class Patch:
             _holders += 1
             if self._first:
                 _permanent = False
-            if not _undo:  # another thread left its block between the call and this one
+            if not _undo:  # another thread left its block since the call
                 _apply()
         return self
 
@@ -86,23 +86,23 @@ class Patch:
 
 
 def patch_sbi() -> Patch:
-    """Let sbi's own trainers, also those already imported or subclassed, train by sbi_ignite.
+    """Make sbi's own trainers, even if already imported or subclassed, train by sbi_ignite.
 
-    Acts at once, for all threads, until `unpatch_sbi()`. Used as a context manager it is undone at
-    the end of the block, unless it was on before. Twice is as good as once.
+    Takes effect at once, in all threads, until `unpatch_sbi()`. As a context manager it is undone
+    at the end of the block, unless the patch was already on. A second call has no further effect.
 
-    Python processes that are started while it is on are patched as well, and stay so: workers of
-    joblib, multiprocessing, Ray and Dask on this machine, and plain subprocesses, if they inherit
-    the environment (PYTHONPATH names a start-up hook there).
+    Python processes that are started while the patch is on are patched as well, and stay so:
+    workers of joblib, multiprocessing, Ray and Dask on this machine, and plain subprocesses, if
+    they inherit the environment (PYTHONPATH names a start-up hook there).
 
     Warns:
-        SbiIgniteWarning: If there are workers that it cannot reach, such as those that run already.
+        SbiIgniteWarning: If there are workers that it cannot reach, such as ones already running.
 
     Returns:
         A context manager.
 
     Raises:
-        UnsupportedSbiError: If the installed sbi is of a release series that is not known.
+        UnsupportedSbiError: If the installed sbi is of an unknown release series.
 
     Example:
         >>> with patch_sbi():
@@ -119,7 +119,7 @@ def patch_sbi() -> Patch:
 
 
 def unpatch_sbi() -> None:
-    """Restore sbi exactly as it was; without a patch nothing happens."""
+    """Restore sbi exactly as it was; without a patch, do nothing."""
     global _permanent
     with _lock:
         _permanent = False
@@ -211,5 +211,5 @@ def _offer_training_module() -> None:
 
 
 def _forget_module(name: str) -> None:
-    """Make a module unknown to the import system again."""
+    """Remove a module from the import system again."""
     sys.modules.pop(name, None)

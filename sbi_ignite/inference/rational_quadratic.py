@@ -1,8 +1,9 @@
-"""Values and the numbers of splines come in; splines' values and log-derivatives go out.
+"""Evaluate rational-quadratic splines and their log-derivatives.
 
 The rational-quadratic spline of Durkan et al., "Neural Spline Flows", NeurIPS 2019, with linear
-tails and gradients written out by hand. A training step of a spline flow is thousands of small
-operations; written so, a spline and its gradients are half as many as autograd makes of nflows'.
+tails and gradients written out by hand. A training step of a spline flow consists of thousands of
+small operations; written this way, a spline and its gradients take half as many as autograd takes
+for those of nflows.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def rational_quadratic(inputs: Tensor, numbers: Tensor, splines: Splines) -> tup
 
     Args:
         inputs: Where to evaluate, any shape.
-        numbers: For every input, of the same shape and one more dimension of 3 K - 1 numbers for
-            K bins: unnormalized widths, heights, and derivatives at the inner knots.
+        numbers: Of the same shape, with one more dimension of 3 K - 1 numbers for K bins:
+            unnormalized widths, heights, and derivatives at the inner knots.
         splines: What they have in common.
 
     Returns:
@@ -59,7 +60,7 @@ def _evaluate(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """Return values, log-derivatives, and what their gradients are computed from.
 
-    A bin is known by its right end (x1, y1), its width w and height h, and the derivatives d0 and
+    A bin is given by its right end (x1, y1), its width w and height h, and the derivatives d0 and
     d1 at its ends. With s = h / w, t the share of the bin that lies left of x, u = t (1 - t) and
     r = d0 + d1 - 2 s, the paper's equations (4) and (5) are
 
@@ -75,7 +76,7 @@ def _evaluate(
     knots = pad(softplus(derivatives) + min_derivative, (1, 1), value=1.0)
 
     outside = inputs.abs() > tail_bound
-    # Any value inside will do for the others: it gets no gradient.
+    # For the others any value inside will do: it gets no gradient.
     x = inputs.masked_fill(outside, 0.0)
     bin_number = (x.unsqueeze(-1) >= ends[..., 0, :-1]).sum(-1, keepdim=True)
     of_both = bin_number.unsqueeze(-1).expand(*bin_number.shape[:-1], 2, 1)
@@ -104,7 +105,7 @@ def _evaluate(
 def _softmax(logits: Tensor) -> Tensor:
     """Return the softmax over the last dimension.
 
-    On a CPU, torch's own takes 19 ns a number where that dimension is as short as here.
+    On a CPU, torch's own takes 19 ns per number if that dimension is as short as here.
     """
     if logits.device.type != "cpu":
         return torch.softmax(logits, dim=-1)
@@ -116,12 +117,12 @@ _LOG2_E = 1 / math.log(2)
 
 
 def _stretch(splines: Splines, bins: int) -> float:
-    """Return what shares of the interval are multiplied by, beside the smallest size of a bin."""
+    """Return the factor for shares of the interval, which are added to the smallest bin size."""
     return 2 * splines.tail_bound * (1 - splines.min_bin_size * bins)
 
 
 class _RationalQuadratic(torch.autograd.Function):
-    """The spline as one operation of autograd's."""
+    """The spline as a single autograd operation."""
 
     @staticmethod
     def forward(
@@ -138,7 +139,7 @@ class _RationalQuadratic(torch.autograd.Function):
             ctx.saved_tensors
         )
         if torch.is_grad_enabled():
-            # Somebody wants gradients of gradients: autograd knows those of the forward pass.
+            # Gradients of gradients are needed: autograd can differentiate the forward pass.
             found = _by_autograd(inputs, numbers, ctx.splines, gradients, ctx.needs_input_grad[:2])
             return *found, None
         w, h, d0, d1, s, t, left, a, b, share = rest
@@ -186,7 +187,7 @@ def _by_autograd(
     gradients: tuple[Tensor, ...],
     wanted: tuple[bool, ...],
 ) -> Iterator[Tensor | None]:
-    """Yield the gradients that are wanted, themselves with a history."""
+    """Yield the gradients that are needed, themselves with an autograd history."""
     values, log_derivatives, _ = _evaluate(inputs, numbers, splines)
     leaves = [leaf for leaf, want in zip((inputs, numbers), wanted, strict=True) if want]
     found = iter(

@@ -1,7 +1,7 @@
-"""A trainer that begins to train comes in; where this training stands among its rounds goes out.
+"""Number the rounds of a trainer, and choose their run directories.
 
-Rounds share one axis of epochs in loggers, and every round after the first has a run directory of
-its own below the one that was named.
+Rounds share one axis of epochs in loggers, and every round after the first has its own run
+directory below the given one.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from sbi_ignite.runs.fingerprint import BUDGETS, fingerprint_network
 
 @dataclass(frozen=True)
 class Round:
-    """One training of a trainer, over all calls that continue it.
+    """One training of a trainer, including all calls that continue it.
 
     Attributes:
         index: How many trainings this trainer has completed before.
-        first_step: Epochs of those.
-        first_iteration: Optimizer steps of those.
+        first_step: Epochs of those trainings.
+        first_iteration: Optimizer steps of those trainings.
         iterations: Optimizer steps of this one, once it is complete.
         complete: Whether it has ended regularly.
     """
@@ -42,7 +42,7 @@ class Round:
 
 
 def begin_round(trainer: Any, resume: bool) -> Round:
-    """Return the round that a call belongs to, and note it on the trainer.
+    """Return the round that a call belongs to, and record it on the trainer.
 
     Args:
         trainer: One of sbi's trainers.
@@ -64,7 +64,7 @@ def begin_round(trainer: Any, resume: bool) -> Round:
 
 
 def end_round(trainer: Any, iterations: int) -> None:
-    """Note that a training has ended regularly after so many optimizer steps."""
+    """Record that a training has ended regularly after this many optimizer steps."""
     trainer._ignite_round = replace(trainer._ignite_round, iterations=iterations, complete=True)
 
 
@@ -75,19 +75,19 @@ def _epochs_so_far(trainer: Any) -> int:
 # --- run directories
 
 _given: dict[Path, list[tuple[weakref.ref[Any], str]]] = {}
-"""Which trainers of this process have got which folders below directories that they share."""
+"""Which trainers of this process use which folders below directories that they share."""
 
 
 def directory_of(trainer: Any, call: Call, now: Round, batches: Batches) -> Path | None:
     """Return the run directory of a training; None without checkpoints.
 
-    A directory that the call names is taken as it is. One that comes from the environment or a file
-    belongs to a whole script: its first trainer gets the directory itself, the others
-    `trainer-1`, `trainer-2`, ... below it, in the order in which they first train.
+    A directory named in the call is used as it is. One from the environment or a file belongs to a
+    whole script: its first trainer gets the directory itself, the others `trainer-1`,
+    `trainer-2`, ... below it, in the order in which they first train.
 
-    Worker processes share it, and no order among them is sure. There a trainer gets
-    `training-DIGEST`, of what makes its first training the one that it is: settings, data, initial
-    weights and random state. A script that is started again finds it if it seeds every training.
+    Worker processes share the directory, and their order is not fixed. There a trainer gets
+    `training-DIGEST`, a digest of what identifies its first training: settings, data, initial
+    weights and random state. A restarted script finds it again if it seeds every training.
 
     Args:
         trainer: The trainer.
@@ -119,13 +119,13 @@ def _own_folder(trainer: Any, call: Call, path: Path, batches: Batches) -> str:
 
 
 def _digest_of(trainer: Any, call: Call, batches: Batches) -> str:
-    """Return a digest of all that decides about the numbers of a training that begins."""
+    """Return a digest of everything that determines the numbers of a new training."""
     net, train = trainer._neural_net, call.settings.to_dict()["train"]
     known = {
         "method": type(trainer).__name__,
         "settings": {name: train[name]["value"] for name in train.keys() - BUDGETS},
         "network": fingerprint_network(net)["digest"],
-        # Without buffers: z-scores of many rows differ in the last bits by the number of threads.
+        # Without buffers: z-scores of many rows depend on the number of threads in the last bits.
         "weights": fingerprint_data(list(net.parameters())),
         "data": batches.fingerprint() or [],
         "random state": fingerprint_data([torch.get_rng_state()]),

@@ -1,4 +1,4 @@
-"""A trainer and a call come in; stopping rules and the keeper of the best weights go out.
+"""Choose the stopping rules of a call and the keeper of its best weights.
 
 In sbi's form the trainer's own `_converged` decides and keeps the best weights. Private names were
 read in sbi 0.27.0.
@@ -23,8 +23,8 @@ from sbi_ignite.settings import EarlyStopping
 def rules_of(trainer: Any, call: Call, continued: bool) -> tuple[tuple[Rule, ...], BestWeights]:
     """Return the stopping rules of a call and the keeper of its best weights.
 
-    In sbi's form the trainer's own `_converged` decides, and keeps the best weights, as long as the
-    call asks for nothing that it does not know.
+    In sbi's form the trainer's own `_converged` decides, and keeps the best weights, unless the
+    call asks for something that it does not support.
     """
     asked, config = call.settings.early_stopping, call.settings.train
     if not config.sbi_compat:
@@ -45,17 +45,17 @@ def _is_sbis(rule: EarlyStopping, call: Call) -> bool:
 
 
 class _Trainers:
-    """A rule whose memory is the trainer's own attributes, which `TrainerBooks` saves."""
+    """A rule whose state is in the trainer's own attributes, which `TrainerBooks` saves."""
 
     def __init__(self, trainer: Any, max_epochs: int) -> None:
         self._trainer, self._max_epochs = trainer, max_epochs
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing of its own."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue without anything of its own."""
+        """Restore nothing: there is no state of its own."""
 
     @property
     def spent(self) -> bool:
@@ -73,12 +73,12 @@ class SbiBudget(WithoutPatience, _Trainers):
         return self.spent
 
     def already_stopped(self, state: TrainingState) -> bool:
-        """Say so before the first epoch."""
+        """Say whether it is over the budget before the first epoch."""
         return self.spent
 
 
 class SbiConverged(_Trainers):
-    """The trainer's own `_converged`, asked when sbi would ask it.
+    """The trainer's own `_converged`, called when sbi would call it.
 
     Args:
         trainer: One of sbi's trainers.
@@ -96,7 +96,7 @@ class SbiConverged(_Trainers):
 
     @property
     def patience_left(self) -> int | None:
-        """By sbi's count; None with a user's own `_converged`, whose count is unknown."""
+        """Patience left by sbi's count; None if a user's own `_converged` counts."""
         fruitless = getattr(self._trainer, "_epochs_since_last_improvement", None)
         if fruitless is None or not is_sbis_own(self._trainer, "_converged"):
             return None
@@ -107,11 +107,11 @@ class SbiConverged(_Trainers):
         return {"converged": self.converged}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue without asking again, which would count a fruitless epoch too many."""
+        """Continue without calling it again, which would count one epoch too many."""
         self.converged, self._continued = state["converged"], True
 
     def should_stop(self, state: TrainingState) -> bool:
-        """Ask after an epoch; as in sbi, not after the last one of the budget."""
+        """Call it after an epoch; as in sbi, not after the last one of the budget."""
         before = getattr(self._trainer, "_best_model_state_dict", None)
         stop = self._ask(state)
         is_new = self._trainer._best_model_state_dict is not before
@@ -119,7 +119,7 @@ class SbiConverged(_Trainers):
         return stop
 
     def already_stopped(self, state: TrainingState) -> bool:
-        """Ask before the first epoch, which also resets the trainer's memory at epoch 0."""
+        """Call it before the first epoch, which also resets the trainer's state at epoch 0."""
         if not self._continued:
             return self._ask(state)
         if is_sbis_own(self._trainer, "_converged"):
@@ -141,7 +141,7 @@ class KeptBySbi(BestWeights):
 
     Args:
         trainer: One of sbi's trainers.
-        rule: The rule that asks `_converged`.
+        rule: The rule that calls `_converged`.
     """
 
     def __init__(self, trainer: Any, rule: SbiConverged) -> None:
@@ -178,7 +178,7 @@ class KeptBySbi(BestWeights):
 
 
 class KeptOnTrainer(BestWeights):
-    """The best weights, shown on the trainer under sbi's names.
+    """The best weights, also available on the trainer under sbi's names.
 
     Args:
         trainer: One of sbi's trainers.
@@ -198,7 +198,7 @@ class KeptOnTrainer(BestWeights):
         self._tell(state)
 
     def take(self, loss: float, state: TrainingState) -> None:
-        """Take the weights for the best ones and tell the trainer."""
+        """Take the weights as the best ones and tell the trainer."""
         super().take(loss, state)
         self._tell(state)
 

@@ -1,8 +1,9 @@
-"""A `.train()` call of an sbi trainer comes in; what sbi's `.train()` returns goes out.
+"""Carry out a `.train()` call of an sbi trainer.
 
 sbi's own `train()` still prepares everything (start index, network, loss arguments) and calls two
 methods that are replaced here: `get_dataloaders` and `_run_training_loop`. What the call asked for
-beyond sbi's keywords waits for them in a context variable. Private names were read in sbi 0.27.0.
+beyond sbi's keywords reaches them through a context variable. Private names were read in sbi
+0.27.0.
 """
 
 from __future__ import annotations
@@ -63,21 +64,21 @@ def train(
 
 
 def carry_out(trainer: Any, sbi_train: Callable[..., Any], call: Call) -> Any:
-    """Carry out a call that has been understood and checked."""
+    """Carry out a call that has been parsed and checked."""
     prepare(trainer, call.settings)
     with training_in_this_thread(), _activated(call), lean_building(trainer, call):
         return sbi_train(trainer, **call.keywords)
 
 
 def active_call(trainer: Any) -> Call | None:
-    """Return the call that this trainer is in the middle of, if any."""
+    """Return the call that this trainer is carrying out, if any."""
     call = _current.get()
     return call if call is not None and call.trainer is trainer else None
 
 
 @contextmanager
 def _activated(call: Call) -> Iterator[None]:
-    """Let the replaced methods find the call."""
+    """Make the call available to the replaced methods."""
     token = _current.set(call)
     try:
         yield
@@ -86,7 +87,7 @@ def _activated(call: Call) -> Iterator[None]:
 
 
 def check_simulations(trainer: Any) -> None:
-    """Refuse to train on nothing."""
+    """Refuse to train without simulations."""
     if not getattr(trainer, "_data_round_index", True) or (
         not hasattr(trainer, "_data_round_index") and not hasattr(trainer, "_x")
     ):
@@ -125,7 +126,7 @@ def get_dataloaders(
     resume_training: bool = False,
     dataloader_kwargs: dict[str, Any] | None = None,
 ) -> tuple[Any, Any]:
-    """Return batches of training and validation data; outside `.train()` sbi's own loaders."""
+    """Return batches of training and validation data; outside `.train()`, sbi's own loaders."""
     call = active_call(trainer)
     if call is None:
         return sbi_get_dataloaders(
@@ -143,7 +144,7 @@ def get_dataloaders(
         _current.set(call)
         training_batch_size = call.settings.train.batch_size
     if dataloader_kwargs is None and _looks_into_loaders(trainer):
-        dataloader_kwargs = {}  # torch's own loaders, with nothing changed
+        dataloader_kwargs = {}  # torch's own loaders, unchanged
     if call.sbi_compat and dataloader_kwargs is not None:
         # Splits as it stands: the indices have just been drawn.
         with refused_by_torch(dataloader_kwargs, call):
@@ -161,7 +162,7 @@ def get_dataloaders(
 
 
 def _looks_into_loaders(trainer: Any) -> bool:
-    """Return whether a user's method gets the loaders to see, and may expect torch's own."""
+    """Return whether a user's method gets to see the loaders, and may expect torch's own."""
     names = ("get_dataloaders", "_train_epoch", "_validate_epoch", "_run_training_loop")
     return not all(is_sbis_own(trainer, name) for name in names)
 
@@ -188,7 +189,7 @@ def run_training_loop(
         The trained network.
     """
     call = active_call(trainer) or _implied_call(trainer, train_config)
-    # Still to be filled in where a user's own get_dataloaders made the loaders.
+    # Not filled in yet if a user's own get_dataloaders made the loaders.
     call = replace(call, settings=filled_in(call.settings, as_batches(train_loader)))
     loss = loss_of(trainer, loss_args, call.sbi_compat)
     fit(trainer, call, loss, train_loader, val_loader, loss_args, summarization_kwargs or {})
@@ -212,6 +213,6 @@ def _implied_call(trainer: Any, train_config: Any) -> Call:
         show_train_summary: Any,
         clip_max_norm: Any,
     ) -> None:
-        """Stand for a train() that has every keyword of sbi's configuration."""
+        """Stand in for a train() that has every keyword of sbi's configuration."""
 
     return parse_call(trainer, everything, (), keywords)

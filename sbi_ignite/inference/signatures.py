@@ -1,4 +1,4 @@
-"""The signatures of `train()`: sbi's own parameters of each trainer, and those that come from here.
+"""The signatures of `train()`: each trainer's parameters from sbi, and those added here.
 
 `trainers.pyi` says the same to type checkers; `python -m tests.typing.stubs` writes it.
 """
@@ -20,8 +20,8 @@ _KEYWORD, _EITHER = Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD
 def typed_first(cls: type, sbi_train: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of `train()` in the classes of this package.
 
-    The typed form comes first. sbi's positional calls work, too, but there is no writing both
-    into one signature.
+    The typed form comes first. sbi's positional calls work, too, but one signature cannot express
+    both.
 
     Args:
         cls: The trainer's class.
@@ -35,7 +35,7 @@ def typed_first(cls: type, sbi_train: Callable[..., Any]) -> inspect.Signature:
 def sbis_first(cls: type, sbi_train: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of `train()` in sbi's own classes while they are patched.
 
-    sbi's parameters stay what they are; what is new comes after them, by keyword.
+    sbi's parameters stay as they are; new ones follow them as keywords.
 
     Args:
         cls: The trainer's class.

@@ -1,10 +1,10 @@
-"""A block of computations comes in; in it, nflows' splines are computed for all values.
+"""Compute nflows' splines for all values at once inside a block of computations.
 
-nflows applies a spline to the values inside its interval alone. How many these are differs from
-batch to batch, which costs copies and makes every step another computation that cannot be recorded.
-Here the spline is applied to all values, and its result taken where they lie inside; what it
-computes, and its gradients, stand in `rational_quadratic.py`. That rounds otherwise in the last
-bits, so that it belongs to the typed form only. Private names were read in nflows 0.14.
+nflows applies a spline only to the values inside its interval. Their number differs from batch to
+batch, which costs copies and makes every step a different computation that cannot be recorded. Here
+the spline is applied to all values, and its result is used where they lie inside; the formulas and
+their gradients are in `rational_quadratic.py`. The last bits are rounded differently, so this is
+used in the typed form only. Private names were read in nflows 0.14.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PLACES = tuple(place for place in (splines, autoregressive) if hasattr(place, _
 _COUPLING = PiecewiseRationalQuadraticCouplingTransform
 _COUPLED_NAME = "_piecewise_cdf"
 _OWN_COUPLED = getattr(_COUPLING, _COUPLED_NAME)
-"""What coupling layers call it by; on the way it copies and divides what it hands over."""
+"""The function through which coupling layers call it; it copies and divides its arguments."""
 
 _for_all_values: ContextVar[bool] = ContextVar("sbi_ignite_splines", default=False)
 _users = 0
@@ -51,10 +51,10 @@ def has_splines(net: nn.Module) -> bool:
 
 @contextmanager
 def replaceable_splines() -> Iterator[None]:
-    """Let losses choose how splines are computed inside the block; nobody else sees a difference.
+    """Let losses choose how splines are computed inside the block; other code is unaffected.
 
-    nflows' transforms find their spline in a module, which is shared by all threads: what stands
-    there inside the block asks whose computation it is part of.
+    nflows' transforms look up their spline in a module, which all threads share: the replacement
+    put there inside the block checks which computation it is part of.
     """
     global _users
     with _lock:
@@ -75,7 +75,7 @@ def replaceable_splines() -> Iterator[None]:
 
 @contextmanager
 def splines_for_all_values() -> Iterator[None]:
-    """Compute splines for all values inside the block, which is within `replaceable_splines`."""
+    """Compute splines for all values inside the block, itself inside `replaceable_splines`."""
     token = _for_all_values.set(True)
     try:
         yield
@@ -84,7 +84,7 @@ def splines_for_all_values() -> Iterator[None]:
 
 
 def _as_chosen(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """Compute a spline as the running computation has chosen."""
+    """Compute a spline as the current computation has chosen."""
     spline = _spline_for_all_values if _for_all_values.get() else _OWN
     return spline(*args, **kwargs)
 
@@ -92,7 +92,7 @@ def _as_chosen(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
 def _coupled_as_chosen(
     transform: Any, inputs: Tensor, transform_params: Tensor, inverse: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Compute a coupling layer's splines as the running computation has chosen."""
+    """Compute a coupling layer's splines as the current computation has chosen."""
     hidden = getattr(transform.transform_net, "hidden_features", None)
     if not _for_all_values.get() or inverse or hidden is None or not _is_plain(vars(transform)):
         return _OWN_COUPLED(transform, inputs, transform_params, inverse)
@@ -109,7 +109,7 @@ def _spline_for_all_values(
 ) -> tuple[Tensor, Tensor]:
     """Return values and log-derivatives of a spline with linear tails, shaped as `inputs`.
 
-    Args and results are those of nflows' function; what no loss computes is left to it.
+    Arguments and results are those of nflows' function; cases that no loss needs are left to it.
     """
     numbers = (unnormalized_widths, unnormalized_heights, unnormalized_derivatives)
     options = {**_DEFAULTS, **options}
@@ -119,7 +119,7 @@ def _spline_for_all_values(
 
 
 def _is_plain(options: Mapping[str, Any]) -> bool:
-    """Return whether these are the splines that we compute ourselves."""
+    """Return whether these are splines that we compute ourselves."""
     return options["tails"] == "linear" and options["min_bin_width"] == options["min_bin_height"]
 
 
@@ -134,9 +134,9 @@ def _common(options: Mapping[str, Any], hidden_features: int = 1) -> Splines:
 
 
 def _rational_quadratic(inputs: Tensor, numbers: Tensor, common: Splines) -> tuple[Tensor, Tensor]:
-    """Compute splines in 32 bits at least."""
+    """Compute splines with at least 32 bits."""
     dtype = inputs.dtype
-    # Where bins end is a matter of 1e-6, which bfloat16 does not know.
+    # The ends of bins matter to 1e-6, which bfloat16 cannot resolve.
     wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
     with torch.autocast(inputs.device.type, enabled=False):
         outputs, log_derivatives = rational_quadratic(inputs.to(wide), numbers.to(wide), common)

@@ -1,7 +1,7 @@
-"""A trainer and its loss come in; whether each batch is the same computation goes out.
+"""Decide whether a trainer's loss is the same computation for every batch.
 
-Networks made by sbi's own factories from sbi's own parts are: apart from the values in a batch,
-every forward pass does the same. Foreign parts may do anything, and are for the user to judge.
+It is with networks made by sbi's own factories from sbi's own parts: apart from the values in a
+batch, every forward pass does the same. Foreign parts may do anything; the user must judge them.
 Private names were read in sbi 0.27.0.
 """
 
@@ -57,7 +57,7 @@ def _is_known_loss(trainer: Any, loss: Loss) -> bool:
 
 
 def _is_known_part(part: Any) -> bool:
-    """Return whether an object, and what it holds, are of known make and not altered."""
+    """Return whether an object, and what it holds, are of known types and not modified."""
     methods = (getattr(type(part), name, None) for name in ("forward", "loss", "log_prob"))
     altered = [
         name for name in vars(part) if isinstance(getattr(type(part), name, None), FunctionType)

@@ -1,4 +1,4 @@
-"""sbi's trainers come in; classes of the same names, trained by sbi_ignite, go out (door a)."""
+"""sbi's trainers under the same names, trained by sbi_ignite (door a)."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ def _sbi_method(trainer: Any, name: str) -> Any:
 
 
 def _behind(cls: type, name: str) -> Any:
-    """Return the function of that name in sbi's classes, past those of this page."""
+    """Return the function of that name in sbi's classes, past those of this module."""
     mro = cls.__mro__
     behind = mro[mro.index(IgniteTrainer) + 1 :]
     return next(vars(cls)[name] for cls in behind if name in vars(cls))
 
 
-# The overrides take more than sbi's methods do, which a type checker cannot know is meant.
+# The overrides take more than sbi's methods do; a type checker cannot know this is intended.
 # pyright: reportIncompatibleMethodOverride=false
 # ruff: noqa: D101 # the docstrings are sbi's
 
@@ -163,7 +163,7 @@ class NPE_PFN(sbi_inference.NPE_PFN):
         """Do what sbi does: nothing is trained.
 
         Raises:
-            ArgumentError: If any argument is passed; there is nothing that it could change.
+            ArgumentError: If any argument is passed, because it could change nothing.
         """
         refuse_arguments(self, args, kwargs)
         return super().train()
@@ -180,7 +180,7 @@ def refuse_arguments(trainer: Any, args: Any, kwargs: Any) -> None:
 
 
 def _show_signature(cls: Any) -> None:
-    """Give a class a `train()` of its own, which does the same and has its true signature."""
+    """Give a class its own `train()`, which does the same and has the true signature."""
     shared: Any = IgniteTrainer.train
     train = FunctionType(
         shared.__code__, shared.__globals__, "train", shared.__defaults__, shared.__closure__

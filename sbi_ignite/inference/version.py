@@ -1,4 +1,4 @@
-"""The installed sbi comes in; an error goes out if its internals are not known here."""
+"""Check that the internals of the installed sbi are known here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def check_sbi_version() -> None:
     """Refuse to work with a version of sbi that this package does not know.
 
     Raises:
-        UnsupportedSbiError: If the installed sbi is of another release series.
+        UnsupportedSbiError: If the installed sbi belongs to another release series.
     """
     import sbi
 

@@ -1,4 +1,4 @@
-"""A loss and a context come in; the same loss, computed inside that context, goes out."""
+"""Wrap a loss so that it is computed inside a context manager."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sbi_ignite.methods.base import Loss
 
 @dataclass(frozen=True)
 class Within:
-    """A loss whose operations are computed in another way, as a context has it.
+    """A loss whose operations are computed differently, inside a context manager.
 
     Attributes:
-        loss: The loss as it is.
-        context: Makes what every computation of the loss is wrapped in.
+        loss: The plain loss.
+        context: Makes the context manager for every computation of the loss.
     """
 
     loss: Loss

@@ -12,23 +12,23 @@ from pathlib import Path
 from sbi_ignite.exceptions import SbiIgniteWarning
 
 STARTUP = str(Path(__file__).parents[1] / "_startup")
-"""Folder of the start-up hook that Python processes with it on their PYTHONPATH run."""
+"""Folder of the start-up hook, which Python processes run if it is on their PYTHONPATH."""
 
 _inherited = False
 
 
 def pass_on_patch() -> Callable[[], None]:
-    """Let Python processes that are started from now on with this environment patch sbi, too.
+    """Make Python processes started from now on with this environment patch sbi, too.
 
-    That reaches every worker that inherits the environment, however it is started: joblib's loky,
+    This reaches every worker that inherits the environment, however it is started: joblib's loky,
     multiprocessing by spawn or forkserver, Ray and Dask on this machine, pytest-xdist, plain
-    subprocesses. Forked ones are copies of this process anyway. Whoever cannot be reached is named
-    in one warning.
+    subprocesses. Forked ones are copies of this process anyway. Workers that cannot be reached
+    are named in one warning.
 
     Returns:
-        What ends it, for processes that are started later.
+        A function that ends this for processes started later.
     """
-    # A worker is not asked for its siblings: Ray runs already where its tasks do.
+    # Workers do not check for siblings: inside a Ray task, Ray is running anyway.
     missed = [] if _inherited else [*_already_running(), *_cut_off()]
     if missed:
         warnings.warn(
@@ -52,7 +52,7 @@ def pass_on_patch() -> Callable[[], None]:
 
 
 def inherit_patch() -> None:
-    """Patch sbi in a process that a patched one has started; called by the start-up hook."""
+    """Patch sbi in a process started by a patched one; called by the start-up hook."""
     global _inherited
     import sbi_ignite._import_ignite  # noqa: F401 # before anything imports ignite
     from sbi_ignite.inference.patch import patch_sbi
@@ -64,8 +64,8 @@ def inherit_patch() -> None:
 def is_worker() -> bool:
     """Return whether another process has started this one to share its work.
 
-    That is a process of multiprocessing (joblib's loky and Dask's are), or one that has inherited
-    the patch.
+    This is a process of multiprocessing (those of joblib's loky and Dask are), or one that has
+    inherited the patch.
     """
     return _inherited or multiprocessing.parent_process() is not None
 
@@ -76,7 +76,7 @@ def _folders() -> list[str]:
 
 
 def _already_running() -> list[str]:
-    """Name the workers of this process that have been started before."""
+    """Name the workers of this process that were already started."""
     found = []
     running = len(multiprocessing.active_children())
     if running:
@@ -98,7 +98,7 @@ def _already_running() -> list[str]:
 
 
 def _cut_off() -> list[str]:
-    """Name workers that do not hear of the environment."""
+    """Name workers that do not inherit the environment."""
     if sys.flags.ignore_environment or sys.flags.no_site:
         return ["worker processes, since Python runs with -E, -I or -S"]
     return []

@@ -1,1 +1,1 @@
-"""Memory of parameters and what optimizers read of it."""
+"""The memory of parameters, and how optimizers use it."""

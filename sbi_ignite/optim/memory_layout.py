@@ -1,7 +1,7 @@
 """Lay tensors side by side so that each begins where torch would let it begin.
 
-Kernels read aligned memory in larger pieces and may then round otherwise. Side by side without
-gaps, tensors would no longer give bit for bit what they give in memory of their own.
+Kernels read aligned memory in larger pieces and may then round differently. Packed without gaps,
+tensors would no longer give bit for bit the results that they give in memory of their own.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor
 from sbi_ignite.optim import private_torch
 
 ALIGNED = {"cpu": 64, "cuda": 512}
-"""Bytes: where torch's allocators let tensors begin, by type of device."""
+"""Alignment in bytes at which torch's allocators start tensors, by type of device."""
 
 
 class Aligned:
-    """Where tensors of some shapes lie in a flat one.
+    """Where tensors of given shapes lie in a flat tensor.
 
     Args:
         tensors: Contiguous tensors of one type on one device, at least one.
@@ -36,7 +36,7 @@ class Aligned:
         self._shapes = self._with_gaps([t.new_empty(()).expand(t.shape) for t in tensors])
 
     def joined(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return a copy of tensors of these shapes as one, with zeros between them."""
+        """Return a copy of tensors of these shapes as one tensor, with zeros between them."""
         return private_torch.joined(self._with_gaps(tensors))
 
     def parted(self, flat: Tensor) -> list[Tensor]:

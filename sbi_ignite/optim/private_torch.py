@@ -1,7 +1,7 @@
-"""Every private name of torch that optimizers and flat memory use, and what happens without it.
+"""All private names of torch that optimizers and flat memory use, and what replaces each.
 
-Names are probed, not torch's version. Each has a replacement that gives the same numbers; where it
-is slower, `slower_steps` says so, and the training's summary with it.
+Names are probed instead of torch's version. Each has a replacement that gives the same numbers;
+where it is slower, `slower_steps` says so, and so does the training's summary.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _OWN_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
 def slower_steps(stepped: Optimizer) -> str:
-    """Return why this torch slows an optimizer's steps down; "" where it does not.
+    """Return why this torch slows an optimizer's steps down; "" if it does not.
 
     Args:
-        stepped: The optimizer; others than Adam and AdamW are stepped by torch anyway.
+        stepped: The optimizer; all but Adam and AdamW are stepped by torch anyway.
     """
     if type(stepped) not in (Adam, AdamW):
         return ""
@@ -54,7 +54,7 @@ def slower_steps(stepped: Optimizer) -> str:
 
 
 def is_watched(stepped: Optimizer) -> bool:
-    """Return whether somebody wants to be told about steps, or could want it unseen."""
+    """Return whether hooks on steps are registered, or could be without our seeing them."""
     return bool(
         getattr(stepped, "_optimizer_step_pre_hooks", True)
         or getattr(stepped, "_optimizer_step_post_hooks", True)
@@ -68,12 +68,12 @@ version_of: Callable[[Tensor], object] = (
     if hasattr(torch.empty(0), "_version")
     else lambda tensor: object()
 )
-"""Returns what changes with every write to a tensor, and whenever it is asked where torch does not
-say."""
+"""Returns a value that changes with every write to a tensor; on every call if torch does not track
+writes."""
 
 
 def mark_as_stepped(stepped: Optimizer) -> None:
-    """Tell torch's schedulers, which look for it, that a step was taken before theirs."""
+    """Tell torch's schedulers, which check for it, that the optimizer has stepped."""
     stepped._opt_called = True  # type: ignore[attr-defined] # known to schedulers only
 
 
@@ -88,7 +88,7 @@ def copy_each(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 def multiply_each(tensors: Sequence[Tensor], factor: Tensor) -> None:
-    """Multiply tensors in place by a number, shape ()."""
+    """Multiply tensors in place by a tensor of shape ()."""
     together = getattr(torch, "_foreach_mul_", None)
     if together is not None:
         together(tensors, factor)
@@ -98,7 +98,7 @@ def multiply_each(tensors: Sequence[Tensor], factor: Tensor) -> None:
 
 
 def lerp_each(tensors: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
-    """Move tensors in place towards others, by a part of the way."""
+    """Move tensors in place part of the way towards others."""
     together = getattr(torch, "_foreach_lerp_", None)
     if together is not None:
         together(tensors, ends, weight)
@@ -108,7 +108,7 @@ def lerp_each(tensors: Sequence[Tensor], ends: Sequence[Tensor], weight: float) 
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:
-    """Return a copy of tensors as one, shape (num_numbers,)."""
+    """Return a copy of tensors as one tensor, shape (num_numbers,)."""
     together = _utils("_flatten_dense_tensors")
     if together is not None:
         return together(tensors)
@@ -116,7 +116,7 @@ def joined(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def parted(flat: Tensor, like: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Return the views of a flat tensor that have the shapes of others, in their order."""
+    """Return views of a flat tensor that have the shapes of others, in their order."""
     together = _utils("_unflatten_dense_tensors")
     if together is not None:
         return together(flat, like)
@@ -129,7 +129,7 @@ def _utils(name: str) -> Callable[..., Any] | None:
 
 
 def decouples_decay(stepped: Optimizer) -> bool:
-    """Return whether weight decay is AdamW's; torch before 2.7 keeps AdamW apart from Adam."""
+    """Return whether weight decay is AdamW's; before torch 2.7, AdamW is separate from Adam."""
     group = stepped.param_groups[0]
     return bool(group.get("decoupled_weight_decay", isinstance(stepped, AdamW)))
 
@@ -146,15 +146,15 @@ def adam_step(
 
     Args:
         tensors: Parameters, gradients, both moments, and the largest second moments (none).
-        steps: How many steps were taken, shape (num_parameters,), all equal; counted on.
-        numbers: What else torch's functions take by name.
+        steps: How many steps were taken, shape (num_parameters,), all equal; incremented.
+        numbers: The other keyword arguments of torch's functions.
         decoupled: Whether weight decay is AdamW's.
         fused: Whether to use the fused kernel.
-        several: Whether to take several tensors at a time.
+        several: Whether to handle several tensors at a time.
     """
     kernel = getattr(torch, "_fused_adamw_" if decoupled else "_fused_adam_", None)
     if fused and kernel is not None:
-        # What torch's own function comes to in the end, a third of whose time it takes.
+        # This is what torch's own function does in the end, in a third of the time.
         steps.add_(1)
         kernel(*tensors, [steps[0]], **numbers, grad_scale=None, found_inf=None)
         return

@@ -1,4 +1,4 @@
-"""From the installed version of sbi to a folder with the tests of its source distribution.
+"""Fetch the tests of the installed version of sbi from its source distribution.
 
 sbi's wheel has no tests. They come from PyPI through pip, or from `SBI_SDIST`, which names a copy:
 the archive or the folder that it unpacks to.

@@ -1,7 +1,7 @@
-"""From sbi's own tests to the list of those that fail under the patch and not without it.
+"""Run sbi's own tests and list those that fail under the patch but not without it.
 
-All chosen tests run once with the patch. Those that did not plainly pass then run without it: what
-comes of a test must be the same.
+All chosen tests run once with the patch. Those that did not simply pass are then run without
+it: the outcome of each test must be the same.
 """
 
 from __future__ import annotations

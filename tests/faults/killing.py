@@ -1,4 +1,4 @@
-"""A program's name and a seed come in; the results of killed runs, compared with calm ones, go out.
+"""Kill runs of a program at random moments and compare their results with undisturbed runs.
 
 Run as `python -m tests.faults.killing NAME SEED KILLS FOLDER`. This process imports everything once
 and forks a child per start, so that a start costs milliseconds instead of seconds; the children are

@@ -1,6 +1,6 @@
-"""A run directory comes in; a small seeded sbi program trains there and its results go out.
+"""Small seeded sbi programs that train in a run directory and write their results.
 
-Each program is what a user's script would be: started again after a kill, it must end with the
+Each program is like a user's script: started again after a kill, it must end with the
 same numbers. They run in processes of their own, see `killing.py`.
 """
 

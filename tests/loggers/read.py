@@ -1,4 +1,4 @@
-"""The place where a backend wrote comes in; what it holds, step by step, goes out."""
+"""Read back what a backend has written, step by step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A logger comes in; what it logged in a second of training, or in a mere play, goes out."""
+"""Run a logger in a second of training, or in a mock one, and return what it logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the parity tests that were selected to the records of every side, made once a session."""
+"""Make the records of every side for the selected parity tests, once per session."""
 
 from __future__ import annotations
 

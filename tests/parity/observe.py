@@ -1,4 +1,4 @@
-"""From a finished scenario to plain data, and from two such records to their differences in words.
+"""Record a finished scenario as plain data, and describe the differences of two records.
 
 Everything that an sbi user can see after `.train()` is recorded: weights and buffers, optimizer
 state, summary lists, split, counters, random state, printed text, warnings and the line they are

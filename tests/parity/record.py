@@ -1,4 +1,4 @@
-"""From names of scenarios to a file with their records, by one side, in a process of its own.
+"""Record scenarios on one side, in a process of its own, and write the records to a file.
 
 Run as `python -m tests.parity.record DOOR OUT FOLDER NAME...`, where DOOR is `sbi` (sbi alone),
 `renamed` (the trainers of `sbi_ignite.inference`), `patched` (sbi's own, under `patch_sbi()`),

@@ -9,10 +9,10 @@ from sbi_ignite.capture.executors.torchscript import TorchScript
 
 
 def executors_for(as_cuda_graphs: bool) -> tuple[Executor, ...]:
-    """Return the ways to run recordings, the fastest first; each is tried until one works.
+    """Return the ways to run recordings, fastest first; they are tried until one works.
 
     Args:
-        as_cuda_graphs: Whether recordings are to run as CUDA graphs, where CUDA can.
+        as_cuda_graphs: Whether recordings are to run as CUDA graphs where possible.
 
     Example:
         >>> [executor.name for executor in executors_for(as_cuda_graphs=False)]

@@ -10,33 +10,34 @@ from torch import Tensor, fx
 from sbi_ignite.capture.recording import Recording
 
 Run = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
-"""Inputs of the shapes, strides, types and devices of the recording in; outputs out, without
-autograd's history."""
+"""Takes inputs with the shapes, strides, types and devices of the recording; returns outputs
+without autograd history."""
 
 
 class Executor(Protocol):
     """A way to run recorded graphs: the same operations with the same kernels, in the same order.
 
-    Results and random draws equal those of the recorded computation, bit for bit; whoever uses a
-    recording proves it. To add a way, write a page in this package and name it in `executors_for`.
+    Results and random draws equal those of the recorded computation, bit for bit; the code that
+    uses a recording verifies this. To add an executor, write a module in this package and name it
+    in `executors_for`.
     """
 
     @property
     def name(self) -> str:
-        """How summaries and messages call it."""
+        """Its name in summaries and messages."""
         ...
 
     def missing(self) -> str:
-        """Return what keeps it from working here, "" where it works; tried, not assumed."""
+        """Return what keeps it from working here, "" if it works; this is tried, not assumed."""
         ...
 
     def prepare(self, recording: Recording, graph: fx.Graph, inputs: Sequence[Tensor]) -> Run:
-        """Return what runs a graph.
+        """Return a function that runs a graph.
 
         Args:
             recording: What is known about the graph.
-            graph: Flat; its placeholders are the captured tensors, then the inputs, its functions
-                operations of torch or `operator.getitem`, and its attributes tensors, in `meta`.
+            graph: Flat; its placeholders are the captured tensors, then the inputs; its functions
+                are operations of torch or `operator.getitem`, its attributes tensors in `meta`.
             inputs: The tensors it was recorded with.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Launch a recorded computation on the GPU by a single call."""
+"""Launch a recorded computation on the GPU with a single call."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CudaGraphs:
     """Runs recordings as CUDA graphs.
 
     Args:
-        inner: Runs them operation by operation, at the capture and once a tensor has moved.
+        inner: Runs them operation by operation, during capture and once a tensor has moved.
     """
 
     name = "cuda_graph"
@@ -40,11 +40,11 @@ class CudaGraphs:
         return self._inner.missing()
 
     def prepare(self, recording: Recording, graph: fx.Graph, inputs: Sequence[Tensor]) -> Run:
-        """Return what runs a graph, see `Executor`.
+        """Return a function that runs a graph, see `Executor`.
 
         Raises:
-            NotTraceable: If a tensor other than a single number lies elsewhere than on the GPU, or
-                an operation waits for it.
+            NotTraceable: If a tensor other than a single number is not on the GPU, or an operation
+                waits for the GPU.
         """
         if inputs:
             recording = _with_constants_at(recording, inputs[0].device)
@@ -56,7 +56,7 @@ def check_capturable(recording: Recording, inputs: Sequence[Tensor]) -> None:
     """Refuse recordings that CUDA cannot capture.
 
     Raises:
-        NotTraceable: Saying why.
+        NotTraceable: If CUDA cannot, saying why.
     """
     on_device = [tensor for tensor in recording.captured if tensor.ndim or tensor.is_cuda]
     if not all(tensor.is_cuda for tensor in (*on_device, *inputs)) or not inputs:
@@ -71,10 +71,10 @@ class CudaGraph:
     """A recorded computation as a CUDA graph: the same kernels, without a launch for each.
 
     Kernels in a CUDA graph read and write at fixed addresses. Inputs are therefore copied to where
-    they were at the capture, and outputs are copied from there: the first, losses that are kept for
-    a while, on its own, gradients in one piece. Once a tensor has moved, the recording as it is
-    takes over. Capturing runs the computation: whoever does it restores the random states and what
-    the computation writes to.
+    they were during capture, and outputs are copied out: the first one, losses that are kept for a
+    while, on its own, gradients in one piece. Once a tensor has moved, the plain recording takes
+    over. Capturing runs the computation: the caller must restore the random states and everything
+    that the computation writes to.
 
     Args:
         recording: What is known about the computation.
@@ -89,7 +89,7 @@ class CudaGraph:
     """Whether a capture has failed in this process: torch may not be able to do another one."""
 
     def __init__(self, recording: Recording, run: Run, inputs: Sequence[Tensor]) -> None:
-        # Numbers on the host become part of the kernels that are launched with them.
+        # Numbers on the host are baked into the kernels that are launched with them.
         self._numbers = [t for t in recording.captured if t.ndim == 0 and not t.is_cuda]
         self._captured, self._run = recording.captured, run
         self._inputs = [tensor.clone() for tensor in inputs]
@@ -100,7 +100,7 @@ class CudaGraph:
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
-            first, *rest = self._run(self._inputs)  # libraries may wait when they begin
+            first, *rest = self._run(self._inputs)  # libraries may synchronize on first use
             with _waiting_refused():
                 for _ in range(WARM_UPS - 1):
                     first, *rest = self._run(self._inputs)
@@ -111,7 +111,7 @@ class CudaGraph:
         self._addresses = self._now()
         self._launch = torch.cuda.CUDAGraph()
         CudaGraph.has_failed = True
-        # Other threads may use the GPU meanwhile: a checkpoint is written, say.
+        # Other threads may use the GPU meanwhile, to write a checkpoint for example.
         with (
             _nothing_collected(),
             torch.cuda.graph(self._launch, stream=aside, capture_error_mode="thread_local"),
@@ -134,13 +134,13 @@ class CudaGraph:
         return (first, *(next(copies) if among else output.clone() for output, among in rest))
 
     def _now(self) -> list[float]:
-        """Return where tensors lie, and the values of numbers on the host."""
+        """Return the addresses of tensors, and the values of numbers on the host."""
         addresses = [tensor.data_ptr() for tensor in self._captured]
         return [*addresses, *(number.item() for number in self._numbers)]
 
 
 def _with_constants_at(recording: Recording, device: torch.device) -> Recording:
-    """Return a recording whose constants lie on a device: indices do not, as a rule."""
+    """Return a recording whose constants are on a device; indices usually are not."""
     captured = list(recording.captured)
     for position in recording.constants:
         captured[position] = captured[position].to(device)
@@ -164,7 +164,7 @@ def _waiting_refused() -> Iterator[None]:
 
 @contextmanager
 def _nothing_collected() -> Iterator[None]:
-    """Keep python from freeing an older CUDA graph during a capture, which would end it."""
+    """Keep Python from freeing an older CUDA graph during a capture, which would abort it."""
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()

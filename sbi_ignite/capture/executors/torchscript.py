@@ -1,6 +1,6 @@
 """Run a recorded graph in TorchScript's interpreter: the same kernels in the same order.
 
-None of TorchScript's optimisations takes part, for fused arithmetic rounds differently.
+All of TorchScript's optimisations are off, because fused arithmetic rounds differently.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class TorchScript:
     name = "torchscript"
 
     def missing(self) -> str:
-        """Return what TorchScript lacks here, or that it does not give what it should."""
+        """Return what TorchScript lacks here, or that it gives wrong results."""
         return lacks(TORCHSCRIPT) or _failure()
 
     def prepare(self, recording: Recording, graph: fx.Graph, inputs: Sequence[Tensor]) -> Run:
-        """Return what runs a graph, see `Executor`.
+        """Return a function that runs a graph, see `Executor`.
 
         Raises:
             NotTraceable: If TorchScript does not know an operation.
@@ -41,7 +41,7 @@ class TorchScript:
         script = torch._C._create_function_from_graph("recorded", Script().translate(graph))
 
         def run(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            # Nothing asks for gradients of gradients: autograd need not look at the operations.
+            # Nobody needs gradients of gradients, so autograd need not see the operations.
             with _interpreted(), below_autograd():
                 return script(*captured, *inputs)
 
@@ -49,20 +49,20 @@ class TorchScript:
 
 
 def _failure() -> str:
-    """Return why the interpreter does not compute 2 + 1, "" where it does."""
+    """Return why the interpreter fails to compute 2 + 1; "" if it succeeds."""
     graph, two = fx.Graph(), torch.tensor(2.0)
     graph.output([graph.call_function(aten.add.Tensor, (graph.placeholder("x"), 1))])
     nothing = Recording((), frozenset(), "", guarded=False, writes=False, waits=False)
     try:
         (three,) = TorchScript().prepare(nothing, graph, [two])([two])
-    except Exception as error:  # whatever a later torch does to private names
+    except Exception as error:  # a later torch may do anything to private names
         return f"TorchScript's interpreter does not work ({in_a_line(error)})"
     return "" if three.item() == 3 else "TorchScript's interpreter computes something else"
 
 
 @contextmanager
 def _interpreted() -> Iterator[None]:
-    """Let TorchScript run graphs as they are, in this thread."""
+    """Make TorchScript run graphs unoptimised, in this thread."""
     before = torch._C._get_graph_executor_optimize()
     torch._C._set_graph_executor_optimize(False)
     try:
@@ -74,8 +74,8 @@ def _interpreted() -> Iterator[None]:
 class Script:
     """TorchScript's form of a flat graph: the same operations, found by their full schemas.
 
-    `torch.jit.trace` would do for most graphs, but it knows no lists of bools, which backward
-    passes of normalisations and convolutions take.
+    `torch.jit.trace` would do for most graphs, but it does not support lists of bools, which the
+    backward passes of normalisations and convolutions take.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Script:
         return self._graph.appendNode(self._graph.create(kind, inputs, outputs))
 
     def _operation(self, node: fx.Node, about: Operation) -> None:
-        """Append one operation, and note its results."""
+        """Append one operation, and record its results."""
         given = [
             node.args[position]
             if position < len(node.args)
@@ -129,7 +129,7 @@ class Script:
             found = result.schema()
         except RuntimeError:
             found = None
-        # A number where a tensor is due: the overload for numbers, which makes a tensor of it.
+        # A number where a tensor is expected: use the overload for numbers, which converts it.
         same = found == about.schema or (
             str(found).startswith(f"{about.name}.Scalar")
             and any(
@@ -148,13 +148,13 @@ class Script:
             self._values[node] = results[0] if results else None
 
     def _unpacked(self, value: Any, node: fx.Node) -> list[Any]:
-        """Return the items of a list of tensors, as many as the graph takes."""
+        """Return the items of a list of tensors, as many as the graph uses."""
         length = node.meta["length"]
         unpacked = self._append("prim::ListUnpack", [value], length)
         return _outputs(unpacked, length)
 
     def _input(self, value: Any, kind: Any) -> Any:
-        """Return an argument of an operation, of the type that its schema names."""
+        """Return an argument of an operation, with the type that its schema names."""
         if isinstance(value, fx.Node):
             return self._values[value]
         wanted = kind.getElementType() if isinstance(kind, torch._C.OptionalType) else kind
@@ -170,7 +170,7 @@ class Script:
 
 
 def _outputs(node: Any, number: int) -> list[Any]:
-    """Return a TorchScript node's results; to ask its iterator for one more costs 8 us."""
+    """Return a TorchScript node's results; asking its iterator for one too many costs 8 us."""
     values = node.outputs()
     return [next(values) for _ in range(number)]
 
@@ -185,7 +185,7 @@ MEMORY_FORMATS = {
 
 
 def _constant(value: Any, wanted: Any) -> Any:
-    """Return a value as TorchScript wants it to be written."""
+    """Return a constant in the form that TorchScript expects."""
     if isinstance(value, torch.memory_format):
         return MEMORY_FORMATS[value]
     return float(value) if isinstance(wanted, torch._C.FloatType) and value is not None else value

@@ -1,4 +1,4 @@
-"""Which values of a recorded graph share memory, and which of it is written to."""
+"""Find which values of a recorded graph share memory, and which memory is written to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sbi_ignite.capture.private_torch import OpOverload
 
 
 def bases(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """Return for every node the first one that had its memory, itself where it has its own."""
+    """Return for every node the first one that used its memory: itself if the memory is its own."""
     base: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         shared, _ = aliases(node)
@@ -43,7 +43,7 @@ def aliases(node: fx.Node) -> tuple[fx.Node | None, list[fx.Node]]:
         value = argument.given(position, node.args, node.kwargs)
         items = value if isinstance(value, list | tuple) else [value]
         nodes = [item for item in items if isinstance(item, fx.Node)]
-        # A list's tensors are written to, one by one; no operation returns views of one.
+        # The tensors of a list are written to one by one; no operation returns views of a list.
         if nodes and argument.is_shared and nodes[0] is value:
             shared = nodes[0]
         if argument.is_written:

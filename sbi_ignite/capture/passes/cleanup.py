@@ -1,4 +1,4 @@
-"""Take out of a recorded graph what has no effect or is computed twice."""
+"""Remove from a recorded graph what has no effect or is computed twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 
 def remove_aliases(graph: fx.Graph) -> None:
-    """Take out what hands its argument on, for others than the kernels."""
+    """Remove operations that return their argument and matter to no kernel."""
     for node in list(graph.nodes):
         if node.target in (aten.detach.default, aten.lift_fresh.default):
             node.replace_all_uses_with(node.args[0])
@@ -22,7 +22,7 @@ def remove_aliases(graph: fx.Graph) -> None:
 
 
 def remove_dead(graph: fx.Graph) -> None:
-    """Take out what nobody reads, except random draws and writes."""
+    """Remove results that are never read, except random draws and writes."""
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and not _has_effect(node) and not node.users:
             graph.erase_node(node)
@@ -36,7 +36,7 @@ def _has_effect(node: fx.Node) -> bool:
 
 
 def merge_equal(graph: fx.Graph, changing: set[fx.Node]) -> None:
-    """Compute once what is computed twice, and take out transpositions back and forth."""
+    """Compute once what is computed twice, and remove transpositions back and forth."""
     first: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or _has_effect(node):
@@ -50,11 +50,11 @@ def merge_equal(graph: fx.Graph, changing: set[fx.Node]) -> None:
 
 
 def part_outputs(graph: fx.Graph, base: dict[fx.Node, fx.Node]) -> None:
-    """Copy those outputs that share memory with inputs or with other outputs.
+    """Copy outputs that share memory with inputs or with other outputs.
 
     Args:
         graph: Changed in place.
-        base: See `bases`; gains what is added.
+        base: See `bases`; updated with the nodes that are added.
     """
     (output,) = graph.find_nodes(op="output")
     taken = {node for node in graph.nodes if node.op == "placeholder"}

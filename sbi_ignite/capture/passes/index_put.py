@@ -1,8 +1,9 @@
-"""Let writes by index in a recorded graph not wait for the GPU.
+"""Keep indexed writes in a recorded graph from waiting for the GPU.
 
-Eager steps wait there, too, where a number on the host is put into a tensor on a GPU. A recording
-would wait more often: autograd adds gradients up by index without looking whether the indices are
-in range, for they were in the forward pass; while it is watched, it takes a way that looks.
+Eager steps wait there, too, when a number on the host is put into a tensor on a GPU. A recording
+would wait more often: autograd accumulates gradients by index without checking that the indices
+are in range, because they were in the forward pass; while being recorded, it takes a path that
+checks them.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ _PUTS = (aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.
 
 
 def without_waiting(graph: fx.Graph) -> None:
-    """Let gradients be added up as autograd does, and zeros be made where they are put.
+    """Accumulate gradients as autograd does, and create zeros on the device where they are put.
 
     Args:
-        graph: Changed in place. Its nodes' `meta` has "device", where a node's tensor lies, and
+        graph: Changed in place. Its nodes' `meta` has "device", where a node's tensor is, and
             "in_backward", whether it comes from a backward pass.
     """
     for node in graph.find_nodes(op="call_function", target=aten.index_put.default):
@@ -33,14 +34,14 @@ def without_waiting(graph: fx.Graph) -> None:
 
 
 def is_put(value: fx.Node, user: fx.Node) -> bool:
-    """Return whether a node is what another puts into a tensor, and has no other part in it."""
+    """Return whether a node is the value that another puts into a tensor, and nothing else."""
     if user.op != "call_function" or user.target not in _PUTS:
         return False
     return user.args[2] is value and user.all_input_nodes.count(value) == 1
 
 
 def _adds_gradients(node: fx.Node) -> bool:
-    """Return whether a node adds gradients up in zeros that were made for it."""
+    """Return whether a node accumulates gradients in zeros that were created for it."""
     into = node.args[0]
     return (
         bool(node.meta.get("in_backward"))
@@ -53,7 +54,7 @@ def _adds_gradients(node: fx.Node) -> bool:
 
 
 def _add_in_place(node: fx.Node) -> None:
-    """Replace a node by autograd's own, which writes to the zeros and takes indices on trust."""
+    """Replace a node by autograd's own, which writes to the zeros and trusts the indices."""
     with node.graph.inserting_before(node):
         own = node.graph.call_function(aten._index_put_impl_.default, (*node.args[:3], True, True))
     own.meta.update(node.meta)

@@ -1,7 +1,7 @@
-"""Make tensors of the numbers in a recorded graph once, instead of whenever it runs.
+"""Turn the numbers in a recorded graph into tensors once, instead of on every run.
 
-torch makes a tensor of a number that is added to or multiplied with one, and converts it: four
-steps of half a microsecond each from TorchScript, 7 us in all from Python.
+torch turns a number that is added to or multiplied with a tensor into a tensor, and converts it:
+four steps of half a microsecond each from TorchScript, 7 us in all from Python.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ NUMBERS_AS_TENSORS: Mapping[Any, Any] = {
     aten.rsub.Scalar: aten.rsub.Tensor,
     **{form: form for form in (aten.add.out, aten.sub.out, aten.mul.out, aten.div.out)},
 }
-"""Operations of a tensor with a number, and their forms for two tensors, by which torch carries
+"""Operations on a tensor and a number, and their forms for two tensors, which torch uses to carry
 them out."""
 
 
 def make_tensors_of_numbers(graph: fx.Graph) -> None:
-    """Give operations on the CPU tensors in place of numbers, of the result's type, shape ().
+    """Give operations on the CPU tensors of the result's type, shape (), in place of numbers.
 
-    On a GPU, kernels are given the number, which is faster.
+    On a GPU, kernels take the number itself, which is faster.
 
     Args:
         graph: Changed in place. Its nodes' `meta` has "dtype" and "device"; the nodes that are
@@ -44,7 +44,7 @@ def make_tensors_of_numbers(graph: fx.Graph) -> None:
         if key not in known:
             known[key] = _constant(graph, f"number_{len(known)}", number)
         node.target = NUMBERS_AS_TENSORS[node.target]
-        if len(node.args) > 2:  # rsub: the form for tensors takes it by name only
+        if len(node.args) > 2:  # rsub: the form for tensors takes it only by name
             node.kwargs = {**node.kwargs, "alpha": node.args[2]}
         node.args = (node.args[0], known[key])
 
