@@ -1,4 +1,4 @@
-"""A reason to end at once comes in; training ends where it can be continued."""
+"""Cut a training short at a point where it can be continued."""
 
 from __future__ import annotations
 
