@@ -49,8 +49,8 @@ class StopOnSignals:
     """End training after the current batch when a signal arrives: SIGTERM, SIGUSR1 or Ctrl-C.
 
     While the context is entered, the first signal only sets a flag. A second Ctrl-C raises
-    KeyboardInterrupt at once; the third SIGTERM or SIGUSR1 does what the first would
-    have done without it. Signals that the process ignores stay ignored. Off the main thread, where python
+    KeyboardInterrupt at once; the third SIGTERM or SIGUSR1 does what the first would have done
+    without it. Signals that the process ignores stay ignored. Off the main thread, where python
     takes no signals, nothing happens.
 
     A signal often reaches all processes of a job, including those of data loaders. `guard` turns
