@@ -13,9 +13,9 @@ from sbi_ignite.exceptions import SbiIgniteWarning
 
 _lock = threading.Lock()
 _running: Counter[int] = Counter()
-"""How many trainings, one inside the other, a thread is in the middle of."""
+"""How many nested trainings a thread is running."""
 _met = False
-"""Whether threads have trained at once since none of them trained."""
+"""Whether threads have trained at once since the last time that none did."""
 
 
 @contextmanager

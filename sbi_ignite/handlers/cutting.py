@@ -7,7 +7,7 @@ from ignite.engine import Engine
 from sbi_ignite.callback import TrainingState
 
 CUT_SHORT = ("time_limit", "signal")
-"""Reasons to stop that a later start does not know of."""
+"""Reasons to stop that do not apply to a later start."""
 
 
 def ends_epoch(engine: Engine) -> bool:

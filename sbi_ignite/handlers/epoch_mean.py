@@ -12,8 +12,8 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 MOST_UNREAD = 128
-"""Losses that may wait on a device: reading one waits for all work that the device has been given,
-so they are read together; and a loss that is not finite is noticed after so many steps at most."""
+"""Losses that may wait on a device, at most. Reading one waits for all work queued there, so
+they are read together; a loss that is not finite is noticed after at most this many steps."""
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,13 @@ Step = Callable[..., Any]
 NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
 
 AT_ONCE = {"SIGINT": 2}
-"""How many signals of one kind end the process at once. Slurm sends SIGTERM twice as a rule: to the
-step, and by a job script that hands it on."""
+"""How many signals of one kind end the process at once. Slurm usually sends SIGTERM twice: to the
+step, and through a job script that passes it on."""
 _AT_ONCE = 3
 
 MOMENT = 0.5
-"""Seconds between a worker's end and the arrival of the signal that it died of: whoever signals a
-process group or a job step does so process by process."""
+"""Seconds between a worker's end and the arrival of the signal that killed it: process groups and
+job steps are signalled one process at a time."""
 
 _WORKER_ERRORS = (RuntimeError, OSError, EOFError)
 """What a loader raises when its workers, or their pipes, are gone."""

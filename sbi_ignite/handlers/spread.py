@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sbi_ignite.handlers.epoch_mean import StepOutput
 
 NORMAL_QUARTILES = 1.349
-"""How far the quartiles of a normal distribution are apart, in standard deviations."""
+"""The interquartile range of a normal distribution, in standard deviations."""
 
 
 class ValidationSpread:

@@ -140,10 +140,10 @@ class Backend:
     """Seconds that training has waited inside calls of this backend."""
 
     afterwards: str = ""
-    """What becomes of the rest when nobody waits any longer, as the end of a sentence."""
+    """What happens to the rest when waiting ends, as the end of a sentence."""
 
     trouble: str | None = None
-    """What is going wrong while the backend goes on trying; None while all is well."""
+    """What is going wrong while the backend keeps trying; None while all is well."""
 
     moved_at: float = -math.inf
     """When local work of the backend was last seen to move, on the monotonic clock."""

@@ -36,7 +36,7 @@ INIT_SECONDS = 30.0
 """How long wandb may try to reach its server."""
 
 _OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
-"""What names a run in the environment, or makes wandb take it whatever it is told."""
+"""Variables that name a run, or make wandb use it whatever it is told."""
 
 _EXIT_CODES = {"failed": 1, "killed": 255}
 

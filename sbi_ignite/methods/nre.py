@@ -73,8 +73,8 @@ class LossArgsBNRE(LossArgs):
 
 VALIDATION_DRAWS = 3
 VALIDATION_ROWS = 300
-"""Other theta are drawn so often for a batch of validation, less often where that would make more
-rows in all, and at least once."""
+"""Other theta are drawn this often for a validation batch, less often where that would make more
+rows than this in total, and at least once."""
 
 
 class RatioLoss(ABC):

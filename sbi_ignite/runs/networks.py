@@ -33,7 +33,7 @@ NUM_ROWS = 128
 """Rows in made-up batches, at least."""
 
 MAX_CATEGORIES = 10_000
-"""Different values in a column beyond which it is not written down."""
+"""Different values in a column beyond which it is not recorded."""
 
 
 class UndescribableError(Exception):

@@ -22,7 +22,7 @@ from sbi_ignite.exceptions import CheckpointError
 from sbi_ignite.optim.private_torch import joined
 
 LONG = 16
-"""Number of plain numbers from which on a list is stored as a tensor."""
+"""A list of at least this many plain numbers is stored as a tensor."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ FRUITLESS_STARTS = 3
 
 _MEMORY = "requeue.json"
 _SLACK = 2.0
-"""Seconds by which a file server's clock may be late."""
+"""Seconds by which a file server's clock may be behind."""
 
 
 @dataclass(frozen=True)
