@@ -1,4 +1,4 @@
-"""A script or module with its arguments comes in; it runs with sbi trained by sbi_ignite (door c).
+"""Run a script or module with sbi trained by sbi_ignite (door c).
 
 python -m sbi_ignite script.py ARG...
 python -m sbi_ignite -m pytest tests/
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run a script or module as `python` would, with the patch on.
 
     Args:
-        arguments: What stood on the command line after `python -m sbi_ignite`.
+        arguments: The command line after `python -m sbi_ignite`.
 
     Returns:
         2 after a mistake in the arguments; else the script's own end decides.
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.path.insert(0, str(Path.cwd())) if str(Path.cwd()) not in sys.path else None
         runpy.run_module(target[0], run_name="__main__", alter_sys=True)
     else:
-        # As python itself does: the script's folder stands first on the path.
+        # As python itself does: the script's folder comes first on the path.
         sys.path[0] = str(Path(target[0]).resolve().parent)
         runpy.run_path(target[0], run_name="__main__")
     return 0

@@ -1,4 +1,4 @@
-"""ignite is imported here first, so that warnings about torch inside it reach nobody.
+"""Import ignite before anything else does, without its warnings about torch.
 
 `import ignite` pulls in parts of torch that torch itself calls deprecated; with warnings as errors,
 as in many test suites, that would make the import of sbi_ignite fail.

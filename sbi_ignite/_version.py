@@ -1,3 +1,3 @@
-"""Nothing comes in; the version of the package goes out."""
+"""The version of the package."""
 
 __version__ = "0.1.0"

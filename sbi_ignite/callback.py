@@ -1,4 +1,4 @@
-"""Numbers of a running training come in; what user code may read and ask for goes out."""
+"""What user code may read from a running training, and ask of it."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class TrainingState:
         learning_rate: Current rate of the first parameter group.
         learning_rate_rises: Whether the last step of the schedule raised it, as in a warm-up.
         gradient_norm: Mean gradient norm of the last finished epoch before clipping.
-        validated: Whether there is validation data; without, the training loss is watched instead.
+        validated: Whether there is validation data; if not, the training loss is watched instead.
         history: All values so far.
         stop_reason: Why training is about to stop, one of `STOP_REASONS`; None while it runs.
         stop_message: The words given with `stop`, "" without any.

@@ -1,4 +1,4 @@
-"""Trainings that run at once in threads of one process: count them, and warn about the second."""
+"""Count trainings that run at once in threads of one process, and warn about the second."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sbi_ignite.exceptions import SbiIgniteWarning
 
 _lock = threading.Lock()
 _running: Counter[int] = Counter()
-"""How many trainings, one inside the other, a thread is in the middle of."""
+"""How many nested trainings a thread is running."""
 _met = False
-"""Whether threads have trained at once since none of them trained."""
+"""Whether threads have trained at once since the last time that none did."""
 
 
 @contextmanager
 def training_in_this_thread() -> Iterator[None]:
-    """Count a training for the time of the block.
+    """Count a training for the duration of the block.
 
     Warns:
-        SbiIgniteWarning: If another thread trains, once until no thread does.
+        SbiIgniteWarning: If another thread is training; once, until no thread is.
     """
     global _met
     me = threading.get_ident()
@@ -59,13 +59,13 @@ def others_train() -> bool:
 def others_may_draw() -> bool:
     """Return whether trainings are started in threads, so that others may draw random numbers.
 
-    They do so also before they train, when they simulate.
+    They also do so before they train, when they simulate.
     """
     return _met or threading.current_thread() is not threading.main_thread()
 
 
 def _forget_in_child() -> None:
-    """Count anew in a forked child, which has but the thread that forked."""
+    """Restart the count in a forked child, which has only the thread that forked."""
     global _lock, _met
     _lock, _met = threading.Lock(), False
     me = threading.get_ident()

@@ -1,6 +1,6 @@
-"""Something went wrong: a message comes in, an error goes out that callers can catch by kind.
+"""Errors and warnings, which callers can catch by kind.
 
-Every error is a `SbiIgniteError` and also the built-in that a caller would expect, so that neither
+Every error is an `SbiIgniteError` and also the built-in that a caller would expect, so that neither
 ``except SbiIgniteError`` nor ``except ValueError`` misses it.
 """
 
@@ -30,7 +30,7 @@ class SbiIgniteError(Exception):
 
 
 class SbiIgniteWarning(UserWarning):
-    """Something beside the training went wrong; the training went on unharmed."""
+    """Something apart from the training went wrong; the training went on unharmed."""
 
 
 class SettingsError(SbiIgniteError, ValueError):

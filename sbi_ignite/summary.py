@@ -1,4 +1,4 @@
-"""The numbers of a finished training come in; a value to read, print and plot goes out."""
+"""The summary of a finished training, to read, print and plot."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TrainingSummary:
         run_directory: Where the run's files are; None without checkpoints.
         device: Where the network was trained.
         world_size: Number of processes.
-        executor: Which way training steps were computed: "torchscript" (recorded once and repeated
+        executor: How training steps were computed: "torchscript" (recorded once and repeated
             by its interpreter), "generated_python" (the same in Python), "cuda_graph", "inductor"
             or "eager" (by torch, operation by operation). Results do not depend on it, except with
             "inductor".
@@ -107,7 +107,7 @@ class TrainingSummary:
 
     @property
     def best_kind(self) -> str:
-        """Which loss decided about the best weights: "validation", or without data "training"."""
+        """Which loss chose the best weights: "validation", or without such data "training"."""
         return "validation" if self.validated else "training"
 
     @property
@@ -176,7 +176,7 @@ class TrainingSummary:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(loc="upper right", edgecolor="none")
         # IPython draws figures by itself only where pyplot has been imported. An attribute of the
-        # object, because wandb takes subclasses of Figure for arrays.
+        # object, because wandb mistakes subclasses of Figure for arrays.
         vars(figure)["_repr_png_"] = partial(_png, figure)
         return figure
 

@@ -1,4 +1,4 @@
-"""DataLoaders and other iterables of batches behind the data contract."""
+"""Wrap DataLoaders and other iterables of batches in the data contract."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sbi_ignite.exceptions import ArgumentError
 class ForeignBatches:
     """A user's torch DataLoader, or any iterable of batches with a length.
 
-    It resumes at epochs. A loader or a batch sampler with `state_dict` and `load_state_dict` is
-    saved and continued with the training.
+    It resumes between epochs. A loader or a batch sampler with `state_dict` and `load_state_dict`
+    is saved and continued with the training.
 
     Args:
         loader: The iterable.
-        name: The argument it came as, for error messages.
+        name: The argument that it was passed as, for error messages.
 
     Example:
         >>> batches = ForeignBatches([torch.zeros(4, 2), torch.zeros(3, 2)])
@@ -136,7 +136,7 @@ class WholePass(ForeignBatches):
 
     Args:
         batches: What the method is given.
-        name: The argument it came as, for error messages.
+        name: The argument that it was passed as, for error messages.
     """
 
     def __init__(self, batches: Batches, name: str = "train_loader") -> None:
@@ -169,6 +169,6 @@ def as_batches(loader: Any, name: str = "train_loader") -> Batches:
 
     Args:
         loader: Batches that do already, or any iterable of batches with a length.
-        name: The argument it came as, for error messages.
+        name: The argument that it was passed as, for error messages.
     """
     return loader if isinstance(loader, Batches) else ForeignBatches(loader, name)

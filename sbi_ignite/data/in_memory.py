@@ -264,6 +264,6 @@ def even_bounds(num_rows: int, num_batches: int) -> list[int]:
 
 def permutation(length: int, seed: int, number: int) -> Tensor:
     """Return permutation `number` of the stream that `seed` names, shape (length,)."""
-    # torch's generator heeds 32 bits of a seed: both numbers must have been mixed into them.
+    # torch's generator uses only 32 bits of a seed: both numbers must be mixed into them.
     (mixed,) = np.random.SeedSequence((seed, number)).generate_state(1)
     return torch.randperm(length, generator=torch.Generator().manual_seed(int(mixed)))

@@ -1,4 +1,4 @@
-"""The row numbers of a data set come in; those for training and for validation go out."""
+"""Split the rows of a data set into those for training and those for validation."""
 
 from __future__ import annotations
 

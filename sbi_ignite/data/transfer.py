@@ -38,7 +38,7 @@ def placed(tensors: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...
 
 
 def indexed(device: str | torch.device) -> torch.device:
-    """Return a device as tensors name theirs: "cuda" is the current one of the cards.
+    """Return a device as tensors report theirs: "cuda" becomes the current card.
 
     Example:
         >>> indexed("cpu")
@@ -63,7 +63,7 @@ class Staging:
     Args:
         tensors: Tensors on the host that share their first dimension.
         most_rows: Rows of a batch, at most.
-        batches: Batches in a pass: no more than so many have to wait in pinned memory.
+        batches: Batches in a pass: no more than this many have to wait in pinned memory.
         device: Where batches go.
     """
 
@@ -97,5 +97,5 @@ class Staging:
         now = torch.cuda.current_stream(self._device)
         now.wait_event(copied)
         for tensor in batch:
-            tensor.record_stream(now)  # its memory is not given away before this stream is done
+            tensor.record_stream(now)  # its memory is not reused before this stream is done
         return batch

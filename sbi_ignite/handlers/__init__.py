@@ -1,3 +1,3 @@
-"""A training engine comes in; rules about clipping, stopping and keeping are attached to it."""
+"""Handlers that attach to the training engine, such as clipping, stopping and checkpoints."""
 
-import sbi_ignite._import_ignite  # noqa: F401 # before the modules of this room import ignite
+import sbi_ignite._import_ignite  # noqa: F401 # before the modules of this package import ignite

@@ -1,4 +1,4 @@
-"""Weights after every step come in; their running average goes out, for validation and result.
+"""Keep a running average of the weights, used in validation and as the result.
 
 During an epoch the network holds the weights that are trained. From the end of an epoch to the
 beginning of the next it holds the average, so that validation, the best weights, rules, callbacks
@@ -18,14 +18,14 @@ from sbi_ignite.optim.private_torch import copy_each, lerp_each
 
 
 class FlatParameters(Protocol):
-    """Parameters that may lie side by side, where one operation does for all."""
+    """Parameters that may lie side by side in memory, where one operation handles all of them."""
 
     def flat_values(self, parameters: Sequence[Tensor]) -> Tensor | None:
-        """Return the tensor in which they lie as `joined` lays tensors; None if they do not."""
+        """Return the tensor that holds them in the layout of `joined`; None if there is none."""
         ...
 
     def joined(self, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Return a copy of tensors of their shapes that lie so, as one and one by one."""
+        """Copy tensors of their shapes into that layout; return the whole and its parts."""
         ...
 
 
@@ -33,13 +33,13 @@ class AveragedWeights:
     """Keep a running average of a network's trainable parameters.
 
     Buffers are not averaged. Parameters that are frozen when training starts are left alone. All
-    changes are made in place, so that whoever holds on to a parameter's tensor goes on to see it.
+    changes are made in place, so that references to a parameter's tensor stay valid.
 
     Args:
         model: The network.
         share: Returns the share of the newest weights after a step, counted from 1; see
             `WeightAveraging`.
-        flat: May have the parameters as one tensor, whose average is the same and found faster.
+        flat: May have the parameters as one tensor, which gives the same average faster.
 
     Attributes:
         steps: Steps in the average.
@@ -118,13 +118,13 @@ class AveragedWeights:
         self._trained = None
 
     def restart(self) -> None:
-        """Train on from what the network holds, which is the average for now."""
+        """Continue training from what the network holds, which at this point is the average."""
         if self._trained is not None:
             self._trained = [p.detach().clone() for p in self._parameters]
         _copy(self._average, self._parameters)
 
     def forget(self) -> None:
-        """Count the steps of the average from the beginning again."""
+        """Restart the step count of the average."""
         self.steps = 0
 
     def trained(self) -> dict[int, Tensor]:
@@ -141,7 +141,7 @@ class AveragedWeights:
         self.steps, self._trained = state["steps"], None
 
     def _values(self) -> Tensor | None:
-        """Return the tensor in which the parameters lie; None where they do not lie in one."""
+        """Return the tensor that holds all parameters; None where there is no such tensor."""
         return None if self._flat is None else self._flat.flat_values(self._parameters)
 
 
@@ -152,18 +152,18 @@ def _copy(to: list[Tensor], values: list[Tensor]) -> None:
 
 
 class TrainedWeights:
-    """A network's state with the weights that are trained, also while it holds their average.
+    """A network's state with the weights that are trained, even while it holds their average.
 
     Args:
         model: The network.
-        averages: What may be in its place.
+        averages: The average that the network may hold instead.
     """
 
     def __init__(self, model: nn.Module, averages: AveragedWeights) -> None:
         self._model, self._averages = model, averages
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the network's state, as one would train on from it."""
+        """Return the network's state from which training would continue."""
         trained = self._averages.trained()
         live = self._model.state_dict(keep_vars=True)
         if not trained:

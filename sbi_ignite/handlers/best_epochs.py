@@ -1,4 +1,4 @@
-"""Epochs come in; the mean of the weights of the best ones goes out."""
+"""Average the weights of the best epochs."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class BestEpochs:
         return len(self._epochs)
 
     def update(self, loss: float, number: int, most: int) -> None:
-        """Look at the weights that the network holds after an epoch.
+        """Consider the weights that the network holds after an epoch.
 
         Args:
             loss: Their loss; with NaN they are not kept.
             number: The epoch's number; of equal losses the earlier one is better.
-            most: How many epochs to keep.
+            most: How many epochs to keep, at most.
         """
         if math.isnan(loss) or (len(self._epochs) >= most and loss >= self._epochs[-1].loss):
             return
@@ -69,16 +69,16 @@ class BestEpochs:
         return self._epochs[0].loss if self._epochs else math.inf
 
     def mean_loss(self, number: int) -> float:
-        """Return the mean of the losses of the best epochs, of so many or of all that there are."""
+        """Return the mean loss of the best `number` epochs, or of all if there are fewer."""
         losses = [epoch.loss for epoch in self._epochs[:number]]
         return sum(losses) / len(losses)
 
     @contextmanager
     def mean_shown(self, number: int) -> Iterator[None]:
-        """Let the network hold the mean of the best epochs' weights in a block.
+        """Let the network hold the mean of the best epochs' weights within a block.
 
         Args:
-            number: Of how many epochs; of all, at least one, where there are fewer.
+            number: How many epochs to average; all where there are fewer, of at least one.
         """
         before = self._weights()
         kept = zip(*(epoch.weights for epoch in self._epochs[:number]), strict=True)
@@ -102,7 +102,7 @@ class BestEpochs:
         self._epochs = [_Epoch(**epoch) for epoch in state["epochs"]]
 
     def _weights(self) -> list[Tensor]:
-        """Return a copy of the weights, one flat tensor per group, which costs least."""
+        """Return a copy of the weights, one flat tensor per group, which is cheapest."""
         return [torch.cat([p.detach().reshape(-1) for p in group]) for group in self._groups]
 
     @torch.no_grad()

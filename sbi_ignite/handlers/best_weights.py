@@ -1,4 +1,4 @@
-"""Losses of epochs come in; the weights of the best one go out."""
+"""Keep the weights of the best epoch."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class BestWeights:
         self.weights: dict[str, Any] | None = None
 
     def update(self, state: TrainingState) -> None:
-        """Look at the epoch that has just ended."""
+        """Consider the epoch that has just ended."""
         loss = watched_loss(state)
         if loss < self.loss:
             self.take(loss, state)
         state.note_best(self.loss, self.epoch)
 
     def take(self, loss: float, state: TrainingState) -> None:
-        """Take what the model holds now for the best weights, whatever its loss."""
+        """Treat what the model holds now as the best weights, whatever its loss."""
         self.loss, self.epoch = loss, state.epoch
         self.weights = copy_of(state.model.state_dict())
         state.note_best(self.loss, self.epoch)

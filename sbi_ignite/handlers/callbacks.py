@@ -1,4 +1,4 @@
-"""User callbacks come in; they are called at the moments they name."""
+"""Call user callbacks at the moments that their methods name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training comes in; it is saved at the end of epochs, by the clock and on request."""
+"""Save checkpoints at the end of epochs, by the clock and on request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CheckpointHandler:
         config: How often to save.
         take: Returns the training as it stands.
         state: The training's numbers.
-        mid_epoch: Whether a training can be continued between two batches; without, checkpoints
+        mid_epoch: Whether a training can be continued between two batches; if not, checkpoints
             are taken at the end of epochs only.
         background: Write in another thread; False where the process is forked while training.
     """

@@ -1,4 +1,4 @@
-"""A reason to end at once comes in; training ends where it can be continued."""
+"""Cut a training short at a point where it can be continued."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ignite.engine import Engine
 from sbi_ignite.callback import TrainingState
 
 CUT_SHORT = ("time_limit", "signal")
-"""Reasons to stop that a later start does not know of."""
+"""Reasons to stop that do not apply to a later start."""
 
 
 def ends_epoch(engine: Engine) -> bool:

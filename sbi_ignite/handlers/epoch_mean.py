@@ -1,4 +1,4 @@
-"""Losses of batches come in; the mean of the epoch goes out."""
+"""Compute the mean loss of an epoch from the losses of its batches."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 MOST_UNREAD = 128
-"""Losses that may wait on a device: reading one waits for all work that the device has been given,
-so they are read together; and a loss that is not finite is noticed after so many steps at most."""
+"""Losses that may wait on a device, at most. Reading one waits for all work queued there, so
+they are read together; a loss that is not finite is noticed after at most this many steps."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class StepOutput:
     Attributes:
         loss: Sum of the losses, or their mean; a tensor of shape () where it is still on a device.
         rows: How many losses were summed.
-        times: What `loss` is to be multiplied by: `rows` where it is a mean.
+        times: Factor for `loss`: `rows` where it is a mean.
         losses: The losses of the rows, shape (rows,), of a step that keeps them.
         refused: Makes the error to raise where the loss, once it is read, is not finite.
     """
@@ -36,7 +36,7 @@ class StepOutput:
 
     @property
     def loss_sum(self) -> float:
-        """Sum of the losses; waits for the device where that is still at work."""
+        """Sum of the losses; waits for the device if that is still busy."""
         return float(self.loss) * self.times
 
 
@@ -84,7 +84,7 @@ class EpochMean:
             self.read()
 
     def read(self) -> None:
-        """Add what waits on a device.
+        """Add the losses that wait on a device.
 
         Raises:
             NonFiniteLossError: See `value`.

@@ -1,4 +1,4 @@
-"""The moments of a training beyond ignite's own, to which handlers attach."""
+"""Events of a training beyond ignite's own, to which handlers attach."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class TrainingEvents(EventEnum):
     """Events that the training engine fires besides ignite's `Events`.
 
     Attributes:
-        BACKWARD_COMPLETED: Gradients are there, the optimizer has not stepped yet.
-        VALIDATED: An epoch is over and its losses stand in the training state.
+        BACKWARD_COMPLETED: Gradients are computed, the optimizer has not stepped yet.
+        VALIDATED: An epoch is over and its losses are in the training state.
     """
 
     BACKWARD_COMPLETED = "backward_completed"

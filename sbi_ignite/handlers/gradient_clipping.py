@@ -1,4 +1,4 @@
-"""Gradients come in; gradients of bounded norm, and the norm before, go out."""
+"""Clip gradients to a maximum norm, and measure the norm before clipping."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sbi_ignite.handlers.events import TrainingEvents
 
 
 class FlatGradients(Protocol):
-    """Gradients that lie side by side, whose norm is found faster."""
+    """Gradients that lie side by side in memory, whose norm is faster to compute."""
 
     def flat_gradient(self) -> Tensor | None:
-        """Return all gradients as one tensor, if they can be."""
+        """Return all gradients as one tensor; None if that is not possible."""
         ...
 
     def scale_gradients(self, gradients: Sequence[Tensor], factor: Tensor) -> None:
@@ -33,8 +33,8 @@ class GradientClipping:
 
     Args:
         parameters: The parameters whose gradients count.
-        max_norm: Largest total norm that is left alone; None measures and clips nothing.
-        flat: Has the same gradients as one tensor, which rounds their norm in another way.
+        max_norm: Largest total norm that is left alone; None: measure only, do not clip.
+        flat: Has the same gradients as one tensor, which rounds their norm differently.
 
     Example:
         >>> GradientClipping([torch.nn.Parameter(torch.zeros(1))], max_norm=5.0).mean_norm
@@ -71,7 +71,7 @@ class GradientClipping:
     def _clip(self) -> None:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if self.max_norm is None and any(g.layout != torch.strided for g in gradients):
-            return  # torch takes no norm of sparse ones, and nobody asked for it
+            return  # torch computes no norm of sparse gradients, and no clipping was asked for
         # The sum stays on the device: reading it here would wait for the device in every step.
         if self._on_cpu and gradients:
             self._norms = self._norms + self._clip_on_cpu(gradients, self.max_norm)
@@ -108,5 +108,5 @@ class GradientClipping:
 
 
 def _total_norm(gradients: list[Tensor]) -> Tensor:
-    """Return the 2-norm of all gradients together, by way of their own norms as in torch."""
+    """Return the 2-norm of all gradients together, from their individual norms as in torch."""
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))

@@ -1,4 +1,4 @@
-"""Torch schedulers come in; they are stepped at the right moments of a training."""
+"""Step torch's learning-rate schedulers at the right moments of a training."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Schedulers:
     Attributes:
         main: A torch scheduler; None for a constant rate.
         warmup: Another one, stepped after each of the first iterations.
-        warmup_steps: How many those are; `main` is not asked before.
-        per_iteration: Whether `main` is stepped after every iteration; None: as its kind asks.
+        warmup_steps: How many those are; `main` is not stepped before they are over.
+        per_iteration: Whether `main` is stepped after every iteration; None: as its kind needs.
         last_step: Steps of `main` after which the rate stays; None: it never ends.
         epochs: Length in epochs; None for a schedule without an end.
-        remake: Makes `main` again for another optimizer, by which a resumed one is stretched.
+        remake: Makes `main` anew for another optimizer, to stretch a resumed schedule.
     """
 
     main: Any = None
@@ -44,7 +44,7 @@ class Schedule:
 
     `ReduceLROnPlateau` gets the validation loss; `OneCycleLR` and `CyclicLR` are stepped after
     every iteration, and so is any scheduler with a true attribute `per_iteration`. ignite's own
-    wrapper steps some of torch's schedulers at the wrong rate, hence this page.
+    wrapper steps some of torch's schedulers at the wrong rate, hence this module.
 
     Args:
         schedulers: The torch schedulers.
@@ -99,15 +99,15 @@ class Schedule:
         return self._last_step
 
     def stretch(self) -> None:
-        """Go on with the rates of a schedule that had the length of this call's from the start."""
+        """Continue with the rates of a schedule that had this call's length from the start."""
         if self._asked.remake is None:
             return
-        # The peaks of all groups; what the schedule has made of them is made again.
+        # Start from the peaks of all groups; what the schedule made of them is recomputed.
         names = ("max_lr", "initial_lr", "lr")
         peaks = [next(group[n] for n in names if n in group) for group in self._groups]
         twin = SGD([{"params": [torch.zeros(1)], "lr": float(peak)} for peak in peaks], lr=1.0)
         scheduler = self._asked.remake(twin)
-        twin.step()  # or torch would take the scheduler's steps for too early ones
+        twin.step()  # or torch would warn that the scheduler steps before its optimizer
         for _ in range(min(self._state.iteration, self._asked.last_step or 0)):
             scheduler.step()
         self._main.load_state_dict(scheduler.state_dict())
@@ -131,7 +131,7 @@ class Schedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned; the optimizer brings its rates itself."""
+        """Continue from what `state_dict` returned; the optimizer restores its own rates."""
         for scheduler, saved in ((self._main, "main"), (self._warmup, "warmup")):
             if scheduler is not None and state[saved] is not None:
                 scheduler.load_state_dict(state[saved])
@@ -166,7 +166,7 @@ class Schedule:
             self._step(self._main, watched_loss(self._state))
 
     def _step(self, scheduler: Any, *loss: float) -> None:
-        """Step from the scheduler's own rates, which the factor is then put on."""
+        """Step from the scheduler's own rates, then apply the factor."""
         before = self._own_rates()
         if self.factor != 1.0:
             self._set_rates(before)
@@ -178,7 +178,7 @@ class Schedule:
         self.note_rate()
 
     def _own_rates(self) -> list[float]:
-        """Return the rates without the factor; without one, what a user has set counts, too."""
+        """Return the rates without the factor; without one, a user's own rates count too."""
         return self._rates_in_force() if self.factor == 1.0 else self._rates
 
     def _rates_in_force(self) -> list[float]:

@@ -1,4 +1,4 @@
-"""Clean end of a training on a signal of the operating system."""
+"""End a training cleanly on a signal from the operating system."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Step = Callable[..., Any]
 NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
 
 AT_ONCE = {"SIGINT": 2}
-"""How many signals of one kind end the process at once. Slurm sends SIGTERM twice as a rule: to the
-step, and by a job script that hands it on."""
+"""How many signals of one kind end the process at once. Slurm usually sends SIGTERM twice: to the
+step, and through a job script that passes it on."""
 _AT_ONCE = 3
 
 MOMENT = 0.5
-"""Seconds between a worker's end and the arrival of the signal that it died of: whoever signals a
-process group or a job step does so process by process."""
+"""Seconds between a worker's end and the arrival of the signal that killed it: process groups and
+job steps are signalled one process at a time."""
 
 _WORKER_ERRORS = (RuntimeError, OSError, EOFError)
 """What a loader raises when its workers, or their pipes, are gone."""
@@ -42,7 +42,7 @@ _entered: weakref.WeakSet[StopOnSignals] = weakref.WeakSet()
 
 
 class StoppedInLoader(Exception):  # noqa: N818 # a request, not an error
-    """A signal that asked for the end also ended what a loader reads with."""
+    """A signal that asked training to stop also ended the workers that a loader reads with."""
 
 
 class StopOnSignals:
@@ -50,19 +50,19 @@ class StopOnSignals:
 
     While the context is entered, the first signal only sets a flag. A second Ctrl-C raises
     KeyboardInterrupt at once; the third SIGTERM or SIGUSR1 does what the first would have done
-    outside. Signals that the process ignores stay ignored. Off the main thread, where python takes
-    no signals, nothing happens.
+    without it. Signals that the process ignores stay ignored. Off the main thread, where python
+    takes no signals, nothing happens.
 
-    A signal often reaches all processes of a job, those of data loaders too. `guard` makes what a
-    loader raises then the stop that was asked for.
+    A signal often reaches all processes of a job, including those of data loaders. `guard` turns
+    what a loader then raises into the stop that was asked for.
 
     Args:
         state: Where the request to stop is made.
         names: The signals.
-        only_deadly: Leave signals alone that somebody else handles.
+        only_deadly: Leave alone signals that already have a handler.
 
     Attributes:
-        received: The signal that came, None without any.
+        received: The signal that arrived; None if none has.
         cut_in_loader: Whether training was ended while it waited for a batch that never came.
     """
 
@@ -78,7 +78,7 @@ class StopOnSignals:
 
     @property
     def exit_code(self) -> int | None:
-        """Exit code by which shells tell the signal that came; None without any."""
+        """Exit code by which shells report the signal that arrived; None if none has."""
         return None if self.received is None else 128 + self.received
 
     def pass_on(self) -> None:
@@ -95,7 +95,7 @@ class StopOnSignals:
         raise SystemExit(self.exit_code)
 
     def attach(self, engine: Engine) -> None:
-        """Look at the flag after every batch and after every validation."""
+        """Check the flag after every batch and after every validation."""
         if not self._names:
             return
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
@@ -119,7 +119,7 @@ class StopOnSignals:
         return GuardedLoader(loader, self._guarded, self._workers)
 
     def guard_step(self, step: Step | None) -> Step | None:
-        """Return a step that reads from loaders itself, guarded like one; None where there is none.
+        """Guard a step that reads from loaders itself, as `guard` does a loader; None stays None.
 
         Args:
             step: A process function of ignite.
@@ -134,8 +134,8 @@ class StopOnSignals:
             if number is None:
                 continue
             before = signal.getsignal(number)
-            # A handler that C code installed (None) cannot be put back, and is left alone; what is
-            # ignored stays so, Ctrl-C above all where a shell has put a script in the background.
+            # A handler that C code installed (None) cannot be put back, and is left alone. Ignored
+            # signals stay ignored, above all Ctrl-C in a script that runs in the background.
             if before in (None, signal.SIG_IGN):
                 continue
             if self._only_deadly and before != signal.SIG_DFL:
@@ -169,9 +169,9 @@ class StopOnSignals:
             self.received = received
 
     def let_child_end(self) -> None:
-        """Give SIGTERM back in a forked child, which whoever started it must be able to end.
+        """Restore SIGTERM in a forked child, which its parent must be able to end.
 
-        Other signals are for the training to answer.
+        Other signals are for the training to handle.
         """
         original = self._originals.pop(signal.SIGTERM, None)
         if original is not None:
@@ -192,7 +192,7 @@ class StopOnSignals:
             engine.terminate()
 
     def _guarded(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call what reads from a loader; its errors after a signal are the stop asked for."""
+        """Call what reads from a loader; after a signal, its errors count as the requested stop."""
         try:
             with self._workers.allowed():
                 return function(*args)
@@ -206,7 +206,7 @@ class StopOnSignals:
             raise StoppedInLoader(str(error)) from error
 
     def _came(self, seconds: float) -> bool:
-        """Say whether a signal has come, or comes within so many seconds."""
+        """Say whether a signal has arrived, or arrives within this many seconds."""
         until = time.monotonic() + (seconds if self._originals else 0.0)
         while self.received is None and time.monotonic() < until:
             time.sleep(0.01)
@@ -214,7 +214,7 @@ class StopOnSignals:
 
 
 def signals_to_stop_on(settings: Resolved, state: TrainingState) -> StopOnSignals:
-    """Return what holds signals off until everything about a training is where it belongs.
+    """Return what holds signals off until everything about a training is saved and logged.
 
     Args:
         settings: All settings.
@@ -222,17 +222,17 @@ def signals_to_stop_on(settings: Resolved, state: TrainingState) -> StopOnSignal
     """
     if settings.checkpoint is not None:
         return StopOnSignals(state)
-    # There is nothing to continue from, but what is logged ends with the right status.
+    # There is nothing to continue from, but logged runs end with the right status.
     return StopOnSignals(state, ("SIGTERM",) if settings.logging else (), only_deadly=True)
 
 
 class GuardedLoader:
-    """A loader whose errors go through a guard; all else is the loader's.
+    """A loader whose errors go through a guard; everything else is the loader's own.
 
     Args:
         loader: The loader.
         guarded: Calls a function and looks at what it raises.
-        workers: Holds back what torch says about workers that have died.
+        workers: Holds back torch's errors about workers that have died.
     """
 
     def __init__(self, loader: Any, guarded: Callable[..., Any], workers: _WorkerErrors) -> None:
@@ -266,7 +266,7 @@ class _GuardedIterator:
 
 
 class _WorkerErrors:
-    """Lets torch say that a worker has died when a loader is asked, and not in between.
+    """Lets torch report that a worker has died only while a loader is asked for a batch.
 
     torch raises that error from its handler of SIGCHLD, wherever the main thread happens to be:
     inside a step, or while the last checkpoint is being written.
@@ -277,7 +277,7 @@ class _WorkerErrors:
         self._holding = self._may_raise = self._postponed = False
 
     def hold(self) -> None:
-        """Take the place of torch's handler, if it is installed."""
+        """Replace torch's handler, if it is installed."""
         self._holding = True
         number = getattr(signal, "SIGCHLD", None)
         found = None if number is None else signal.getsignal(number)
@@ -306,7 +306,7 @@ class _WorkerErrors:
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Let errors be raised, also those of workers that died in the meantime."""
+        """Let errors be raised, including those for workers that died in the meantime."""
         self._may_raise = True
         try:
             if self._postponed:

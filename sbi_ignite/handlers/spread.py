@@ -1,4 +1,4 @@
-"""Losses of validation rows come in; what their mean is uncertain by goes out."""
+"""Estimate the standard error of the validation loss."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from sbi_ignite.handlers.epoch_mean import StepOutput
 
 NORMAL_QUARTILES = 1.349
-"""How far the quartiles of a normal distribution are apart, in standard deviations."""
+"""The interquartile range of a normal distribution, in standard deviations."""
 
 
 class ValidationSpread:
     """Standard error of the validation loss, from the quartiles of the rows' losses.
 
-    A single row that the network takes for impossible may have a loss of thousands; it would make
-    a standard deviation, not the quartiles, useless as a measure of what the other rows tell.
+    A single row that the network considers impossible may have a loss of thousands. It would make
+    a standard deviation, but not the quartiles, useless as a measure of the other rows.
 
     Attributes:
-        error: The standard error after the last epoch; NaN where losses of rows are not known, or
-            fewer than four.
+        error: The standard error after the last epoch; NaN where the losses of rows are unknown,
+            or fewer than four.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
-"""Losses of epochs come in; training goes through its stages, and ends with the last.
+"""Take a training through its stages, the last of which ends it.
 
-`StageRule` decides when a stage ends, `StageChanges` does what then has to be done.
+`StageRule` decides when a stage ends; `StageChanges` makes the changes between two stages.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class StageRule:
     NaN never counts as an improvement.
 
     Args:
-        stages: What the stages are like, at least one.
-        weight_decay: Weight decay of stages that name none.
+        stages: The stages, at least one.
+        weight_decay: Weight decay of stages that set none.
 
     Attributes:
         number: Number of the stage, from 0.
@@ -69,7 +69,7 @@ class StageRule:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the stage has had its time."""
+        """Whether the stage is over."""
         stage = self.stage
         fruitless_steps = self.iteration - self.fruitful_iteration
         patient = self.fruitless_epochs < stage.patience or fruitless_steps < stage.patience_steps
@@ -77,7 +77,7 @@ class StageRule:
 
     @property
     def patience_left(self) -> int:
-        """Fruitless epochs that the stage still allows, with `patience_steps` given in epochs.
+        """Fruitless epochs that the stage still allows, with `patience_steps` converted to epochs.
 
         Its maximum length is not considered.
         """
@@ -94,7 +94,7 @@ class StageRule:
         Args:
             loss: Its validation loss.
             iteration: Optimizer steps so far.
-            error: What that loss is uncertain by; NaN where nobody knows.
+            error: The uncertainty of that loss; NaN where it is unknown.
         """
         least = self.stage.min_improvement * error if math.isfinite(error) else 0.0
         self.epochs, self.iteration = self.epochs + 1, iteration
@@ -161,20 +161,20 @@ class StageRule:
         return {name: getattr(self, name) for name in self._REMEMBERED}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there; what the stages are like, this call says."""
+        """Continue from there, with the stages of this call."""
         for name in self._REMEMBERED:
             setattr(self, name, state[name])
 
 
 class StageChanges:
-    """Do what a stage's end and the next one's beginning ask for: weights, rate, decay, memory.
+    """Change weights, rate, weight decay and the optimizer's memory from one stage to the next.
 
     Args:
-        rule: Knows the stage.
+        rule: Knows the current stage.
         model: The network.
-        optimizer: Its rate goes by `schedule`; its weight decay is set in all parameter groups.
+        optimizer: Its rate is set by `schedule`; its weight decay is set in all parameter groups.
         schedule: Gets the stage's factor.
-        best: Has the best weights.
+        best: Holds the best weights.
         averages: The running average of the weights, if there is one.
         state: The numbers of the epoch.
         validate: Returns the validation loss of what the network holds; None without validation.
@@ -183,7 +183,7 @@ class StageChanges:
         best_epochs: The best epochs so far, where they are to be averaged.
 
     Raises:
-        ArgumentError: If the stages' weight decays are not all one, and the optimizer knows none.
+        ArgumentError: If the stages' weight decays differ, and the optimizer has none.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class StageChanges:
         self._check_optimizer()
 
     def attach(self, engine: Engine) -> None:
-        """Change after the epoch with which a stage ends; attach it last of those who look."""
+        """Make the changes after a stage's last epoch; attach it after all that look at it."""
         engine.add_event_handler(TrainingEvents.VALIDATED, self._go_on)
 
     def begin(self) -> None:
@@ -239,15 +239,15 @@ class StageChanges:
         self.begin()
 
     def _keep(self, loss: float) -> None:
-        """Keep the epoch for a mean, of this stage or of a later one, if there will be one."""
+        """Keep the epoch if this stage or any other takes a mean."""
         most = max(stage.average_best for stage in self._rule.stages)
         if most > 1 and self._validate is not None:
             self.best_epochs.update(loss, self._state.epoch, most)
 
     def _average(self, validate: Callable[[], float], number: int) -> None:
-        """Let the mean of the best epochs be the best weights, unless it is worse than they are."""
+        """Make the mean of the best epochs the best weights, unless it is worse than they are."""
         epochs, best = self.best_epochs, self._best
-        # A training that goes on may have better weights than those of the epochs that it kept.
+        # A continued training may have better weights than those of the epochs that it kept.
         worst = epochs.mean_loss(number) if epochs.lowest_loss <= best.loss else best.loss
         with epochs.mean_shown(number):
             loss = validate()

@@ -1,7 +1,7 @@
-"""Losses and learning rates come in; the decision to stop goes out.
+"""Stopping rules, and the handler that asks them.
 
-Every rule is a small object without an engine. It is fed once an epoch and says whether training
-should end; `StopOnRules` asks the rules at the right moment.
+Every rule is a small object that needs no engine. It is given the training state once per epoch and
+says whether training should end; `StopOnRules` asks the rules at the right moment.
 """
 
 from __future__ import annotations
@@ -111,11 +111,11 @@ class Patience(WithPatience, _PlainState):
         return self.observe(watched_loss(state))
 
     def already_stopped(self, state: TrainingState) -> bool:
-        """Say whether patience was at its end."""
+        """Say whether patience had run out."""
         return self.fruitless_epochs >= self.patience
 
     def observe(self, loss: float) -> bool:
-        """Take in one loss and say whether patience is at its end."""
+        """Take in one loss and say whether patience has run out."""
         if loss < self.reference - self.min_delta:
             self.reference, self.fruitless_epochs = loss, 0
         else:
@@ -153,11 +153,11 @@ class TwoStandardDeviations(WithPatience, _PlainState):
         return self.observe(watched_loss(state))
 
     def already_stopped(self, state: TrainingState) -> bool:
-        """Say whether patience was at its end."""
+        """Say whether patience had run out."""
         return self.fruitless_epochs >= self.patience
 
     def observe(self, loss: float) -> bool:
-        """Take in one loss and say whether patience is at its end."""
+        """Take in one loss and say whether patience has run out."""
         previous = self.smoothed[-1] if self.smoothed else loss
         self.smoothed.append((1 - self.smoothing) * previous + self.smoothing * loss)
         if loss < self.best:
@@ -173,7 +173,7 @@ class TwoStandardDeviations(WithPatience, _PlainState):
 class LearningRateThreshold(WithoutPatience, _PlainState):
     """Stop when the learning rate has fallen below `min_lr`.
 
-    A rate that is just rising, as in a warm-up or at the beginning of a cycle, has not fallen.
+    A rate that is still rising, as in a warm-up or at the beginning of a cycle, has not fallen.
 
     Args:
         min_lr: Lowest rate worth training with.
@@ -266,12 +266,12 @@ class StopOnRules:
         self.rules, self._state = tuple(rules), state
 
     def attach(self, engine: Engine) -> None:
-        """Ask when an epoch is validated, end the engine when anybody asked for it."""
+        """Ask when an epoch is validated, and end the engine when a stop was requested."""
         engine.add_event_handler(TrainingEvents.VALIDATED, self._ask)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end)
 
     def ask_before_training(self) -> None:
-        """Ask whether an earlier call ended already what this one continues."""
+        """Ask whether the training that this call continues had already ended."""
         for rule in [rule for rule in self.rules if rule.already_stopped(self._state)]:
             self._state.stop(rule.reason)
         self._state.patience_left = self.patience_left

@@ -1,4 +1,4 @@
-"""A time limit comes in; training ends cleanly after the batch in which it has passed."""
+"""End a training cleanly after the batch in which its time limit has passed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sbi_ignite.handlers.cutting import stop_after_batch
 
 
 class TimeLimit:
-    """End training when the time is up, counted from the making of this object.
+    """End training when the time is up, counted from the creation of this object.
 
     Args:
         limit: Time that this call may take; a resumed training has all of it again.
@@ -31,7 +31,7 @@ class TimeLimit:
         self._end = clock() + limit.total_seconds()
 
     def attach(self, engine: Engine) -> None:
-        """Look at the clock after every batch and after every validation."""
+        """Check the clock after every batch and after every validation."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 

@@ -1,8 +1,9 @@
-"""What was asked for comes in (`make_loggers`); an object that logs and never disturbs goes out.
+"""Logging backends, and the object that passes numbers to them without disturbing a training.
 
-`base.py` holds the words; every backend is a file of its own. Slow libraries (wandb, mlflow) live
-in a process of their own behind `courier.py`, objects of other make behind a thread
-(`helper_thread.py`), so that neither can stop, slow or change a training.
+`make_loggers` makes what was asked for. `base.py` defines the interface; every backend has a file
+of its own. Slow libraries (wandb, mlflow) run in a process of their own behind `courier.py`, users'
+logger objects on a thread (`helper_thread.py`), so that neither can stop, slow or change a
+training.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The words that all loggers share: what a backend is told about a run, and when.
+"""The interface of all loggers: what a backend is told about a run, and when.
 
 Imports nothing but the standard library, so that a courier's process starts quickly.
 """
@@ -58,7 +58,7 @@ class RunInfo:
         first_iteration: Optimizer steps of earlier rounds.
         iterations_done: Optimizer steps of this round that the interrupted run had finished;
             `Loggers` fills it in.
-        trains: Whether there are epochs left to train; without, nothing that was logged is void.
+        trains: Whether there are epochs left to train; if not, nothing that was logged is void.
     """
 
     method: str = ""
@@ -106,7 +106,7 @@ class EpochRow:
     Attributes:
         step: The epoch's place on the axis that all rounds share, counted from 1.
         values: One value for each of `EPOCH_METRICS` that is known.
-        time: When it was logged first, in seconds since 1970.
+        time: When it was first logged, in seconds since 1970.
         replayed: Whether an interrupted run has, or should have, logged it already.
     """
 
@@ -123,12 +123,12 @@ class EpochRow:
 
 
 class Backend:
-    """One place where numbers go. Every method may raise: the group warns once and drops it.
+    """One destination for numbers. Any method may raise: the group then warns once and drops it.
 
     Args:
         run_name: Name of the run; None makes one from the method and the time.
         tags: Names, or names with values, that mark the run.
-        every_n_iterations: Optimizer steps between two `log_iteration`; None: none at all.
+        every_n_iterations: Optimizer steps between two calls of `log_iteration`; None: no calls.
     """
 
     name: str = "backend"
@@ -140,10 +140,10 @@ class Backend:
     """Seconds that training has waited inside calls of this backend."""
 
     afterwards: str = ""
-    """What becomes of the rest when nobody waits any longer, as the end of a sentence."""
+    """What happens to the rest when waiting ends, as the end of a sentence."""
 
     trouble: str | None = None
-    """What is going wrong while the backend goes on trying; None while all is well."""
+    """What is going wrong while the backend keeps trying; None while all is well."""
 
     moved_at: float = -math.inf
     """When local work of the backend was last seen to move, on the monotonic clock."""
@@ -165,7 +165,7 @@ class Backend:
         self.every_n_iterations = every_n_iterations
 
     def grant(self, seconds: float) -> None:
-        """Take in how long, in all, training may wait inside calls; comes before `start`."""
+        """Set how long, in total, training may wait inside calls; called before `start`."""
 
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
         """Take in what is known before the first step.
@@ -194,22 +194,22 @@ class Backend:
         """Note that training ended with an error and begin to close.
 
         Args:
-            status: "failed", or "killed" if somebody ended it.
+            status: "failed", or "killed" if it was ended on purpose.
             message: The error in a line.
         """
 
     def settled(self) -> bool:
-        """Say whether all that was taken in has arrived; never waits."""
+        """Say whether everything taken in has been delivered; never waits."""
         return True
 
     def abandon(self) -> None:
-        """Let go of whatever still runs; called once, at the end or after a failure."""
+        """Drop whatever is still running; called once, at the end or after a failure."""
 
     def say(self, line: str) -> None:
-        """Tell the user; a courier's process puts its own way of doing so here."""
+        """Tell the user; a courier's process replaces this with its own way."""
 
     def still_moving(self) -> None:
-        """Note that work goes on; a courier's process puts its own way of doing so here."""
+        """Note that work goes on; a courier's process replaces this with its own way."""
 
     def worth_retrying(self, error: Exception) -> bool:
         """Say whether a call that raised may succeed later; asked in a courier's process only."""
@@ -252,7 +252,7 @@ def origins(info: RunInfo) -> dict[str, str]:
 
 
 def results(summary: TrainingSummary) -> dict[str, Any]:
-    """Return the numbers of a summary that compare runs, as scalars."""
+    """Return the numbers of a summary by which runs are compared, as scalars."""
     return {
         f"best_{summary.best_kind}_loss": summary.best_validation_loss,
         "best_epoch": summary.best_epoch,
@@ -270,7 +270,7 @@ def run_record(info: RunInfo) -> dict[str, Any]:
 
 
 def warm_up_figures() -> None:
-    """Do now, while training runs, what the first figure of a process takes so long for."""
+    """Do now, while training runs, the slow preparations for the first figure of a process."""
     import io
 
     from sbi_ignite.summary import TrainingSummary

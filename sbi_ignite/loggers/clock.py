@@ -9,8 +9,8 @@ from collections.abc import Callable
 class Clock:
     """Seconds since 1970 that never decrease, even if the wall clock is set back.
 
-    Time servers, virtual machines and people set clocks back. Timestamps that followed would give
-    runs a negative duration and points in the wrong order.
+    Time servers, virtual machines and people set clocks back. Timestamps that followed them would
+    give runs a negative duration and points in the wrong order.
 
     Args:
         wall: Seconds since 1970.

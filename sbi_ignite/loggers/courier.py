@@ -4,7 +4,7 @@ wandb and mlflow may hang, take seconds to import, draw from python's random sta
 exit of the interpreter. In a process of their own they can do none of this to a training, and when
 training is killed, they notice and still deliver what they were given.
 
-Both pipes carry one JSON object per line. Towards the process: `["start", info, identity]`,
+Both pipes carry one JSON object per line. To the process: `["start", info, identity]`,
 `["log_epoch", row]`, ...; back: `{"identity": {...}}`, `{"moving": what}`, `{"failed": why}`,
 `{"trouble": why}`, `{"recovered": true}`, `{"say": line}`, `{"done": true}`.
 Nothing here ever waits: the pipes do not block and what does not fit stays in memory.
@@ -51,7 +51,7 @@ class CourierError(RuntimeError):
 
 
 class Courier(Backend):
-    """Stands for a backend that lives in a process of its own.
+    """Represents a backend that lives in a process of its own.
 
     Args:
         name: The backend's name.
@@ -103,7 +103,7 @@ class Courier(Backend):
         return self._done
 
     def abandon(self) -> None:
-        """Close the pipes; a process in trouble is ended, a slow one may go on for a while."""
+        """Close the pipes; a process with problems is ended, a slow one may go on for a while."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -111,7 +111,7 @@ class Courier(Backend):
             with contextlib.suppress(OSError):
                 process.kill()
         self._hand_over(process)
-        # Somebody has to take note of its end, and nobody should wait for it.
+        # The process must be reaped when it ends, without anything waiting for it.
         threading.Thread(target=process.wait, daemon=True).start()
 
     def state_dict(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class Courier(Backend):
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
-            # Ctrl-C in the terminal is for the training, which tells this process in words.
+            # Ctrl-C in the terminal is for the training, which then sends this process a message.
             start_new_session=True,
             bufsize=0,
         )
@@ -152,7 +152,7 @@ class Courier(Backend):
         self._exchange()
 
     def _exchange(self) -> None:
-        """Write and read what the pipes take and have at this moment."""
+        """Write what the pipes take, and read what they hold, at this moment."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             return
@@ -180,7 +180,7 @@ class Courier(Backend):
                 raise CourierError(report["failed"])
 
     def _hand_over(self, process: subprocess.Popen[bytes]) -> None:
-        """Close our ends of the pipes, which the process takes as the end of the training."""
+        """Close our ends of the pipes, which tells the process that the training is over."""
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):

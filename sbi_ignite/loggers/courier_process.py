@@ -31,7 +31,7 @@ class Reports:
 
     Args:
         stream: The training's end of a pipe.
-        when_gone: Called once, when the training is found to listen no more.
+        when_gone: Called once, when the training is found to be no longer listening.
     """
 
     def __init__(self, stream: IO[str], when_gone: Callable[[], None]) -> None:
@@ -41,13 +41,13 @@ class Reports:
 
     def __call__(self, **report: Any) -> None:
         """Send one report."""
-        # A training that has ended, perhaps in the middle of a retry here, does not listen.
+        # A training that has ended, perhaps during a retry here, no longer listens.
         if not self._sent(report) and not self._gone:
             self._gone = True
             self._when_gone()
 
     def moving(self, what: str) -> None:
-        """Report that work moves, which is of no use, and no news, to a training that is gone."""
+        """Report that work moves, unless the training is gone."""
         if not self._gone:
             self._sent({"moving": what})
 
@@ -80,7 +80,7 @@ def main(name: str) -> None:
     else:
         report(done=True)
         code = 0
-    # What the libraries would still do at a regular exit may wait for servers.
+    # At a regular exit, the libraries might still wait for servers.
     os._exit(code)
 
 
@@ -138,20 +138,20 @@ def _summary(plain: Mapping[str, Any]) -> TrainingSummary:
 
 
 def describe(error: BaseException) -> str:
-    """Return an error in one line of bearable length."""
+    """Return an error in one line of limited length."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}"
 
 
 def _limit_time() -> None:
-    """End this process after a while, whatever it waits for then."""
+    """End this process after a while, whatever it is waiting for."""
     timer = threading.Timer(LINGER_SECONDS, os._exit, (1,))
     timer.daemon = True
     timer.start()
 
 
 def _take_pipes() -> tuple[Iterator[Any], Reports]:
-    """Return both pipes, and leave nothing where libraries read and print."""
+    """Return both pipes, and connect stdin and stdout to nothing, for libraries to use."""
     incoming, outgoing = os.dup(0), os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1):

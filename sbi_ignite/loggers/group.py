@@ -1,4 +1,4 @@
-"""Backends come in; one object goes out that tells them all and keeps their trouble to itself."""
+"""Pass the numbers of a training on to all backends, and contain their failures."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _POLL_SECONDS = 0.005
 
 
 class Loggers:
-    """Tells all backends what happens in a training; none of them can hurt it.
+    """Tells all backends what happens in a training; none of them can harm it.
 
-    A backend that raises gets one warning and is asked no more; one that hangs is waited for at the
-    end, all of them together for at most `max_wait` seconds. Local work that moves, such as making
-    a store, is waited for on top of that. Without backends nothing is attached.
+    A backend that raises causes one warning and is dropped; those that hang are waited for at the
+    end, all of them together for at most `max_wait` seconds. Local work that moves, such as
+    creating a store, is waited for in addition. Without backends nothing is attached.
 
     Args:
         backends: The backends.
@@ -152,7 +152,7 @@ class Loggers:
         return dataclasses.replace(info, first_iteration=first, iterations_done=done)
 
     def _log_epochs(self) -> None:
-        """Tell all backends the epochs in the history that they have not been told."""
+        """Tell all backends about the epochs in the history that they do not know yet."""
         for row in self._new_rows():
             for backend in tuple(self._alive):
                 self._call(backend, backend.log_epoch, row)
@@ -178,11 +178,11 @@ class Loggers:
         )
 
     def _note_rate(self) -> None:
-        """Remember the rate of the coming step, which schedules change after it."""
+        """Remember the rate of the coming step; schedules change it afterwards."""
         self._rate = self._state.learning_rate if self._state is not None else math.nan
 
     def _log_iteration(self, engine: Engine) -> None:
-        """Tell those that ask the running loss of the last batch."""
+        """Tell the backends that ask for it the running loss of the last batch."""
         self._iterations = self._info.first_iteration + engine.state.iteration
         asked = [b for b in self._alive if _due(b, engine.state.iteration)]
         if not asked or self._state is None:
@@ -198,11 +198,11 @@ class Loggers:
     # --- the end
 
     def _end(self, method: str, *args: Any) -> None:
-        """Tell all backends that it is over and wait until the time for waiting is up."""
+        """Tell all backends that training is over, and wait for them as long as allowed."""
         for backend in tuple(self._alive):
             self._call(backend, getattr(backend, method), *args)
         limit = max(self._limit - sum(backend.waited for backend in self.backends), 0.0)
-        # Whoever has ended a training on purpose may have little time left.
+        # After a training was ended on purpose, there may be little time left.
         patience = Patience(limit, for_local_work=args[:1] != ("killed",))
         waiting = list(self._alive)
         try:
@@ -246,7 +246,7 @@ class Loggers:
             self._warn(backend, backend.trouble)
 
     def _give_up(self, backend: Backend, error: Exception) -> None:
-        """Ask a backend no more."""
+        """Stop using a backend."""
         self._alive.remove(backend)
         self._warn(backend, f"{type(error).__name__}: {error}".strip(": "))
         self._quietly(backend.abandon)
@@ -274,11 +274,11 @@ class Loggers:
 
     @staticmethod
     def _quietly(method: Callable[..., None], *args: Any) -> None:
-        """Call what has been warned about already, or would only be the second to fail."""
+        """Call what was already warned about, or would only fail as a consequence."""
         try:
             method(*args)
         except Exception as error:
-            del error  # the disk may be the trouble; the warning has been given
+            del error  # the disk may be the cause; the warning has been given
 
 
 def _due(backend: Backend, iteration: int) -> bool:

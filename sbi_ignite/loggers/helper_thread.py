@@ -1,4 +1,4 @@
-"""A backend around a user's object comes in; one that cannot hold up a training goes out."""
+"""Run a backend around a user's object on a thread, so that it cannot hold up a training."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class OnHelperThread(Backend):
     """Calls a backend on a daemon thread.
 
-    Training waits for each call, so that a user's object is called in time and cannot move the
+    Training waits for each call, so that a user's object is called in time and cannot change the
     global random states, until the waits add up to what was granted. From then on the calls queue
-    up beside the training.
+    up and run alongside the training.
 
     Args:
         inner: The backend that does the work.
@@ -49,7 +49,7 @@ class OnHelperThread(Backend):
         self._patience = seconds
 
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
-        """Begin the thread and hand on."""
+        """Start the thread and pass the call on."""
         self._error, self.waited = None, 0.0
         self._thread = threading.Thread(
             target=self._work, name=f"sbi_ignite-{self.name}", daemon=True
@@ -58,19 +58,19 @@ class OnHelperThread(Backend):
         self._do(lambda: self.inner.start(info, identity))
 
     def log_epoch(self, row: EpochRow) -> None:
-        """Hand on."""
+        """Pass the call on."""
         self._do(lambda: self.inner.log_epoch(row))
 
     def log_iteration(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Hand on."""
+        """Pass the call on."""
         self._do(lambda: self.inner.log_iteration(iteration, values))
 
     def finish(self, summary: TrainingSummary) -> None:
-        """Hand on."""
+        """Pass the call on."""
         self._do(lambda: self.inner.finish(summary))
 
     def fail(self, status: str, message: str) -> None:
-        """Hand on."""
+        """Pass the call on."""
         self._do(lambda: self.inner.fail(status, message))
 
     def settled(self) -> bool:
@@ -79,15 +79,15 @@ class OnHelperThread(Backend):
         return self._idle.is_set()
 
     def abandon(self) -> None:
-        """Let the thread end after the calls that wait."""
+        """Let the thread end after the queued calls."""
         self._jobs.put(None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the inner backend's."""
+        """Return the inner backend's state."""
         return self.inner.state_dict()
 
     def _do(self, job: Callable[[], None]) -> None:
-        """Queue a call and wait for it as long as patience lasts."""
+        """Queue a call and wait for it while granted time is left."""
         self._raise_error()
         with self._lock:
             self._waiting += 1
@@ -121,7 +121,7 @@ class OnHelperThread(Backend):
 
 @contextmanager
 def _random_states_kept() -> Iterator[None]:
-    """Put the global random states back, which a stranger's code may have moved."""
+    """Restore the global random states, which a user's code may have changed."""
     import numpy
     import torch
 

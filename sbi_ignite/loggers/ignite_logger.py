@@ -1,4 +1,4 @@
-"""Numbers come in; a logger of `ignite.handlers` is told about them as if by its own engine."""
+"""Log to a logger of `ignite.handlers`, through a small engine of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class IgniteLogger(Backend):
-    """Fires the events of a small engine that has our metrics; the logger listens to that one.
+    """Fires the events of a small engine that holds our metrics; the logger listens to that one.
 
     The training's own engine stays out of the logger's reach: any error in a handler would end it.
     Metric names get the tag "sbi": "sbi/validation_loss". The logger is the user's and stays open.
@@ -36,7 +36,7 @@ class IgniteLogger(Backend):
             self.shows_progress = True
 
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
-        """Attach the logger and hand on the settings where it has a place for them."""
+        """Attach the logger and pass on the settings where it has a place for them."""
         from ignite.engine import Events
 
         self._first = info.first_step
@@ -68,12 +68,12 @@ class IgniteLogger(Backend):
         self._echo.fire_event(self._event)
 
     def finish(self, summary: TrainingSummary) -> None:
-        """Hand on the results."""
+        """Pass on the results."""
         self._note({f"result.{name}": value for name, value in results(summary).items()})
         self._close_bar()
 
     def fail(self, status: str, message: str) -> None:
-        """Hand on what happened."""
+        """Pass on what happened."""
         self._note({"result.status": status})
         self._close_bar()
 
@@ -84,7 +84,7 @@ class IgniteLogger(Backend):
             self._echo.fire_event(Events.COMPLETED)
 
     def _note(self, values: Mapping[str, Any]) -> None:
-        """Write parameters in the words of the three loggers that we know."""
+        """Write parameters in the form that each of the three loggers we know takes."""
         kind = type(self.logger).__name__
         if kind == "MLflowLogger":
             self.logger.log_params({name: str(value)[:500] for name, value in values.items()})

@@ -1,4 +1,4 @@
-"""Numbers come in; a text file with one JSON object per line goes out."""
+"""Write the numbers of a training to a text file with one JSON object per line."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class JsonLines(Backend):
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
         """Open the file, cut off what lies beyond the last step kept, write the settings.
 
-        A training of which nothing is left but its summary is not written a second time.
+        A training with nothing left to train, whose summary is there, is not written again.
         """
         self._place = _FINDER.find(info, identity, self._log_dir, self.run_name)
         self.path = self._place.folder / _FILE
@@ -112,7 +112,7 @@ class JsonLines(Backend):
         return {"path": str(self._place.folder), "id": self._place.id}
 
     def _rewrite(self, lines: list[dict[str, Any]], info: RunInfo) -> list[dict[str, Any]]:
-        """Rewrite the file without half a line and, before training, without void steps."""
+        """Rewrite the file without cut-off lines and, before training, without void steps."""
         path = self.path
         if path is None:
             return []

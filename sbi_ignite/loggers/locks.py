@@ -1,4 +1,4 @@
-"""Locks between processes of one machine, for stores and runs that only one may touch."""
+"""Locks between processes of one machine, for stores and runs that only one process may touch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _POLL_SECONDS = 0.1
 
 @contextmanager
 def alone(name: str, still_waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Keep other processes out; where locks do not work, it is as it would be without.
+    """Keep other processes out; has no effect where locks do not work.
 
     Args:
         name: What is locked.
-        still_waiting: Called again and again for up to a minute while another process holds it.
+        still_waiting: Called repeatedly for up to a minute while another process holds it.
     """
     with ExitStack() as stack:
         with suppress(OSError):
@@ -54,7 +54,7 @@ def claim(name: str) -> IO[str] | None:
 
 
 def _locked(file: IO[str]) -> bool:
-    """Lock a file if nobody else has; says whether it is ours."""
+    """Lock a file unless another process has; return whether it is ours."""
     if fcntl is None:
         return True
     try:

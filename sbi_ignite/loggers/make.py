@@ -1,4 +1,4 @@
-"""What the user asked for comes in; `Loggers` go out, or an error before training starts."""
+"""Make the loggers that the user asked for, or raise before training starts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ IN_OWN_PROCESS = frozenset({"wandb", "mlflow"})
 
 
 def make_loggers(asked: Sequence[object]) -> Loggers:
-    """Return what logs to everything that was asked for.
+    """Return an object that logs to everything that was asked for.
 
     Args:
         asked: `LoggingConfig` values, names of backends, sbi `Tracker` objects, loggers of
@@ -102,7 +102,7 @@ def check_package(name: str) -> None:
 
 
 def _is_installed(package: str) -> bool:
-    """Say whether a package can be imported; a folder of that name is none."""
+    """Say whether a package can be imported; a mere folder of that name does not count."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):

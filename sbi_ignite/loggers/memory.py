@@ -1,4 +1,4 @@
-"""Numbers come in; an object to read them back goes out."""
+"""Keep the numbers of a training in memory, to be read back."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The backend for MLflow.
 
 ignite's logger uses MLflow's global active run, which may be the user's, and a dead server blocks
-it for minutes; this one speaks to the client, with a run of its own. Made to live in a courier's
-process.
+it for minutes; this one uses the client directly, with a run of its own. It is meant to live in a
+courier's process.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Mlflow(Backend):
         self._tracking_uri = tracking_uri or default_tracking_uri
         environment = os.environ.get("MLFLOW_TRACKING_URI")
         self.local = is_local(self._tracking_uri or environment or "")
-        # Ids are those of the store that the environment, or the user's process, says.
+        # Ids belong to the store that the environment, or the user's process, names.
         self._ids_count = _agree(tracking_uri, environment)
         theirs = _agree(tracking_uri, default_tracking_uri)
         self._users_run = dict(users_run or {}) if theirs else {}
@@ -101,7 +101,7 @@ class Mlflow(Backend):
         self._began = self._ended = 0
 
     def worth_retrying(self, error: Exception) -> bool:
-        """Say that a server may come back, unless it is the request that is wrong."""
+        """Say yes, since a server may come back, unless the request itself is wrong."""
         from requests import RequestException
 
         code = getattr(error, "get_http_status_code", lambda: 0)()
@@ -166,7 +166,7 @@ class Mlflow(Backend):
         self._client.set_terminated(self._run_id, status.upper(), self._end_time())
 
     def _end_time(self) -> int:
-        """Return the end in milliseconds, never before the start, and the same one each time."""
+        """Return the end in milliseconds, never before the start, and the same value each time."""
         self._ended = self._ended or max(int(now() * 1000), self._began)
         return self._ended
 
@@ -184,9 +184,9 @@ class Mlflow(Backend):
 
     @contextmanager
     def _alone(self, tracking_uri: str) -> Iterator[None]:
-        """Keep others out while MLflow makes or migrates the tables of a local store.
+        """Keep other processes out while MLflow makes or migrates the tables of a local store.
 
-        Two that do it at the same time ruin the store; a server does it when it starts.
+        Two processes doing so at the same time ruin the store; a server does it when it starts.
         """
         if not is_local(tracking_uri):
             yield
@@ -197,7 +197,7 @@ class Mlflow(Backend):
     def _given(self) -> Any:
         """Return the run that the environment names, None without one.
 
-        Inside the user's active run that one counts, and MLflow itself takes a given run only once.
+        The user's active run takes precedence, and MLflow itself uses a given run only once.
         """
         run_id = os.environ.get("MLFLOW_RUN_ID")
         if not run_id or self._users_run or not self._ids_count:
@@ -271,7 +271,7 @@ class Mlflow(Backend):
         return runs[0] if runs else None
 
     def _create(self, identifier: str, given: Any) -> Any:
-        """Make a run, below the user's or the one that the environment names."""
+        """Make a run, as a child of the user's or of the one that the environment names."""
         from mlflow.tracking.context.system_environment_context import SystemEnvironmentContext
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -312,14 +312,14 @@ class Mlflow(Backend):
     ) -> None:
         from mlflow.entities import Metric, RunTag
 
-        # Under one and the same time, MLflow keeps a value that is sent again only once.
+        # MLflow keeps a value that is sent again with the same timestamp only once.
         milliseconds = int(seconds * 1000)
         metrics = [Metric(n, float(value), milliseconds, step) for n, value in values.items()]
         pairs = [RunTag(name, value) for name, value in (tags or {}).items()]
         self._client.log_batch(self._run_id, metrics=metrics, tags=pairs)
 
     def _attach(self, upload: Callable[[], None]) -> None:
-        """Attach a file; where files have no place, the numbers still have one."""
+        """Attach a file; where files cannot be stored, the numbers still can."""
         try:
             upload()
         except Exception as error:
@@ -344,12 +344,12 @@ def is_local(tracking_uri: str) -> bool:
     scheme = urlsplit(tracking_uri).scheme
     if tracking_uri.startswith("databricks"):  # a name without a scheme
         return False
-    # One letter is a drive of Windows.
+    # A single letter is a Windows drive.
     return scheme in ("", "file", "sqlite") or len(scheme) == 1
 
 
 def place_of(tracking_uri: str) -> str:
-    """Return where a local store is, whichever way it is written, else the address."""
+    """Return where a local store is, however it is written; otherwise the address."""
     if not is_local(tracking_uri):
         return tracking_uri.rstrip("/")
     path = tracking_uri.removeprefix("sqlite:///").removeprefix("file://")
@@ -357,12 +357,12 @@ def place_of(tracking_uri: str) -> str:
 
 
 def _agree(called: str | None, said: str | None) -> bool:
-    """Say whether the call leaves the store to somebody else, or names the same."""
+    """Say whether the call leaves the store open, or names the same one."""
     return not called or not said or same_store(called, said)
 
 
 def same_store(one: str, other: str) -> bool:
-    """Say whether two addresses are of one store."""
+    """Say whether two addresses refer to the same store."""
     return place_of(one) == place_of(other)
 
 

@@ -1,4 +1,4 @@
-"""Signs of life of local work, which tell a training whether waiting for it is worth while."""
+"""Signs that local work is alive, which tell a training whether it is worth waiting for."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Movement:
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Name the work that is done inside.
+        """Name the work that is done within a block.
 
         Args:
             what: As the end of "waiting for wandb: ...".
@@ -50,7 +50,7 @@ class Movement:
             self._doing = None
 
     def note(self) -> None:
-        """Say that something has moved, also where the processor was not needed."""
+        """Note that something has moved, even if it needed no processor time."""
         self._notes += 1
 
     def _watch(self) -> None:
@@ -62,7 +62,7 @@ class Movement:
 
     def _has_moved(self) -> bool:
         notes, now, used = self._notes, time.monotonic(), _processor_seconds()
-        if self._looks and used < self._looks[-1][1]:  # a child that has ended counts no more
+        if self._looks and used < self._looks[-1][1]:  # a child that has ended no longer counts
             self._looks.clear()
         self._looks.append((now, used))
         then, used_then = self._looks[0]

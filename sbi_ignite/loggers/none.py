@@ -1,4 +1,4 @@
-"""Numbers come in; nothing goes out."""
+"""A backend that discards everything."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from sbi_ignite.loggers.base import Backend
 
 
 class Nothing(Backend):
-    """Takes everything and keeps nothing: logging is asked for and switched off."""
+    """Discards everything: logging is asked for, and switched off."""
 
     name: str = "none"

@@ -19,8 +19,8 @@ class Place:
     Attributes:
         folder: The folder.
         continued: Whether it holds what this run has logged before.
-        id: What the run's first file holds, so that the folder is known again; None in a run
-            directory, which nobody else writes to.
+        id: What the run's first file holds, so that the folder is recognised; None in a run
+            directory, which no other run writes to.
     """
 
     folder: Path
@@ -79,7 +79,7 @@ class Finder:
     def _known(
         self, identity: Mapping[str, Any], log_dir: str | os.PathLike[str] | None
     ) -> Place | None:
-        """Return the folder that is remembered, if it is there and where it is asked for."""
+        """Return the remembered folder, if it exists and lies where it is asked for."""
         if "path" not in identity:
             return None
         folder, found = Path(identity["path"]), identity.get("id")
@@ -101,7 +101,7 @@ class Finder:
             yield root / f"{name}-{number}"
 
     def _claimed(self, candidates: Iterator[Path]) -> Place:
-        """Return the first folder in which no other run writes, also none that starts just now."""
+        """Return the first folder that no other run writes to, not even one starting right now."""
         while True:
             folder = next(candidates)
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Numbers come in; a line per epoch, or in a terminal or notebook a progress bar, goes out."""
+"""Print a line per epoch, or show a progress bar in a terminal or notebook."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def somebody_watches() -> bool:
 
 
 def _in_notebook() -> bool:
-    """Say whether a notebook's kernel runs this, without importing IPython for the question."""
+    """Say whether this runs in a notebook's kernel, without importing IPython to find out."""
     get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
     return hasattr(get_ipython(), "kernel")
 

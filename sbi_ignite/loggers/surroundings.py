@@ -1,4 +1,4 @@
-"""What the user's process and its environment say to a backend that lives in another process."""
+"""What a backend in another process must know of the user's process and its environment."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def known_to_this_process(name: str, identity: Mapping[str, Any]) -> dict[str, A
 
 
 def secrets_of_this_process(name: str) -> dict[str, str]:
-    """Return, as environment of the other process, what the user logged in with in this one."""
+    """Return the login of the user in this process, as environment variables for the other."""
     wandb = sys.modules.get("wandb") if name == "wandb" else None
     if wandb is not None and "WANDB_API_KEY" not in os.environ:
         with contextlib.suppress(Exception):

@@ -1,4 +1,4 @@
-"""Numbers come in; event files that TensorBoard shows go out."""
+"""Write the numbers of a training to event files for TensorBoard."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class TensorBoard(Backend):
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
         """Open a new event file that voids the steps beyond the last one kept.
 
-        A training of which nothing is left but its summary is not written a second time.
+        A training with nothing left to train, whose end is there, is not written again.
         """
         from torch.utils.tensorboard.summary import hparams, text
 
@@ -179,8 +179,8 @@ class EventFile:
         writer = {} if run_id is None else {"source_metadata": {"writer": f"{_WRITER}{run_id}"}}
         self._write(file_version="brain.Event:2", **writer)
         if purge_step is not None:
-            # Readers without TensorBoard's data server take the first mark of a folder for the
-            # start of the run, and void nothing: they obey the second.
+            # Readers without TensorBoard's data server treat the first mark of a folder as the
+            # start of the run and void nothing; they obey the second.
             for _ in range(2):
                 self._mark(purge_step)
         self.flush()
@@ -254,7 +254,7 @@ def _event_files(folder: Path) -> list[Path]:
 
 
 def _events(path: Path) -> Iterator[Any]:
-    """Yield the events of a file up to one that was cut off by the end of its writer.
+    """Yield the events of a file, up to one that was cut off when its writer ended.
 
     A record is a length (8 bytes), its checksum (4), an event and its checksum (4).
     """
@@ -272,7 +272,7 @@ def _events(path: Path) -> Iterator[Any]:
 
 
 def _next_file(folder: Path) -> Path:
-    """Return a path whose name sorts behind those of earlier files, as readers take them."""
+    """Return a path whose name sorts after those of earlier files, as readers take them."""
     taken = (path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*.*"))
     latest = max((int(number) for number in taken if number.isdecimal()), default=0)
     return folder / f"events.out.tfevents.{max(int(now() * 1e9), latest + 1):020d}.{os.getpid()}"
@@ -310,7 +310,7 @@ def _summary_class() -> Any:
 
 
 def _hparam(value: Any) -> Any:
-    """Return a value of one of the types that hyperparameters have."""
+    """Return a value as one of the types that hyperparameters can have."""
     return value if isinstance(value, bool | int | float | str) else str(value)
 
 

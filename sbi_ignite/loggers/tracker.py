@@ -1,4 +1,4 @@
-"""Numbers come in; an object that follows sbi's `Tracker` protocol is told about them."""
+"""Log to an object that follows sbi's `Tracker` protocol."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class SbiTracker(Backend):
         self._step = 0
 
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
-        """Hand on the settings."""
+        """Pass on the settings."""
         if not self._only_metrics:
             came_from = {f"origin.{name}": origin for name, origin in origins(info).items()}
             self.tracker.log_params({**parameters(info), **came_from})
 
     def log_epoch(self, row: EpochRow) -> None:
-        """Hand on the numbers and let them be written."""
+        """Pass on the numbers and let them be written."""
         if row.replayed:
             return
         self._step = row.step + self._offset
@@ -56,14 +56,14 @@ class SbiTracker(Backend):
         self._flush()
 
     def finish(self, summary: TrainingSummary) -> None:
-        """Hand on the results and the loss curve."""
+        """Pass on the results and the loss curve."""
         if not self._only_metrics:
             self.tracker.log_params(results(summary))
             self.tracker.add_figure("loss_curve", summary.plot(), self._step)
         self._flush()
 
     def fail(self, status: str, message: str) -> None:
-        """Hand on what happened."""
+        """Pass on what happened."""
         if not self._only_metrics:
             self.tracker.log_params({"status": status, "error": message})
         self._flush()

@@ -13,13 +13,13 @@ LONGEST_SECONDS = 300.0
 """The longest wait for local work, however it moves."""
 
 _LAST_CHANCE = 1.0
-"""Seconds to wait where all that are left are known to be in trouble."""
+"""Seconds to wait where all remaining backends are known to have problems."""
 
 _STILL_SECONDS = 1.0
-"""Local work that has shown no sign of movement for so long stands still."""
+"""Seconds without a sign of movement after which local work counts as stalled."""
 
 _SILENT_SECONDS = 5.0
-"""Who waits longer is told why."""
+"""Seconds of waiting after which the user is told why."""
 
 
 class Patience:

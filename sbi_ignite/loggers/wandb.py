@@ -1,8 +1,8 @@
 """The backend for Weights & Biases.
 
 ignite's logger goes through wandb's global run, which may be the user's, reports success after an
-exception and cannot continue a run; this one has a run of its own. Made to live in a courier's
-process.
+exception and cannot continue a run; this one has a run of its own. It is meant to live in a
+courier's process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ INIT_SECONDS = 30.0
 """How long wandb may try to reach its server."""
 
 _OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
-"""What names a run in the environment, or makes wandb take it whatever it is told."""
+"""Variables that name a run, or make wandb use it whatever it is told."""
 
 _EXIT_CODES = {"failed": 1, "killed": 255}
 
@@ -44,9 +44,9 @@ _EXIT_CODES = {"failed": 1, "killed": 255}
 class Wandb(Backend):
     """Logs to a run of its own, over the axes "epoch" and "iteration".
 
-    What is None here is left to the variables `WANDB_*` and wandb's files of settings. The run that
+    What is None here is left to the variables `WANDB_*` and wandb's settings files. The run that
     `WANDB_RUN_ID` names is taken unless it is the user's or holds another curve; then the training
-    gets a run of its own, in one group with it.
+    gets a run of its own, in the same group.
 
     Args:
         project: The project; None: that of the user's open run, or what wandb says, or "sbi".
@@ -117,8 +117,8 @@ class Wandb(Backend):
 
         warm_up_figures()
         with contextlib.suppress(ImportError):
-            # wandb asks of its first image whether it is a data frame: 0.3 s, of which nobody waits
-            # for any while training runs.
+            # wandb checks whether its first image is a data frame, which takes 0.3 s; nothing waits
+            # for it while training runs.
             import pandas  # noqa: F401
 
         if self._run.url and not self._silent:
@@ -156,7 +156,7 @@ class Wandb(Backend):
         self._close(exit_code=_EXIT_CODES[status])
 
     def _open(self, info: RunInfo, wanted: _Wanted) -> None:
-        """Open a run; what is None is left to wandb, which asks its environment."""
+        """Open a run; what is None is left to wandb, which reads its environment."""
         import wandb
 
         known = wandb.setup().settings
@@ -204,7 +204,7 @@ class Wandb(Backend):
         return self._step_aside(given, own, continued)
 
     def _is_free(self, folder: Path, run_id: str) -> bool:
-        """Say whether no other training logs, or has logged on this machine, to a run."""
+        """Say whether no other training logs to a run, or has logged to it on this machine."""
         held = claim(f"wandb {folder} {run_id}")
         if held is None:
             return False
@@ -212,7 +212,7 @@ class Wandb(Backend):
         return not last_logged(folder, run_id)
 
     def _step_aside(self, given: str, own: str, continued: bool) -> _Wanted:
-        """Leave the run that the environment names to the training, or the user, that has it."""
+        """Leave the run that the environment names to the training, or the user, that uses it."""
         for name in _OF_ONE_RUN:
             os.environ.pop(name, None)
         its_own = continued and own != given
@@ -221,7 +221,7 @@ class Wandb(Backend):
         return _Wanted(run_id, its_own, its_own, None if its_own else group)
 
     def _users_group(self) -> str | None:
-        """Return the group in which a run stands beside the user's; None leaves it to wandb."""
+        """Return the group that a run shares with the user's; None leaves it to wandb."""
         if os.environ.get("WANDB_RUN_GROUP"):
             return None
         return self._users_run.get("group") or self._users_run.get("id")
@@ -232,7 +232,7 @@ class Wandb(Backend):
         return {n: max(here.get(n, 0), _whole(there.get(n))) for n in ("epoch", "iteration")}
 
     def _close(self, exit_code: int) -> None:
-        """Close the run and wait until its file is whole.
+        """Close the run and wait until its file is complete.
 
         `finish` returns before wandb's service has written the end of the file, or all of a short
         one; the service writes it before it ends. A new one starts when it is needed.
@@ -285,7 +285,7 @@ def last_logged(folder: Path, run_id: str) -> dict[str, int]:
 
 
 def _whole(value: Any) -> int:
-    """Return a number as a whole one, 0 for anything else that a user may have logged."""
+    """Return a number as an integer, 0 for anything else that a user may have logged."""
     if isinstance(value, int | float) and math.isfinite(value):
         return int(value)
     return 0

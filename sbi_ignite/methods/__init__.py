@@ -1,1 +1,1 @@
-"""Batches come in; the losses of each SBI method go out."""
+"""The losses of each SBI method."""

@@ -1,4 +1,4 @@
-"""What every method shares: its loss arguments come in; the protocol of a loss goes out."""
+"""What every method shares: common loss arguments, and the protocol of a loss."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LossArgs(Settings):
 
 
 class Loss(Protocol):
-    """A loss: network and batch in, losses out.
+    """A loss, which takes a network and a batch and returns losses.
 
     An object may also have `validate(model, batch)` of the same form, where the validation loss
     differs from the training loss.

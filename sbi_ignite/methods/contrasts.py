@@ -1,4 +1,4 @@
-"""A batch of theta and x comes in; logits of every x with its own and with other theta go out."""
+"""Classifier logits of every x in a batch with its own theta and with others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Neighbours:
         Args:
             theta: Parameters, shape (batch, dim_theta).
             x: Data, shape (batch, ...).
-            num_atoms: How many theta each x meets, its own first; at most the batch.
+            num_atoms: How many theta each x meets, its own first; at most the batch size.
 
         Raises:
             DataError: If a batch has fewer rows than that, or no other row to meet.

@@ -1,4 +1,4 @@
-"""Batches of x come in; losses of marginal density estimation go out."""
+"""Loss of marginal density estimation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of theta and x come in; losses of neural likelihood estimation go out."""
+"""Loss of neural likelihood estimation."""
 
 from __future__ import annotations
 

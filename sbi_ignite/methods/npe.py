@@ -1,4 +1,4 @@
-"""Batches of theta, x and prior masks come in; losses of neural posterior estimation go out."""
+"""Loss of neural posterior estimation."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Batches of theta and x come in; classification losses of neural ratio estimation go out.
+"""Classification losses of neural ratio estimation.
 
 Each loss gets `classifier_logits(theta, x, num_atoms)`, which pairs every x with its own theta and
 `num_atoms - 1` others of the batch and returns one logit per pair, shape (batch * num_atoms, 1).
 sbi returns means over a batch; losses of rows, which say how uncertain such a mean is, round
-otherwise and are therefore asked for by `by_row`.
+differently and are therefore returned only if `by_row` asks for them.
 """
 
 from __future__ import annotations
@@ -73,17 +73,17 @@ class LossArgsBNRE(LossArgs):
 
 VALIDATION_DRAWS = 3
 VALIDATION_ROWS = 300
-"""Other theta are drawn so often for a batch of validation, less often where that would make more
-rows in all, and at least once."""
+"""Other theta are drawn this often for a validation batch, less often where that would make more
+rows than this in total, and at least once."""
 
 
 class RatioLoss(ABC):
-    """What all four losses do alike.
+    """What all four losses share.
 
-    A tenth of 1,000 rows, each set against nine others, tells epochs apart badly. With three times
-    as many others, of 20 trainings on tuning tasks of `benchmarks/tasks.py` 9 chose an epoch that
-    was lower on fresh pairs and 1 a higher one, for about 7 % of an epoch's time. More rows need
-    fewer draws.
+    A tenth of 1,000 rows, each set against nine others, distinguishes epochs poorly. With three
+    times as many others, 9 of 20 trainings on the tuning tasks of `benchmarks/tasks.py` chose an
+    epoch with a lower loss on fresh pairs and 1 a higher one, at about 7 % of an epoch's time. More
+    rows need fewer draws.
     """
 
     by_row: bool
@@ -152,10 +152,10 @@ class RatioLossC(RatioLoss):
     """Contrastive loss with an independently drawn class (Miller et al. 2022).
 
     Attributes:
-        classifier_logits: See the module's first lines.
+        classifier_logits: See the module's docstring.
         num_atoms: Number of classes K plus one.
         gamma: Weight of the K dependent classes against the marginal one.
-        by_row: See the module's first lines.
+        by_row: See the module's docstring.
     """
 
     classifier_logits: ClassifierLogits

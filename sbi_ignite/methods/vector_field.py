@@ -1,4 +1,4 @@
-"""Batches of theta, x and masks come in; losses of flow matching and score matching go out."""
+"""Losses of flow matching and score matching."""
 
 from __future__ import annotations
 

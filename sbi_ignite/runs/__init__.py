@@ -1,1 +1,1 @@
-"""The states of a training come in; a directory that is whole at every instant goes out."""
+"""Save a training in a directory that is intact at every instant, and read it back."""

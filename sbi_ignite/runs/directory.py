@@ -1,4 +1,4 @@
-"""States, numbers and words of a training come in; a directory to read and to continue goes out.
+"""The run directory: the files from which a training is read and continued.
 
     runs/exp1/            (round-0/, round-1/, … below it for several rounds)
       run.json            manifest
@@ -6,8 +6,8 @@
       checkpoint-*.pt     the newest few; best.pt: best weights
       summary.json        when complete
 
-Files of tensors are a line of JSON with a checksum, followed by what `torch.save` writes; they are
-read with `torch.load(weights_only=True)` alone. The best weights stand in best.pt alone, to which
+Tensor files are a line of JSON with a checksum, followed by what `torch.save` writes; they are read
+only with `torch.load(weights_only=True)`. The best weights are stored in best.pt only, to which
 checkpoints refer.
 """
 
@@ -94,8 +94,8 @@ class RunDirectory:
 
     Attributes:
         path: The directory.
-        run: What the files of the run have in common, those of its copies included.
-        identity: What tells the run from its copies.
+        run: Identifier that all files of the run share, those of its copies included.
+        identity: Identifier that tells the run from its copies.
 
     Example:
         >>> import tempfile
@@ -127,7 +127,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], keep_last: int = 2) -> Self:
-        """Create the directory if need be, keep other processes out, and tidy up.
+        """Create the directory if needed, keep other processes out, and tidy up.
 
         A complete run is opened for reading where it cannot be held: on a read-only disk, or while
         another process holds it.
@@ -166,7 +166,7 @@ class RunDirectory:
         return self._refusal is not None
 
     def require_writable(self) -> None:
-        """See that the run can be written.
+        """Check that the run can be written.
 
         Raises:
             CheckpointError: If it can only be read; the message says why.
@@ -178,7 +178,7 @@ class RunDirectory:
             ) from self._refusal
 
     def is_whole(self) -> bool:
-        """Say whether the run is complete, knows where it is, and has all that people read."""
+        """Say whether the run is complete, with its manifest, summary and metrics up to date."""
         found = metrics_checksum(self.path)
         try:
             manifest, summary = read_manifest(self.path) or {}, read_summary(self.path, self.run)
@@ -200,7 +200,7 @@ class RunDirectory:
             self._release()
 
     def abandon(self) -> None:
-        """Wait for nothing; other processes are let in when what is being written is written."""
+        """Do not wait; other processes are let in once pending writes are done."""
         writer, self._writer = self._writer, None
         if writer is None:
             self._release()
@@ -278,7 +278,7 @@ class RunDirectory:
             self._warned = False
 
     def report(self, failure: OSError) -> None:
-        """Warn that something could not be saved, once until something can be saved again."""
+        """Warn that something could not be saved; once, until saving works again."""
         self._last_best = None
         if self._warned:
             return
@@ -293,7 +293,7 @@ class RunDirectory:
     def latest(self) -> Checkpoint | None:
         """Return the newest checkpoint that is intact, None if there is none at all.
 
-        A damaged one is passed over with a warning.
+        A damaged one is skipped with a warning.
 
         Raises:
             CheckpointError: If there are checkpoints, but none can be read.
@@ -357,7 +357,7 @@ class RunDirectory:
         """Return {"weights", "epoch", "digest", "meta"} of best.pt, None if there is none.
 
         Raises:
-            CheckpointError: If it is damaged, or that of another run.
+            CheckpointError: If it is damaged, or belongs to another run.
         """
         self.wait()
         return read_best(self.path)
@@ -374,7 +374,7 @@ class RunDirectory:
 
         Args:
             manifest: Plain data, see `sbi_ignite.runs.manifest`. The identity of the run, where it
-                is, the time of its creation, the time of this writing and a checksum are added.
+                is, when it was created, the time of writing and a checksum are added.
         """
         self.require_writable()
         own = {
@@ -392,7 +392,7 @@ class RunDirectory:
         self.write_manifest({**(self.read_manifest() or {}), **values})
 
     def update_manifest_soon(self, seconds: float, **values: Any) -> None:
-        """Change some values in run.json, behind what is being written.
+        """Change some values in run.json, after pending writes.
 
         Args:
             seconds: How long to wait for it. A process that ends earlier may leave it undone.
@@ -419,7 +419,7 @@ class RunDirectory:
             file.write(json_line(row))
 
     def set_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Replace metrics.jsonl as a whole, after a resume by the history up to the checkpoint.
+        """Replace metrics.jsonl as a whole; after a resume, by the history up to the checkpoint.
 
         Raises:
             OSError: If it cannot be written; the old file is untouched.
@@ -452,7 +452,7 @@ class RunDirectory:
         """Return what `write_summary` was given (NaN as None), None if the run is not complete.
 
         Raises:
-            CheckpointError: If the file is damaged, or that of another run.
+            CheckpointError: If the file is damaged, or belongs to another run.
         """
         return read_summary(self.path, self.run)
 
@@ -506,7 +506,7 @@ class RunDirectory:
         try:
             manifest = read_json(self._manifest_path) or {}
         except (DamagedError, UnknownVersionError):
-            manifest = {}  # said with more words when somebody needs it
+            manifest = {}  # reported in full where the manifest is needed
         self.run = str(manifest.get("run", uuid.uuid4().hex))
         self._created = manifest.get("created", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
         self.identity = str(manifest.get("identity", self.run))
@@ -516,7 +516,7 @@ class RunDirectory:
             self.identity, self._copied_from = uuid.uuid4().hex, str(original)
 
     def _who(self) -> dict[str, Any]:
-        """Return what run.json says about who the run is."""
+        """Return the entries of run.json that identify the run."""
         return {
             "run": self.run,
             "identity": self.identity,
@@ -588,10 +588,10 @@ class RunDirectory:
         return known.digest
 
     def _put_best(self, packed: Mapping[str, Any], epoch: int, meta: Mapping[str, Any]) -> str:
-        """Replace best.pt, after a second name was given to one that a checkpoint refers to.
+        """Replace best.pt, after giving a second name to one that a checkpoint refers to.
 
-        The folder is synchronised with the checkpoint that follows: until then all checkpoints
-        refer to what has the second name.
+        The folder is synchronised with the checkpoint that follows; until then all checkpoints
+        refer to the file with the second name.
         """
         header = Header("best", self.run, epoch, meta=strict(meta))
         digest, chunks = encode_tensors(header, packed)
@@ -617,10 +617,10 @@ class RunDirectory:
         return needed
 
     def _prune(self, iteration: int) -> None:
-        """Remove checkpoints that nobody needs, now that the one of `iteration` is safe."""
+        """Remove checkpoints that are no longer needed, once the one of `iteration` is safe."""
         there = self._checkpoints()
         good = [path for path in there if path not in self._damaged]
-        # Newer ones are what a resume has passed over; this run will write them again.
+        # A resume has skipped the newer ones; this run will write them again.
         kept = [path for path in good if _iteration(path) <= iteration][-self.keep_last :]
         for path in there:
             if path not in kept:
@@ -653,7 +653,7 @@ def read_summary(path: Path, run: str | None) -> dict[str, Any] | None:
         run: Identity of the run.
 
     Raises:
-        CheckpointError: If it is damaged, or that of another run.
+        CheckpointError: If it is damaged, or belongs to another run.
     """
     whole = _read_json(path / "summary.json")
     if whole is None:
@@ -670,7 +670,7 @@ def read_best(path: Path) -> dict[str, Any] | None:
         path: The run directory.
 
     Raises:
-        CheckpointError: If it is damaged, or that of another run.
+        CheckpointError: If it is damaged, or belongs to another run.
     """
     file = path / "best.pt"
     if not file.exists():
@@ -698,7 +698,7 @@ def read_best(path: Path) -> dict[str, Any] | None:
 def _unpacked(
     content: Any, unpacking: Callable[[Mapping[str, Any]], dict[str, Any]] = unpack
 ) -> dict[str, Any]:
-    """Return packed states, if it is packed states that a file holds."""
+    """Unpack the content of a file, which must be packed states."""
     try:
         return unpacking(content)
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -739,7 +739,7 @@ def _is_complete(path: Path) -> bool:
 
 
 def _mark(path: Path) -> tuple[int, int, int] | None:
-    """Return what changes when somebody else writes a file, None without one."""
+    """Return what changes when another process writes a file, None without one."""
     try:
         found = path.stat()
     except FileNotFoundError:

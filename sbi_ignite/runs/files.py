@@ -1,4 +1,4 @@
-"""Values and bytes come in; files that are either whole or not there go out.
+"""Write files that are either complete or absent, and read them back.
 
 JSON is strict: NaN is written as null, and the infinities as the texts "Infinity" and "-Infinity".
 """
@@ -38,11 +38,11 @@ class UnknownVersionError(Exception):
     """A file is whole, but of a format that this version of sbi_ignite does not know."""
 
 
-# --- writing so that nothing is ever half there
+# --- writing, never leaving half a file
 
 
 def write_whole(path: Path, chunks: Iterable[Chunk], durable_name: bool = True) -> None:
-    """Write a file so that at every instant either the old or the new one is there.
+    """Write a file so that at every instant either the old or the new one exists.
 
     Args:
         path: The file.
@@ -80,7 +80,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Remove what writers that were killed have left behind."""
+    """Remove what killed writers have left behind."""
     for path in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             path.unlink()
@@ -127,7 +127,7 @@ def encode_tensors(header: Header, content: Mapping[str, Any]) -> tuple[str, lis
 
 
 def read_tensors(path: Path) -> tuple[Header, str, Any]:
-    """Return header, digest and content of a file, after its checksum was found right.
+    """Return header, digest and content of a file, after verifying its checksum.
 
     Raises:
         DamagedError: If the file is not what was written.
@@ -167,7 +167,7 @@ def read_header(path: Path) -> tuple[Header, str]:
 
 
 def unknown_version(version: object) -> str:
-    """Say what a format version means that this package does not know."""
+    """Explain a format version that this package does not know."""
     return (
         f"it has format version {version}, and this sbi_ignite reads version {VERSION} only. "
         "Continue with the sbi_ignite that wrote it, or start in another directory"

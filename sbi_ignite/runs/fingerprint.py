@@ -53,7 +53,7 @@ def fingerprint_network(network: nn.Module) -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say what makes a training another one than the run that a manifest describes.
+    """Say how a training differs from the run that a manifest describes.
 
     Budgets (epochs, time, patience, logging, checkpoints) may differ; what changes the numbers may
     not. Keys that one of the two lacks are not compared.
@@ -63,7 +63,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         now: Manifest of the training that is about to begin.
 
     Returns:
-        Sentences, each with the advice what to do; none if the run may be continued.
+        Sentences, each with advice on what to do; none if the run may be continued.
     """
     found = [*_simple(saved, now), *_settings(saved, now), *_network(saved, now)]
     return [f"{sentence} {_ADVICE}" for sentence in found] + _data(saved, now)

@@ -1,6 +1,6 @@
-"""The path of a run directory comes in; what it holds goes out, read without holding it.
+"""Read run directories without locking them.
 
-Nothing here unpickles: tensors come through `torch.load(weights_only=True)`, all else is JSON.
+Nothing here unpickles: tensors come from `torch.load(weights_only=True)`, all else is JSON.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Run:
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
-    """Read a run directory, also one in which somebody is training right now.
+    """Read a run directory, even one in which a training is running.
 
     Args:
         path: The directory.
@@ -103,7 +103,7 @@ def load_estimator(
 
     Raises:
         CheckpointError: If there are no weights, or `build` is needed.
-        CheckpointMismatchError: If `build` makes another network than the run's.
+        CheckpointMismatchError: If `build` makes a different network from the run's.
     """
     path = Path(path)
     folder = next((f for f in (*reversed(_rounds(path)), path) if (f / "best.pt").exists()), path)
@@ -124,14 +124,14 @@ def load_estimator(
 
 
 def summary_from(plain: Mapping[str, Any]) -> TrainingSummary:
-    """Return the summary of which `plain` is the plain data, as summary.json holds it.
+    """Return the summary that `plain`, the content of summary.json, describes.
 
     Args:
         plain: `TrainingSummary.to_dict()` with None for NaN and texts for infinities.
     """
     fields = {f.name: f for f in dataclasses.fields(TrainingSummary)}
     values = {name: value for name, value in plain.items() if name in fields}
-    # Files of the first release do not say it.
+    # Files of the first release lack this entry.
     values.setdefault("validated", any(v is not None for v in values["validation_loss"]))
     for name, value in values.items():
         if isinstance(value, list):

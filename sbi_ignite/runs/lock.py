@@ -1,4 +1,4 @@
-"""A directory comes in; the assurance that no other process writes into it goes out."""
+"""Lock a run directory, so that no other process writes into it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _held: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 class Lock:
-    """A lock of the operating system on a file; it ends with the process, however that ends.
+    """An operating-system lock on a file; it ends with the process, however that ends.
 
     Args:
         path: The lock file. It stays behind, unlocked: removing it would let two processes lock
@@ -75,7 +75,7 @@ class Lock:
                 stacklevel=2,
             )
         me = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
-        # On a full disk the lock holds all the same; only who holds it stays unsaid.
+        # On a full disk the lock still holds; only the holder's name is missing.
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(me).encode() + b"\n", 0)

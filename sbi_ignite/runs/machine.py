@@ -1,4 +1,4 @@
-"""What besides data and settings decides about the last bits of a training's numbers."""
+"""What, besides data and settings, determines the last bits of a training's numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WORDS = {
 
 
 def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
-    """Return what two trainings must share, besides versions, to agree bit by bit.
+    """Return what two trainings must share, besides versions, to agree bit for bit.
 
     Args:
         device: Where the network is; None for the CPU.
@@ -41,7 +41,7 @@ def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Say what may keep a resumed training from ending bit by bit as an undisturbed one.
+    """Say what may keep a resumed training from matching an uninterrupted one bit for bit.
 
     Args:
         saved: Manifest in the run directory.
@@ -70,7 +70,7 @@ def in_words(changed: Mapping[str, list[Any]]) -> str:
 
 
 def _numbers(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield what is compared under its name, nested names joined by points."""
+    """Yield what is compared under its name, nested names joined by dots."""
     machine = manifest.get("machine") or {}
     for name, value in machine.items():
         if name == "flags":
@@ -100,7 +100,7 @@ def _processor() -> str:
 
 
 def _flags() -> dict[str, Any]:
-    """Return torch's switches between ways to compute the same."""
+    """Return torch's switches between ways of computing the same result."""
     backends = torch.backends
     flags: dict[str, Any] = {
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -109,7 +109,7 @@ def _flags() -> dict[str, Any]:
         "cudnn_deterministic": backends.cudnn.deterministic,
         "cudnn_benchmark": backends.cudnn.benchmark,
     }
-    # torch refuses these where a program has set precisions in its newer way, told apart below.
+    # torch refuses to tell these where a program has set precisions the newer way, read below.
     with suppress(RuntimeError):
         flags["float32_matmul_precision"] = torch.get_float32_matmul_precision()
     with suppress(RuntimeError):

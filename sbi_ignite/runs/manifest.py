@@ -20,7 +20,7 @@ RESUMES = "inexact_resumes"
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of python and of the packages that decide about numbers."""
+    """Return the versions of python and of the packages that affect the numbers."""
     found = {"python": platform.python_version()}
     for name in ("torch", "sbi", "pytorch-ignite", "numpy", "nflows", "zuko", "sbi-ignite"):
         try:

@@ -1,9 +1,9 @@
-"""The function that built a network comes in; plain data goes out from which it is built again.
+"""Describe as plain data how a network was built, and build it again from that.
 
-sbi's factories (`posterior_nn("maf")` and its like) return closures over names and numbers. These
-are written down. Built on made-up batches of the same shapes, the network has the right structure,
-and its state dict, statistics for z-scoring included, brings all values. Names of sbi's closures
-were read in 0.27.0.
+sbi's factories (`posterior_nn("maf")` and the like) return closures over names and numbers, which
+are recorded. Built on made-up batches of the same shapes, the network has the right structure, and
+its state dict, statistics for z-scoring included, supplies all values. The names in sbi's closures
+are those of 0.27.0.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NUM_ROWS = 128
 """Rows in made-up batches, at least."""
 
 MAX_CATEGORIES = 10_000
-"""Different values in a column beyond which it is not written down."""
+"""Different values in a column beyond which it is not recorded."""
 
 
 class UndescribableError(Exception):
@@ -50,7 +50,7 @@ def describe_network(build: Callable[..., Any], *batches: Tensor) -> dict[str, A
 
     Returns:
         "inputs": shapes, dtypes and discrete values; "builder": the function, None if it is not
-        one of sbi's factories with plain arguments; "undescribable": then, what stood in the way.
+        one of sbi's factories with plain arguments; "undescribable": in that case, the reason.
     """
     inputs = [_describe_batch(batch) for batch in batches]
     try:
@@ -80,7 +80,7 @@ def rebuild_network(
             )
         build = _builder(description["builder"])
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # sbi's builders remark on batches that nobody has passed.
+        # sbi's builders would warn about batches that the user never passed.
         warnings.simplefilter("ignore")
         return build(*map(_made_up_batch, description["inputs"]))
 
@@ -120,7 +120,7 @@ def _builder(description: Mapping[str, Any]) -> Callable[..., Any]:
     if description["factory"] not in FACTORIES:
         raise CheckpointError(f"sbi has no factory {description['factory']!r} of networks.")
     closure = {name: _value(value) for name, value in description["closure"].items()}
-    # Any function of the right kind will do: what it closes over is put in its place right after.
+    # Any function of the right kind will do: what it closes over is replaced right after.
     by_name = {
         "model": "mdn_snpe_a" if description["inner"] == "build_fn_snpe_a" else closure.get("model")
     }
@@ -139,7 +139,7 @@ def _builder(description: Mapping[str, Any]) -> Callable[..., Any]:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """Return what a builder holds as JSON can hold it; what is no plain value gets a tag."""
+    """Return what a builder holds as JSON can hold it; values that are not plain get a tag."""
     from sbi.neural_nets.factory import ZukoFlowType
 
     if value is None or isinstance(value, bool | int | float | str):
@@ -203,7 +203,7 @@ def _describe_batch(batch: Tensor) -> dict[str, Any]:
 def _discrete_columns(batch: Tensor) -> dict[str, list[float]]:
     """Return the values that occur in columns of whole numbers, for mixed estimators.
 
-    sbi takes such columns for discrete, and builds as many categories as there are values.
+    sbi treats such columns as discrete, and builds as many categories as there are values.
     """
     if batch.ndim != 2 or batch.is_complex():
         return {}

@@ -1,4 +1,4 @@
-"""Tells a run directory that was copied from one that was moved."""
+"""Tell a run directory that was copied from one that was moved."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _home(manifest: Mapping[str, Any]) -> Path | None:
     """Return where a run was when its run.json was written."""
     if "home" in manifest:
         return Path(manifest["home"])
-    # Version 0.1 wrote down what the user called it, of which rounds have folders below.
+    # Version 0.1 recorded the path that the user gave; rounds have folders below it.
     setting = manifest.get("settings", {}).get("checkpoint", {})
     try:
         folder, number = Path(setting["directory"]["value"]), int(manifest.get("round", 0))

@@ -1,7 +1,7 @@
-"""Nested states full of small tensors come in; a few flat tensors and a text go out, and back.
+"""Pack nested states full of small tensors into a few flat tensors and a text, and unpack them.
 
 Saving hundreds of small tensors one by one costs far more than their bytes. Here all tensors of
-one dtype become one flat tensor, copied in the same stroke, and everything else becomes a text.
+one dtype become one flat tensor, copied in the same step, and everything else becomes a text.
 The text names the tensors in the order in which they lie in the flat ones.
 """
 
@@ -22,7 +22,7 @@ from sbi_ignite.exceptions import CheckpointError
 from sbi_ignite.optim.private_torch import joined
 
 LONG = 16
-"""Number of plain numbers from which on a list is stored as a tensor."""
+"""A list of at least this many plain numbers is stored as a tensor."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Packed:
 
         Args:
             states: Numbers, texts, None, tensors (any device), numpy arrays, and lists, tuples and
-                mappings of these, nested as they like; and objects that can be copied.
+                mappings of these, nested in any way; and objects that can be copied.
         """
         packer = _Packer()
         with torch.no_grad():
@@ -58,7 +58,7 @@ class Packed:
         return _Unpacker(self.tensors, self.others).decode(self.tree)
 
     def require_savable(self) -> None:
-        """See that a file can hold it.
+        """Check that a file can hold it.
 
         Raises:
             CheckpointError: If there are other objects among the states; the message says where.
@@ -179,7 +179,7 @@ class _Packer:
 
 
 def _table(items: Sequence[Any]) -> list[Tensor] | None:
-    """Return the tensors of dicts that have the same names, row by row; None if it is no table."""
+    """Return the tensors of dicts that have the same names, row by row; None if not a table."""
     first = items[0] if len(items) > 1 else None
     if type(first) is not dict or not all(type(i) is dict and [*i] == [*first] for i in items):
         return None
@@ -189,7 +189,7 @@ def _table(items: Sequence[Any]) -> list[Tensor] | None:
 
 
 def _is_dense(value: object) -> TypeGuard[Tensor]:
-    """Say whether something is a tensor whose numbers lie in memory one by one."""
+    """Say whether something is a tensor that is stored densely, number by number."""
     return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
 
 
@@ -203,7 +203,7 @@ def _joined(pieces: list[Tensor]) -> Tensor:
 
 
 def _places(value: Any, culprit: object, path: str) -> Iterator[str]:
-    """Yield the paths at which something lies inside nested states."""
+    """Yield the paths at which an object occurs in nested states."""
     if value is culprit:
         yield path.removeprefix(".")
     elif isinstance(value, Mapping):

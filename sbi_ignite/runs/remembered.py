@@ -1,4 +1,4 @@
-"""What loggers remember of a run, told so that it holds wherever the run directory is moved to."""
+"""What loggers remember of a run, stored so that it stays valid when the directory is moved."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def remember(states: Mapping[str, Any], directory: Path, identity: str) -> dict[
         identity: That of the run, see `RunDirectory`.
 
     Returns:
-        The same, with the places as seen from the run directory, and the run whose logs these are.
+        The same, with places relative to the run directory, and the run whose logs these are.
     """
     told = {name: _with_relative(state, directory) for name, state in states.items()}
     return {**told, "run": identity} if states else {}
@@ -32,12 +32,12 @@ def recall(states: Mapping[str, Any], directory: Path, run: str, identity: str) 
 
     Args:
         states: What `remember` returned, also that of version 0.1, which knew absolute paths only.
-        directory: The run directory as it is called now.
-        run: What the run has in common with its copies; the identity of what was never copied.
+        directory: The run directory under its present name.
+        run: Identifier that the run shares with its copies; that of a run that was never copied.
         identity: That of the run, see `RunDirectory`.
 
     Returns:
-        A state for each logger that goes on where it was.
+        A state for each logger that continues where it was.
     """
     copied = states.get("run", run) != identity
     found = {}
@@ -68,7 +68,7 @@ def _path_now(state: Mapping[str, Any], directory: Path, copied: bool) -> Path |
     relative = Path(state["relative"])
     places = [directory.absolute() / relative]
     if ".." in relative.parts:
-        # Of what lies outside the run directory, a copy has nothing.
+        # A copy has no claim to what lies outside the run directory.
         places = [] if copied else [Path(os.path.normpath(places[0])), Path(state["path"])]
     return next((place for place in places if place.exists()), None)
 

@@ -1,4 +1,4 @@
-"""Decision whether a job that ran out of time goes back into its queue.
+"""Decide whether a job that ran out of time goes back into its queue.
 
     python -m sbi_ignite.runs.requeue runs/exp1 --job 4711 --status 138 --ran-for 86280
 
@@ -23,7 +23,7 @@ FRUITLESS_STARTS = 3
 
 _MEMORY = "requeue.json"
 _SLACK = 2.0
-"""Seconds by which a file server's clock may be late."""
+"""Seconds by which a file server's clock may be behind."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Decision:
 def decide(
     directory: Path, job: str, status: int, ran_for: float, limit: int = FRUITLESS_STARTS
 ) -> Decision:
-    """Decide by the run's files whether a job was cut short and gets on.
+    """Decide from the run's files whether a job was cut short and is making progress.
 
     The exit status alone does not tell: the signal may have come before or after the training, and
     launchers such as torchrun have a status of their own. What is decided is remembered in the run
@@ -50,10 +50,10 @@ def decide(
 
     Args:
         directory: The run directory, which may not be there yet.
-        job: The job's name; another one begins to count anew.
+        job: The job's name; a new name restarts the count.
         status: Exit status of the training script.
         ran_for: Seconds since the job was started.
-        limit: How many starts without progress are one too many.
+        limit: Number of starts without progress after which a job is not queued again.
 
     Returns:
         The decision.
@@ -98,7 +98,7 @@ def _is_old(file: Path, directory: Path) -> bool:
 
 
 def _progress(directory: Path) -> dict[str, Any]:
-    """Return the last saved step of every round; of a complete one that it is."""
+    """Return the last saved step of every round, or that the round is complete."""
     progress: dict[str, Any] = {}
     for file in _runs(directory):
         numbers = [path.stem.removeprefix("checkpoint-") for path in file.parent.glob("check*.pt")]

@@ -1,4 +1,4 @@
-"""The states of a training come in; how it stands at this moment goes out, for memory and files."""
+"""Snapshots of a training, for memory and for files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BestCopy:
     """The best weights of a training.
 
     Args:
-        weights: A state dict that nobody changes until `packed` has been asked.
+        weights: A state dict that is not changed before `packed` is first read.
         epoch: Their epoch.
     """
 
@@ -73,7 +73,7 @@ class Snapshot:
         return cls(Packed.of({**states, BEST: {**best, "weights": None}}), known)
 
     def with_words(self, **words: Any) -> Self:
-        """Return the same with more states of plain data.
+        """Return a snapshot with additional states of plain data.
 
         Args:
             **words: Names and states: numbers, texts, None and dicts of these.
@@ -88,7 +88,7 @@ class Snapshot:
         return states
 
     def require_savable(self) -> None:
-        """Copy what is not copied yet, and see that files can hold it all.
+        """Copy what is not copied yet, and check that files can hold it all.
 
         Raises:
             CheckpointError: If it holds something that cannot be saved.
@@ -104,7 +104,7 @@ class Snapshot:
 
 
 def from_file(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the states that `Snapshot.for_file` made ready for a file."""
+    """Return the states that `Snapshot.for_file` prepared for a file."""
     content = unpack(content)
     return _in_todays_form({**content["states"], **content["words"]})
 

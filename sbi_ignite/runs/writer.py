@@ -1,4 +1,4 @@
-"""One thread that writes files beside a training."""
+"""A thread that writes files while a training goes on."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 class Writer:
     """Runs jobs one after the other in a thread of its own.
 
-    Unlike that of an executor, the thread holds up neither the end of the process nor whoever must
-    not wait: what it writes is either whole or not there.
+    Unlike an executor's, the thread holds up neither the end of the process nor callers that must
+    not wait: what it writes is either complete or absent.
 
     Example:
         >>> writer = Writer()
@@ -25,7 +25,7 @@ class Writer:
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
         self._jobs = queue.SimpleQueue()
-        # One thread that stays: starting one takes longer than what it does under the GIL.
+        # One permanent thread: starting one takes longer than what it does under the GIL.
         self._thread = threading.Thread(
             target=_work, args=(self._jobs,), name="sbi_ignite-checkpoint", daemon=True
         )
@@ -60,7 +60,7 @@ def _work(jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None])
         future, job = item
         try:
             result = job()
-        except BaseException as error:  # whoever asks for the result gets it
+        except BaseException as error:  # raised where the result is asked for
             future.set_exception(error)
         else:
             future.set_result(result)

@@ -1,4 +1,4 @@
-"""What the call, the environment and a file say in, checked values with their origins out.
+"""Settings of a training: checked values, each with its origin.
 
 Precedence, decided in `resolve` alone: call > environment > file > default, field by field.
 """

@@ -1,4 +1,4 @@
-"""How weights are averaged over a training in, a checked WeightAveraging value out."""
+"""Settings for averaging the weights over a training."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class WeightAveraging(Settings):
     * "ema": share `1 - decay`, an average over about the last `1 / (1 - decay)` steps
       (Polyak and Juditsky, 1992, with a constant decay); the first step sets the average.
     * "power": share `min(1, factor / k)`, an average over about the last `k / factor` of the
-      steps, which therefore forgets the beginning at any length of a training (the
+      steps, which therefore forgets the beginning, however long the training (the
       polynomial-decay averaging of Shamir and Zhang, 2013, with eta = factor - 1).
 
-    Training itself goes on from the plain weights. Buffers, such as the statistics of a batch
+    Training itself continues from the plain weights. Buffers, such as the statistics of a batch
     norm, are not averaged: those of the training are used, as in torch's `AveragedModel`.
 
     Args:

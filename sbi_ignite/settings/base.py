@@ -1,4 +1,4 @@
-"""Field values in, one frozen and checked value out: what all settings classes share."""
+"""The base class of all settings: frozen values, checked on construction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Settings"]
 
 
 class Settings(BaseModel):
-    """A frozen group of settings, checked at birth and hashable by content.
+    """A frozen group of settings, checked on construction and hashable by content.
 
     Fields are keywords; a wrong value or a misspelt name raises `SettingsError`. `model_fields_set`
     holds the fields that were passed, so that None differs from "not passed".
@@ -138,13 +138,13 @@ class Settings(BaseModel):
         return {own: Origin("call", f"{cls.__name__}({name}=...)") for name, own in used}
 
     def _check(self, origins: Mapping[str, Origin]) -> None:
-        """Look at the fields together.
+        """Check the fields against each other.
 
         Args:
             origins: Where each came from.
 
         Raises:
-            SettingsError: If they do not fit each other.
+            SettingsError: If they contradict each other.
         """
 
     def forget(self, names: Iterable[str]) -> Self:

@@ -1,4 +1,4 @@
-"""Where and how often to save in, a checked CheckpointConfig out."""
+"""Settings for checkpoints: where to save, how often, and whether to resume."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CheckpointConfig(Settings):
     Args:
         directory: The run directory; may be passed by position.
         every_epochs: Epochs between two checkpoints.
-        every_seconds: Save also when this many seconds have passed; None: not by time.
+        every_seconds: Also save when this many seconds have passed; None: not by time.
         keep_last: How many of the newest checkpoints are kept.
         resume: "auto" continues if there is something to continue, "must" and "never" insist.
 

@@ -1,4 +1,4 @@
-"""When to stop in, a checked EarlyStopping value out; the rules themselves live in handlers."""
+"""Settings for early stopping; the rules themselves live in handlers."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class EarlyStopping(Settings):
         """Stop when a callable says so.
 
         Args:
-            rule: Asked once an epoch with the training state; a true answer stops.
+            rule: Called once per epoch with the training state; a true result stops training.
         """
         return cls(kind="when", rule=rule)
 

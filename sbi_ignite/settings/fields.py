@@ -1,4 +1,4 @@
-"""One raw value in, a checked one out: the kinds of field that the settings are made of.
+"""Validators for the kinds of field that the settings are made of.
 
 A value from a Python call must already have its type. A value from the environment or a file
 arrives as text and is read leniently; the validation context says which of the two it is.
@@ -60,7 +60,7 @@ def from_text(origin: Origin) -> dict[str, object]:
         origin: Where it comes from.
 
     Returns:
-        What the validators are to know.
+        The context for the validators.
     """
     return {"text": True, "origin": origin}
 
@@ -76,7 +76,7 @@ def is_outside(info: ValidationInfo) -> bool:
 
 
 def expected(what: str, wrong_type: bool = True) -> PydanticCustomError:
-    """Make the complaint that a value is not what its field takes."""
+    """Make the error for a value that its field does not take."""
     text: Any = f"expected {what}"  # pydantic declares that it wants a literal
     return PydanticCustomError("wrong_type" if wrong_type else "wrong_value", text)
 
@@ -109,7 +109,7 @@ def _truth(value: Any, info: ValidationInfo) -> Any:
 
 
 def _numpy_kind(value: object) -> str:
-    # numpy scalars are known by their dtype, so that numpy need not be imported here
+    # numpy scalars are recognised by their dtype, so that numpy need not be imported here
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     return kind if isinstance(kind, str) else ""
 
@@ -129,7 +129,7 @@ def _none(value: Any, info: ValidationInfo) -> Any:
 
 
 def _device(value: Any, info: ValidationInfo) -> Any:
-    # torch.device prints as its name; torch is not imported here to recognise it
+    # torch.device prints as its name, so torch need not be imported here to recognise it
     name = str(value) if type(value).__module__ == "torch" else value
     if not isinstance(name, str):
         raise expected("a device name such as 'cpu', 'cuda', 'cuda:1' or 'mps'")
@@ -205,7 +205,7 @@ def _mapping(value: Any, info: ValidationInfo) -> FrozenDict:
         raise expected("a mapping with names as keys")
     if _origin(info).source != "environment":
         return FrozenDict(value)
-    # each value is a text of its own where one variable sets one of them
+    # where a variable sets a single value, that value is a text of its own
     leaves = {
         key: read_json(item) if isinstance(item, str) else item for key, item in value.items()
     }
@@ -244,8 +244,8 @@ def choice(*names: str, instance: type | None = None, call: str = "") -> PlainVa
 
     Args:
         names: The names.
-        instance: A settings class whose instances, or mappings of whose fields, are taken as well.
-        call: What a callable maps to what, for the message; "" where no callable is taken.
+        instance: A settings class; its instances and mappings of its fields are accepted too.
+        call: What a callable maps from and to, for the message; "" where none is accepted.
 
     Returns:
         The validator, to be put into an annotation.
@@ -289,9 +289,9 @@ def _wanted(listed: str, instance: type | None, call: str, info: ValidationInfo)
 
 
 def settings_or(check: PlainValidator) -> BeforeValidator:
-    """Let pydantic go on after a check whose outcome may be settings.
+    """Let pydantic continue after a check that may return settings.
 
-    Behind a PlainValidator it would write settings out twice, and complain the second time.
+    After a PlainValidator it would serialise settings twice, and complain the second time.
     """
     return BeforeValidator(check.func)
 
@@ -300,7 +300,7 @@ def several(owner: Any) -> BeforeValidator:
     """Make the check of a field that takes any number of values of one settings class.
 
     Args:
-        owner: The class; mappings of its fields are taken as well, and text as JSON.
+        owner: The class; mappings of its fields are accepted too, and text as JSON.
 
     Returns:
         The validator, which gives a tuple.

@@ -1,4 +1,4 @@
-"""Where the numbers of a training should go in, a checked LoggingConfig out."""
+"""Settings for logging: a backend and the fields that it takes."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class LoggingConfig(Settings):
 
     `run_name`, `tags` and `every_n_iterations` suit every backend, `log_dir` suits tensorboard and
     jsonl, `project`, `entity` and `mode` suit wandb, `experiment_name` and `tracking_uri` suit
-    mlflow. Keys and tokens are no fields: the backends read them from their own places.
+    mlflow. Keys and tokens are not fields: the backends read them from their usual places.
 
-    Several trainings may share a `log_dir`, also at the same time. The first writes to `log_dir`
+    Several trainings may share a `log_dir`, even at the same time. The first writes to `log_dir`
     itself (tensorboard with a `run_name`: to the folder `log_dir/RUN_NAME`); every other fresh one
     gets a folder of its own below, named `RUN_NAME` or after the method and the time. A resumed
-    training and later rounds of the same inference go on where they wrote before. Without a
+    training and later rounds of the same inference keep writing where they wrote before. Without a
     `log_dir`, files go to `logs` in the run directory, or else to `sbi-logs/RUN_NAME`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A value's source in, a name for it out: where each setting came from."""
+"""Where each setting came from."""
 
 from __future__ import annotations
 

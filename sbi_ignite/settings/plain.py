@@ -1,4 +1,4 @@
-"""Any setting's value in, plain data or a short text out; secrets stay behind."""
+"""Turn settings into plain data or short texts, without their secrets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HIDDEN = "***"
 
 
 class FrozenDict(dict[str, Any]):
-    """A dict that cannot change after birth and hashes by content."""
+    """A dict that cannot change after construction and hashes by content."""
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("this mapping belongs to frozen settings; change a copy: dict(mapping)")
@@ -32,7 +32,7 @@ class FrozenDict(dict[str, Any]):
         __setitem__ = __delitem__ = __ior__ = _refuse
         clear = pop = popitem = update = setdefault = _refuse
 
-    # hashable by content is the promise of every value that holds this mapping
+    # every value that holds this mapping promises to be hashable by content
     def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return content_hash(dict(self))
 
@@ -45,7 +45,7 @@ class FrozenDict(dict[str, Any]):
 
 
 def content_hash(value: object) -> int:
-    """Hash a value by what it contains, also where it contains dicts or lists.
+    """Hash a value by its content, dicts and lists included.
 
     Args:
         value: Any value; what cannot be hashed counts by its type alone.
@@ -114,7 +114,7 @@ def clock(duration: timedelta) -> str:
 
 
 def redact(text: str) -> str:
-    """Take user names, passwords and tokens out of the addresses in a text."""
+    """Remove user names, passwords and tokens from the addresses in a text."""
     return _SECRET_IN_URL.sub(rf"\g<name>{_HIDDEN}", _USER_IN_URL.sub(f"{_HIDDEN}@", text))
 
 

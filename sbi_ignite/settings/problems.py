@@ -1,4 +1,4 @@
-"""Pydantic's complaints in, one SettingsError out that says what to change and where."""
+"""Turn pydantic's errors into one SettingsError that says what to change, and where."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _line(problem: Any, owner: str, fields: Sequence[str], origins: Mapping[str,
 
 
 def _missing(owner: str, name: str, given: object, origins: Mapping[str, Origin]) -> str:
-    """Say that a field without a default was left out, beside what, and how to name it there."""
+    """Say that a required field is missing, which fields were given, and how to add it."""
     text = f"{owner}.{name}: expected a value, because this field has no default"
     if not isinstance(given, Mapping) or not given:
         return f"{text}, got none. Name it: {owner}({name}=...)"

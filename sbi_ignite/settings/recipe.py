@@ -1,4 +1,4 @@
-"""Number of training rows and kind of loss in, fields of the recommended recipe out: its numbers.
+"""The numbers of the recommended recipe, for a number of training rows and a kind of loss.
 
 They were chosen by measurement; `benchmarks/time_to_quality.py` compares them with sbi's defaults.
 """
@@ -19,66 +19,69 @@ __all__ = ["RECIPES", "fast"]
 def fast(num_rows: int, contrastive: bool = False) -> dict[str, Any]:
     """Return the fields of `TrainConfig` that `TrainConfig.fast()` fills in.
 
-    A high rate with averaged weights finds a good optimum soon. It is approached by a long warm-up:
-    where x says little about theta, the best network is a smooth one, close to the first, which a
-    training passes before the rate is high, and does not come back to. What more weight decay is
-    worth depends on the task (it helps where the network overfits and hurts sharp posteriors), so
-    that it comes second, from the best weights, and is kept only where it helped. Two more stages
-    with lower rates take what noise has left.
+    A high rate with averaged weights finds a good optimum quickly. A long warm-up leads up to it:
+    where x says little about theta, the best network is a smooth one, close to the initial one;
+    training passes it before the rate is high, and does not come back to it. Whether more weight
+    decay helps depends on the task (it helps where the network overfits and hurts sharp
+    posteriors), so it comes in the second stage, from the best weights, and is kept only where it
+    helped. Two more stages with lower rates remove what the noise has left.
 
-    The numbers were chosen on the tuning tasks of `benchmarks/tasks.py`, with seeds that judge
-    nothing (with 1,000 simulations 11 to 36 cells of a task and a method, with 10,000 8 to 12); all
-    but rate and length of the warm-up at 5e-3:
+    The numbers were chosen on the tuning tasks of `benchmarks/tasks.py`, with seeds that are not
+    used to judge results (11 to 36 cells of a task and a method with 1,000 simulations, 8 to 12
+    with 10,000); all but the rate and the length of the warm-up were chosen at a rate of 5e-3:
 
     * Batches of 100 (N / 1000)^(1/3) rows, at least 50 and at most 1,000, made equal. With 1,000
-      simulations, batches of 130 and 200 had sbi's loss a quarter later, and with 60 or 80 flow
-      matching took longer or never had it. With 10,000, batches of 100 were slower, and of 300 a
-      sharp posterior ended higher, than with 200.
-    * Rate 3e-5 for each row of such a batch, at most 5e-3; a batch_size that is set does not change
-      it. With 1,000 simulations, 5e-3 missed sbi's loss in 3 of 24 cells, 7e-3 in 3 of 10, and 3e-3
-      in 1 of the 24, which had it 1.4 times as soon on the mean; 2.5e-3 was a little slower in 17
-      cells, 4e-3 as good in 11. The bound is in force from 9,000 rows on, where the other numbers
-      were chosen with it.
-    * A warm-up of 200 (N / 1000)^(1/3) steps, from a third of the rate on. With 1,000 simulations,
-      100 steps missed sbi's loss in 1 of 11 cells in which 200 had it; from zero on, it was had a
-      seventh later, with 10,000 a third. With 10,000, 200 to 1,000 steps were as good.
+      simulations, batches of 130 and 200 reached sbi's loss a quarter later, and with 60 or 80 flow
+      matching took longer or never reached it. With 10,000, batches of 100 were slower than 200,
+      and with 300 a sharp posterior ended at a higher loss.
+    * A rate of 3e-5 per row of such a batch, at most 5e-3; setting batch_size does not change it.
+      With 1,000 simulations, 5e-3 missed sbi's loss in 3 of 24 cells, 7e-3 in 3 of 10, and 3e-3 in
+      1 of the 24, while reaching it 1.4 times as soon on average; 2.5e-3 was a little slower in 17
+      cells, 4e-3 as good in 11. The bound applies from 9,000 rows on, where the other numbers were
+      chosen with it.
+    * A warm-up of 200 (N / 1000)^(1/3) steps, starting at a third of the rate. With 1,000
+      simulations, 100 steps missed sbi's loss in 1 of 11 cells in which 200 reached it; starting
+      from zero, it was reached a seventh later, with 10,000 a third later. With 10,000, 200 to
+      1,000 steps were equally good.
     * A little weight decay from the beginning, 3 % of the second stage's. Without it, 1 of 20 cells
-      never had sbi's loss, with it none; with 10 %, sharp posteriors ended up to 0.3 higher.
+      never reached sbi's loss; with it, all did; with 10 %, sharp posteriors ended up to 0.3
+      higher.
     * Averages over about the last tenth of the steps. The last fifth took longer.
     * The first stage waits 15 epochs (10 with 9,000 rows and more), the others 10, and all at
       least 60 steps, for the loss to fall by a twentieth of its standard error. With 10 throughout,
-      flow matching took a plateau for the end in 1 of 6 cells. Without a least improvement, one
-      cell took 1.2 times as long as sbi, and with 10,000 simulations and a lower rate some never
-      ended; a tenth ended some too soon.
+      flow matching mistook a plateau for the end in 1 of 6 cells. Without a minimum improvement,
+      one cell took 1.2 times as long as sbi, and with 10,000 simulations and a lower rate some
+      never ended; requiring a tenth ended some too soon.
     * The second stage is at most half as long as the first, the others a fifth of all before them:
-      with twice the lengths, which gained nothing, all took half as long again. Without the second
-      stage, 3 of 22 cells ended above sbi's loss; the fourth lowered it in 5 of 5 cells of flow
-      matching. With more than 9,000 rows the last two may be longer, with 90,000 as long as all
-      before: where a posterior is sharp the loss was still falling at their ends, and a maf on
-      three clusters ended at 1.81 to 1.82 instead of 1.85. They then wait up to 20 epochs, since
-      such a loss falls in leaps. A first stage of 20 epochs' patience took as much longer for
-      1.83.
-    * With fewer than 9,000 rows, the mean of the ten best epochs takes the place of the best one:
-      with 1,000 simulations ratio estimation ended lower in 18 of 18 cells, by 0.007 on the mean,
-      and a maf in 10 of 17. With five, in 16 of 18 and 1 of 6; with twenty, in 16 of 18. With it
-      the later stages need not wait longer than 8 epochs; 6 lost half of what it had gained.
-    * Ratio estimation has 1e-4 for each row of a batch, at most 1.5e-2, three times the weight
+      twice these lengths gained nothing, and trainings took half as long again. Without the second
+      stage, 3 of 22 cells ended above sbi's loss; the fourth lowered the loss in 5 of 5 cells of
+      flow matching. With more than 9,000 rows the last two may be longer, with 90,000 as long as
+      all before: where a posterior is sharp, the loss was still falling when they ended, and a maf
+      on three clusters ended at 1.81 to 1.82 instead of 1.85. They then wait up to 20 epochs, since
+      such a loss falls in jumps. A first stage with a patience of 20 epochs took just as much
+      longer, to reach 1.83.
+    * With fewer than 9,000 rows, the mean of the ten best epochs replaces the best one: with 1,000
+      simulations ratio estimation ended lower in 18 of 18 cells, by 0.007 on average, and a maf in
+      10 of 17. With five epochs, in 16 of 18 and 1 of 6; with twenty, in 16 of 18. With the mean,
+      the later stages need not wait longer than 8 epochs; waiting 6 lost half of its gain.
+    * Ratio estimation has a rate of 1e-4 per row of a batch, at most 1.5e-2, three times the weight
       decay in the second stage, and the mean of the best epochs with any number of rows. It ended
-      lower on tuning tasks in 18 of 18 cells with 1,000 simulations, by 0.065 on the mean, in 14 of
-      18 with 200, and in 8 of 9 with 10,000 (with 1.2e-2 as with 1.6e-2), and took four fifths of
-      the time with 200 and 10,000. With 7e-3 and 1,000 simulations, it was lower in 21 of 27, with
-      1.4e-2 as low as with 1e-2, and with 2e-2 some missed sbi's loss. With the higher rate alone,
-      17 of 18 were lower, by 0.047. A network of another kind (mlp) was lower in 9 of 9, losses of
-      two pairs (NRE_A) in 5 of 6, and with an independent class (NRE_C) in 4 of 6. Balanced ratio
-      estimation ended higher with 7e-3 in 5 of 6, once by 0.3, and flow matching with 5e-3 in 3 of
-      3: they keep the numbers of flows.
+      lower on tuning tasks in 18 of 18 cells with 1,000 simulations, by 0.065 on average, in 14 of
+      18 with 200, and in 8 of 9 with 10,000 (with 1.2e-2 as well as 1.6e-2), and took four fifths
+      of the time with 200 and 10,000. With 7e-3 and 1,000 simulations, it was lower in 21 of 27,
+      with 1.4e-2 as low as with 1e-2, and with 2e-2 some missed sbi's loss. With the higher rate
+      alone, 17 of 18 were lower, by 0.047. Another kind of network (mlp) was lower in 9 of 9,
+      losses over two pairs (NRE_A) in 5 of 6, and those with an independent class (NRE_C) in 4 of
+      6. Balanced ratio estimation ended higher with 7e-3 in 5 of 6, once by 0.3, and flow matching
+      with 5e-3 in 3 of 3: they keep the numbers for flows.
     * Its first stage has a tenth of the second's weight decay, and a warm-up of
-      60 (N / 1000)^(1/3) steps. Where x is seen with noise of two widths, its classifier overfits
-      before validation tells: so trained, 1 of 24 cells on two instruments missed sbi's loss
-      instead of 4, and the others had it sooner. On all tuning tasks it ended lower in 30 of 48
-      cells with 1,000 simulations, in 32 of 48 with 200, with NRE_A in 27 of 32, NRE_C 30 of 32,
-      mlp 19 of 32; with 10,000 and 100,000 as low, in nine tenths of the time. With a third of the
-      second stage's, two instruments ended lower still, and a ring 0.04 higher.
+      60 (N / 1000)^(1/3) steps. Where x is observed with noise of two widths, its classifier
+      overfits before validation shows it: with these numbers, 1 of 24 cells on two instruments
+      missed sbi's loss instead of 4, and the others reached it sooner. Over all tuning tasks, it
+      ended lower in 30 of 48 cells with 1,000 simulations, in 32 of 48 with 200, with NRE_A in 27
+      of 32, NRE_C 30 of 32, mlp 19 of 32; with 10,000 and 100,000 simulations as low, in nine
+      tenths of the time. With a third of the second stage's weight decay, two instruments ended
+      lower still, and a ring 0.04 higher.
 
     Args:
         num_rows: Rows that are trained on, at least 1.
@@ -132,12 +135,12 @@ def fast(num_rows: int, contrastive: bool = False) -> dict[str, Any]:
 
 
 def _patience(size: float) -> int:
-    """Return the epochs to wait: fewer where each has more steps, and its loss less noise."""
+    """Return the epochs to wait: fewer where each has more steps and a less noisy loss."""
     return max(10, min(round(15 / math.sqrt(size)), 15))
 
 
 def _equal(num_rows: int, most: int) -> int:
-    """Return the size of batches that are as equal as can be, and at most so large."""
+    """Return the batch size, at most `most`, that makes batches as equal as possible."""
     return math.ceil(num_rows / math.ceil(num_rows / most))
 
 

@@ -1,4 +1,4 @@
-"""A call's settings in, one Resolved out: the place where precedence is decided.
+"""Resolve the settings of one call: the only place where precedence is decided.
 
 Field by field: what the call passed > environment > file > default.
 """
@@ -38,7 +38,7 @@ class _Said:
         self.values[name], self.origins[name] = value, origin
 
     def fill(self, other: _Said) -> None:
-        """Take from a weaker source what is not said yet."""
+        """Take from a weaker source what is not set yet."""
         self.values = {**other.values, **self.values}
         self.origins = {**other.origins, **self.origins}
 
@@ -69,12 +69,12 @@ def resolve(
         keywords: Keywords of the same call that are fields of a TrainConfig, by any of their names.
         early_stopping: One rule or several, any of which ends the training.
         stop_after_epochs: The patience that the call passed as sbi's keyword.
-        logging: A LoggingConfig, a backend's name, a logger of other make, or a list of these.
+        logging: A LoggingConfig, a backend's name, any other logger object, or a list of these.
         checkpoint: A CheckpointConfig or the run directory; False saves nothing, whatever the
             environment says.
-        defaults: Fields of TrainConfig whose default is another one here.
+        defaults: Fields of TrainConfig that have a different default here.
         default_early_stopping: The rule where none is asked for; validation loss if not given.
-            Where a training goes in stages, their end is the only one that nobody asks for.
+            A training in stages has no default rule: it ends with its last stage.
 
     Returns:
         The settings with their origins.
@@ -82,7 +82,7 @@ def resolve(
     Raises:
         ArgumentError: If an argument has the wrong type or one field is given twice.
         SettingsError: If a value is wrong, a variable or the file cannot be understood, or
-            checkpoints are asked for from outside and no directory is.
+            checkpoints are asked for from outside without a directory.
 
     Example:
         >>> resolve(keywords={"training_batch_size": 50}).train
@@ -116,7 +116,7 @@ def _outside(layers: Iterable[Layer], group: str) -> _Said:
 
 
 def _agreeing(called: _Said, layers: Iterable[Layer], group: str, about: str) -> _Said:
-    """Add to what was called what the layers say, unless it is about another backend or kind."""
+    """Add the layers' values to those of the call, unless for another backend or kind."""
     said = _Said(dict(called.values), dict(called.origins))
     for layer in layers:
         weaker = _layer(layer, group)
@@ -184,13 +184,13 @@ def _record_defaults(said: _Said, defaults: Mapping[str, object]) -> None:
     changed = _Said()
     for name, value in TrainConfig.canonical(defaults).items():
         if name == "sbi_compat" and said.values.get("recipe") is not None:
-            continue  # no recipe trains as sbi does: only who asks for both is told so
+            continue  # no recipe trains as sbi does: an error only where both are asked for
         changed.put(name, value, DEFAULT)
     said.fill(changed)
 
 
 def _goes_in_stages(config: TrainConfig, origins: Mapping[str, Origin]) -> bool:
-    """Say whether stages decide about the end, be it those that the recipe will fill in."""
+    """Say whether stages decide when to stop, including those that the recipe will fill in."""
     to_be_filled = config.recipe is not None and origins["train.stages"] == DEFAULT
     return bool(config.stages) or to_be_filled
 
@@ -234,7 +234,7 @@ def _as_rules(asked: object) -> list[EarlyStopping]:
 
 
 def _refuse_never_beside_patience(rules: Sequence[EarlyStopping], patience: int) -> None:
-    """Refuse sbi's patience beside never(); in a list, never() takes nothing from other rules."""
+    """Refuse sbi's patience beside never(); in a list, never() leaves other rules in force."""
     if any(rule.kind == "never" for rule in rules):
         raise ArgumentError(
             "early_stopping: expected one wish, got EarlyStopping.never() and "
@@ -272,7 +272,7 @@ def _patient_kind(fallback: EarlyStopping) -> str:
 
 
 def _completed(said: _Said, fallback: EarlyStopping) -> tuple[EarlyStopping, _Said]:
-    """Fill what nobody set from the default rule, as far as it fits, and check the whole."""
+    """Fill unset fields from the default rule, as far as it fits, and check the whole."""
     takes = EarlyStopping.takes[said.values["kind"]]
     spare = {
         name: getattr(fallback, name)

@@ -1,4 +1,4 @@
-"""The settings of one training with their origins in, plain data or a readable table out."""
+"""The settings of one training with their origins, also as plain data or a readable table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Resolved:
     Args:
         train: The training's settings; its `model_fields_set` are those that are not defaults.
         early_stopping: The rules, any of which ends the training; none: it trains all epochs.
-        logging: LoggingConfig values and loggers of other make; empty if nothing was asked for.
+        logging: LoggingConfig values and other logger objects; empty if nothing was asked for.
         checkpoint: The run directory's settings; None: nothing is saved.
         origins: Where each value came from, by "train.batch_size", "early_stopping.patience", …;
             with several rules or loggers by "early_stopping.0.patience", "logging.1.backend", ….
@@ -47,7 +47,7 @@ class Resolved:
             name: Group and field, such as "train.batch_size".
 
         Returns:
-            Its origin; "default" for what nobody set.
+            Its origin; "default" for what was not set.
         """
         return self.origins.get(name, DEFAULT)
 
@@ -60,10 +60,10 @@ class Resolved:
     def with_recipe(
         self, num_rows: int, apart_from: Collection[str] = (), contrastive: bool = False
     ) -> Resolved:
-        """Fill in what the recipe says for so many rows and nobody has set.
+        """Fill in the recipe's values for this number of rows where nothing was set.
 
-        A weight decay or an `ema_decay` that was set stands for those of the recipe too, and a
-        callable optimizer for rate and weight decay.
+        A weight decay that was set also replaces those of the recipe's stages, an `ema_decay` its
+        averaging, and a callable optimizer its rate and weight decay.
 
         Args:
             num_rows: Rows that are trained on.
@@ -119,7 +119,7 @@ class Resolved:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything as plain data that JSON can hold.
+        """Return everything as plain data that JSON can hold.
 
         Returns:
             "train" and "checkpoint" map each field to its "value", "origin" and "where";
@@ -134,7 +134,7 @@ class Resolved:
         }
 
     def describe(self) -> str:
-        """Give everything as a table: name, value, origin and where that is.
+        """Return everything as a table: name, value, origin and where that is.
 
         Returns:
             Aligned lines, the first of which names the columns.
@@ -177,7 +177,7 @@ class Resolved:
 
 
 def _shown(name: str, value: object) -> Iterator[tuple[str, str]]:
-    """Give a value as text, and several settings one by one; settings with what was set in them."""
+    """Yield a value as text; several settings one by one, each with what was set in it."""
     if isinstance(value, tuple) and value and isinstance(value[0], Settings):
         yield from ((f"{name}.{number}", repr(item)) for number, item in enumerate(value))
     elif isinstance(value, Settings):
@@ -187,12 +187,12 @@ def _shown(name: str, value: object) -> Iterator[tuple[str, str]]:
 
 
 def fields_of(item: Settings) -> tuple[str, ...]:
-    """List the fields that say something: for a rule or backend, those that it takes."""
+    """List the fields that matter: for a rule or backend, those that it takes."""
     if isinstance(item, EarlyStopping | LoggingConfig):
         return item.fields
     return tuple(type(item).model_fields)
 
 
 def item_prefixes(group: str, count: int) -> list[str]:
-    """Name the members of a group: by the group alone if there is one, else with numbers."""
+    """Name the members of a group: by the group alone if there is only one, else with numbers."""
     return [group] if count == 1 else [f"{group}.{number}" for number in range(count)]

@@ -1,4 +1,4 @@
-"""The shape of a learning rate's course in, a checked LRSchedule value out."""
+"""Settings for the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ class LRSchedule(Settings):
     A cosine or a cycle needs a length. It is `total_epochs`, else the `max_epochs` that was asked
     for, else `300 * sqrt(1000 / N)` epochs for N training rows, at least 30 and at most 300. Where
     no `max_epochs` was asked for, the training ends with its schedule; where it goes on longer, the
-    last rate stays, which without a `min_lr` is next to nothing: then a `total_epochs` below
-    `max_epochs` warns. A resumed training keeps the length with which it began. With more epochs
-    it is refused, because they would train at that last rate, unless there is a `min_lr` above 0,
-    or `on_extend="stretch"` asks for the longer schedule.
+    last rate is kept. Without a `min_lr` that is next to nothing, so a `total_epochs` below
+    `max_epochs` then warns. A resumed training keeps the length with which it began. Resuming with
+    more epochs is refused, because they would train at that last rate, unless there is a `min_lr`
+    above 0, or `on_extend="stretch"` asks for the longer schedule.
 
     Args:
         kind: "constant", "plateau", "cosine" or "one_cycle"; may be passed by position.
-        warmup_steps: Optimizer steps over which the rate first rises, linearly, and for "one_cycle"
-            as that rises. 0: no warm-up, and for "one_cycle" 30 % of the whole.
+        warmup_steps: Optimizer steps over which the rate first rises: linearly, or for "one_cycle"
+            the way a cycle rises. 0: no warm-up, and for "one_cycle" 30 % of the whole.
         warmup_start: The rate at the first step, as a share of `learning_rate`; None:
             `1 / (warmup_steps + 1)`.
         factor: What the rate is multiplied by on a plateau.
         patience: Epochs without improvement that count as a plateau.
         min_lr: The rate at which a schedule ends.
         total_epochs: The length of a cosine or a cycle; None: see above.
-        on_extend: What becomes of a cosine or a cycle when its training is resumed with more
+        on_extend: What happens to a cosine or a cycle when its training is resumed with more
             epochs. "keep": it keeps its length. "stretch": it becomes as long as the training, and
             its rates are from then on those of a schedule that had this length from the start.
 
@@ -134,7 +134,7 @@ class LRSchedule(Settings):
 
 
 def same_course(before: Any, after: Any) -> bool:
-    """Say whether two schedules, as plain data, give a run the same rates as long as it lasts.
+    """Say whether two schedules, as plain data, give a run the same rates throughout.
 
     Args:
         before: That of a run: a kind, the fields of an `LRSchedule`, or the name of a callable.

@@ -1,4 +1,4 @@
-"""The environment and the file that it names in, one layer of checked values for each out.
+"""Read the environment, and the file that it names, into layers of checked values.
 
 This is the only place that reads the environment.
 """
@@ -71,7 +71,7 @@ class Layer:
             origin: Where it says so.
 
         Raises:
-            SettingsError: If the text is not one for this field, or the field is there already.
+            SettingsError: If the field does not take this text, or is already set.
         """
         cls = GROUPS[group]
         own = cls.aliases.get(name, name)
@@ -108,7 +108,7 @@ def read_layers() -> tuple[Layer, Layer]:
     """Read the environment and the file that SBI_IGNITE_CONFIG names.
 
     Returns:
-        The layer of the environment, then that of the file; empty where nothing is said.
+        The layer of the environment, then that of the file; empty where nothing is set.
 
     Raises:
         SettingsError: If a variable, table or key is misspelt, a value is wrong, or the file
@@ -167,7 +167,7 @@ def _reader() -> type[BaseSettings]:
     from pydantic_settings import BaseSettings, SettingsConfigDict
 
     class Reader(BaseSettings):
-        """The shape of what the sources may say."""
+        """The fields that the sources may set."""
 
         model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__")
 

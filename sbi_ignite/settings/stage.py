@@ -1,4 +1,4 @@
-"""What one stage of a training is like in, a checked Stage value out."""
+"""Settings for one stage of a training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Stage(Settings):
     A stage ends once both `patience` epochs and `patience_steps` optimizer steps have passed
     without an improvement of the stage's validation loss, or when it has become too long.
     Improvements smaller than `min_improvement` add up until they count; the best weights are kept
-    whether they count or not.
+    either way.
     The next one starts from the best weights so far. The end of the last stage ends the training,
     with the stop reason "patience".
 
@@ -34,22 +34,21 @@ class Stage(Settings):
         lr_factor: What the learning rate, or whatever the schedule makes of it, is multiplied by.
         weight_decay: The optimizer's weight decay in this stage; None: that of the TrainConfig;
             "best": that of the stage which has reached the best validation loss.
-        patience: Epochs without improvement to let pass, at least.
-        patience_steps: Optimizer steps without improvement to let pass, at least.
-        min_improvement: How far the loss must fall to count as an improvement, in units of what it
-            is uncertain by, `TrainingState.validation_error`. It says nothing where that is not
-            known: without validation, and where a loss function returns means of batches.
-        max_epochs: Length in epochs at most; None: unbounded.
-        max_relative_length: Length at most, as a multiple of all earlier stages' epochs together;
+        patience: Epochs without improvement to wait for, at least.
+        patience_steps: Optimizer steps without improvement to wait for, at least.
+        min_improvement: How far the loss must fall to count as an improvement, in units of its
+            uncertainty, `TrainingState.validation_error`. It has no effect where that is unknown:
+            without validation, and where a loss function returns means of batches.
+        max_epochs: Maximum length in epochs; None: unbounded.
+        max_relative_length: Maximum length as a multiple of all earlier stages' epochs together;
             None: unbounded. The first stage, which has none before it, takes None only.
-        average_best: How many of the epochs so far, those with the lowest validation losses, to
-            average the weights of at the stage's end. The mean takes the place of the best
-            weights, unless its validation loss is above the mean of theirs. So many copies of the
-            weights are kept, and go into checkpoints. 1: no mean; without validation data there is
-            none either.
+        average_best: How many of the epochs so far, those with the lowest validation losses, are
+            averaged in their weights at the stage's end. The mean replaces the best weights unless
+            its validation loss is above the mean of theirs. That many copies of the weights are
+            kept, and go into checkpoints. 1: no mean; without validation data there is none either.
         restart: Start from the best weights so far; False: from the last ones.
         reset_optimizer: Start with an optimizer that remembers no earlier gradients.
-        reset_average: Start a new average of the weights; False: the average goes on counting.
+        reset_average: Start a new average of the weights; False: the average continues.
 
     Example:
         >>> Stage(lr_factor=0.3, weight_decay="best", patience=5)

@@ -1,4 +1,4 @@
-"""What a user says about one training in, a checked TrainConfig out."""
+"""The settings of one training, `TrainConfig`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TrainConfig(Settings):
 
     Raises:
         SettingsError: If a value is wrong, a name is misspelt, both names of a field are given, or
-            two fields say one thing: `averaging` and `ema_decay`; a callable `optimizer`, which
+            two fields set one thing: `averaging` and `ema_decay`; a callable `optimizer`, which
             makes its own, and `learning_rate` or `weight_decay`; `batch_size` and one in
             `dataloader_kwargs`; `recipe` and `sbi_compat`.
 
@@ -204,13 +204,13 @@ class TrainConfig(Settings):
 
     @classmethod
     def fast(cls, **overrides: Any) -> Self:
-        """Give the recommended recipe: rate, batch size, optimizer, averaging and stages.
+        """Return the recommended recipe: rate, batch size, optimizer, averaging and stages.
 
-        `.train()` fills in what nobody set once it knows the number of training rows; ratio
+        `.train()` fills in what was not set once it knows the number of training rows; ratio
         estimation has numbers of its own. The summary, the manifest and the loggers show the
         values, with the origin "recipe". What is set here, by keywords, by the environment or in a
-        file stays as it is set. The recipe's stages end the training; an `early_stopping` that is
-        asked for may end it sooner. In the environment the recipe goes by
+        file is left alone. The recipe's stages end the training; an `early_stopping` that is asked
+        for may end it sooner. In the environment the recipe is chosen by
         SBI_IGNITE_TRAIN__RECIPE=fast, also for scripts with sbi's keywords.
 
         Args:
