@@ -17,13 +17,12 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import math
 import operator
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 from unittest import mock
@@ -47,11 +46,12 @@ from benchmarks.measuring import (
     parse,
     ratios,
 )
-from sbi_ignite import EarlyStopping, TrainConfig, run_training
+from sbi_ignite import EarlyStopping, TrainConfig
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.capture.compiler import STEPS_TO_SETTLE, Compiler
+from sbi_ignite.capture.compiler import STEPS_TO_SETTLE
 from sbi_ignite.capture.rules import PROOFS
 from sbi_ignite.engine.flat import FlatOptimizer
+from sbi_ignite.engine.run import run
 from sbi_ignite.engine.steps import read_if_at_hand
 from sbi_ignite.engine.validation import validation_randomness
 from sbi_ignite.handlers.gradient_clipping import GradientClipping
@@ -278,17 +278,17 @@ def typed_form(trainer: Any, batch_size: int, epoch_ends: Callable[[], None]) ->
 _thread = threading.local()
 
 
-def _loop_of_thread(*args: Any, **kwargs: Any) -> Any:
-    """Train by the loop that the thread has chosen, else by the engine."""
-    return getattr(_thread, "loop", run_training)(*args, **kwargs)
+def _loop_of_thread(training: Any) -> Any:
+    """Run a training by the loop that the thread has chosen, else by the engine."""
+    return getattr(_thread, "loop", run)(training)
 
 
 def bare(form: Callable[..., None]) -> Callable[..., None]:
     """Return a way that prepares as `form` does and then trains by a loop of a page."""
 
     def way(trainer: Any, batch_size: int, epoch_ends: Callable[[], None]) -> None:
-        def loop(*args: Any, **kwargs: Any) -> None:
-            bare_loop(*args, epoch_ends=epoch_ends, **kwargs)
+        def loop(training: Any) -> None:
+            bare_loop(training, epoch_ends)
 
         _thread.loop = loop
         form(trainer, batch_size, lambda: None)
@@ -296,35 +296,18 @@ def bare(form: Callable[..., None]) -> Callable[..., None]:
     return way
 
 
-def bare_loop(
-    config: Any,
-    net: Any,
-    loss: Any,
-    train_loader: Any,
-    val_loader: Any,
-    *,
-    optimizer: Any,
-    device: Any,
-    host: Any,
-    epoch_ends: Callable[[], None],
-    **others: Any,
-) -> None:
-    """Train: the arithmetic of `run_training` and nothing else."""
-    settings = host.settings.train
-    epoch = 0
-    where = torch.device(device)
-    compiler = Compiler(
-        settings, net, loss, where, host.traceable, False, lambda: epoch, math.inf, math.inf
-    )
-    gradients, validation_loss = compiler.gradients(optimizer), compiler.losses()
+def bare_loop(training: Any, epoch_ends: Callable[[], None]) -> None:
+    """Train: the arithmetic of an assembled training and nothing else."""
+    settings, net, optimizer = training.settings.train, training.model, training.optimizer
+    gradients, validation_loss = training.compiler.gradients(optimizer), training.compiler.losses()
     stepping = FlatOptimizer(optimizer)
     flat = stepping if stepping.fused else None
     clipping = GradientClipping(net.parameters(), settings.clip_max_norm, flat)
     with stepping.lent_memory():
         while True:
             net.train()
-            epoch, total = epoch + 1, cast("float | Tensor", 0.0)
-            for batch in train_loader:
+            total = cast("float | Tensor", 0.0)
+            for batch in training.train_batches:
                 stepping.zero_grad()
                 losses, backward = gradients(batch)
                 total += read_if_at_hand(losses.sum())
@@ -332,8 +315,8 @@ def bare_loop(
                 clipping._clip()
                 stepping.step()
             net.eval()
-            with torch.no_grad(), validation_randomness(settings.sbi_compat, torch.device(device)):
-                for batch in val_loader:
+            with torch.no_grad(), validation_randomness(settings.sbi_compat, training.device):
+                for batch in training.val_batches:
                     total += read_if_at_hand(validation_loss(net, batch).sum())
             float(total)
             epoch_ends()
@@ -343,10 +326,10 @@ def batches_only(form: Callable[..., None]) -> Callable[..., None]:
     """Return a way that prepares as `form` does and then only asks for batches."""
 
     def way(trainer: Any, batch_size: int, epoch_ends: Callable[[], None]) -> None:
-        def loop(config: Any, net: Any, loss: Any, train: Any, val: Any, **others: Any) -> None:
+        def loop(training: Any) -> None:
             while True:
-                for loader in (train, val):
-                    for _ in loader:
+                for batches in (training.train_batches, training.val_batches):
+                    for _ in batches:
                         pass
                 epoch_ends()
 
@@ -380,8 +363,7 @@ class Measured:
 
 def measure(cell: Cell, options: Any) -> Measured:
     """Return the epochs of every way, in alternation."""
-    replaced = mock.patch("sbi_ignite.inference.fitting.run_training", _loop_of_thread)
-    with _quiet(), replaced, running(cell, options) as trainings:
+    with _quiet(), _in_turns(), running(cell, options) as trainings:
         ways = {name: training.epoch for name, training in trainings.items()}
         for name, training in trainings.items():
             untraced = 0 if name == "sbi" or "data" in name else UNTRACED
@@ -394,6 +376,19 @@ def measure(cell: Cell, options: Any) -> Measured:
             for name, training in trainings.items()
         }
     return Measured(times, set_up)
+
+
+@contextmanager
+def _in_turns() -> Iterator[None]:
+    """Let threads choose their loops, and record steps in each: only one runs at any moment."""
+    with ExitStack() as stack:
+        for name, value in (
+            ("sbi_ignite.inference.fitting.run", _loop_of_thread),
+            ("sbi_ignite.capture.verification.others_train", lambda: False),
+            ("sbi_ignite.capture.verification.others_may_draw", lambda: False),
+        ):
+            stack.enter_context(mock.patch(name, value))
+        yield
 
 
 @contextmanager
