@@ -84,8 +84,8 @@ class Epochs:
         if epochs != self._state.epoch:
             until_now = _batches_an_epoch(self._state.iteration, self._state.epoch)
             raise ArgumentError(
-                f"resume: expected {until_now} batches an epoch, as until now, got {epoch_length} "
-                "batches an epoch. Take the batch_size and the data that the training began with, "
+                f"Cannot resume: the earlier run had {until_now} batches per epoch, this one has "
+                f"{epoch_length}. Take the batch_size and the data that the training began with, "
                 "or train anew without resume_training."
             )
         self._engine.load_state_dict(

@@ -257,7 +257,7 @@ class Loggers:
             return
         self._warned.add(id(backend))
         message = (
-            f"Logging to {backend.name} is in trouble, training is not: "
+            f"Logging to {backend.name} failed; training is unaffected: "
             f"{redact(text).rstrip('.')}. "
             f"{self._where_numbers_are()}"
         )
