@@ -69,6 +69,14 @@ class ForeignBatches:
         """Whether the loader has worker processes."""
         return bool(getattr(self.loader, "num_workers", 0))
 
+    @property
+    def unsaved_state(self) -> str:
+        """What keeps a resumed run from getting the same batches; "" if nothing does."""
+        persist = self.uses_processes and getattr(self.loader, "persistent_workers", False)
+        if persist and not hasattr(self.loader, "state_dict"):
+            return "persistent workers draw a seed when they start, once more in a resumed run"
+        return ""
+
     def __len__(self) -> int:
         return len(self.loader)
 
@@ -107,6 +115,19 @@ class ForeignBatches:
             f"{self.name}: a {type(self.loader).__name__} cannot be divided between "
             f"{num_ranks} processes. Pass simulations to a trainer instead."
         )
+
+    def select(self, indices: Tensor) -> bool:
+        """Choose from these rows from now on, if a sampler or a subset holds row numbers.
+
+        Args:
+            indices: Row numbers, shape (num_rows,), as many as before.
+        """
+        for part in (self._batch_sampler, getattr(self.loader, "sampler", None), self._dataset):
+            held = getattr(part, "indices", None)
+            if part is not None and held is not None:
+                part.indices = indices if isinstance(held, Tensor) else indices.tolist()
+                return True
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the loader and of its batch sampler, where they have one."""
@@ -162,6 +183,15 @@ class WholePass(ForeignBatches):
     def tensors(self) -> tuple[Tensor, ...] | None:
         """Tensors behind the loader."""
         return self._inside.tensors
+
+    @property
+    def unsaved_state(self) -> str:
+        """What keeps a resumed run from getting the same batches."""
+        return self._inside.unsaved_state
+
+    def select(self, indices: Tensor) -> bool:
+        """Let the loader choose from these rows from now on."""
+        return self._inside.select(indices)
 
 
 def as_batches(loader: Any, name: str = "train_loader") -> Batches:

@@ -33,6 +33,7 @@ class InMemoryBatches(ABC):
 
     resumes_inside_epoch = True
     uses_processes = False
+    unsaved_state = ""
 
     def __init__(
         self,
@@ -115,6 +116,15 @@ class InMemoryBatches(ABC):
         shard._rank, shard._num_ranks = rank, num_ranks
         shard._batch_of = shard.rows_at
         return shard
+
+    def select(self, indices: Tensor) -> bool:
+        """Choose from these rows from now on.
+
+        Args:
+            indices: Row numbers, shape (num_rows,), as many as before.
+        """
+        self.indices = indices.to(self.indices.device)
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to continue this pass after the batch handed out last."""

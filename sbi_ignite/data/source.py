@@ -53,6 +53,11 @@ class Batches(Protocol):
         """Whether iterating starts worker processes."""
         ...
 
+    @property
+    def unsaved_state(self) -> str:
+        """What keeps a resumed run from getting the same batches; "" if nothing does."""
+        ...
+
     def __len__(self) -> int:
         """Return the number of batches in one pass."""
         ...
@@ -84,6 +89,14 @@ class Batches(Protocol):
 
         Raises:
             ArgumentError: If the source cannot be divided.
+        """
+        ...
+
+    def select(self, indices: Tensor) -> bool:
+        """Choose from these rows from now on, as a resumed run did; return whether that worked.
+
+        Args:
+            indices: Row numbers, shape (num_rows,), as many as before.
         """
         ...
 

@@ -46,7 +46,7 @@ def _check_loss_function(loss_fn: Any) -> None:
         raise ArgumentError(f"{expected}, got {loss_fn!r}.")
     is_function = getattr(loss_fn, "__module__", "") == nn.functional.__name__
     if is_function or any(
-        kind.__module__ == nn.MSELoss.__module__ for kind in type(loss_fn).__mro__
+        kind.__module__ == nn.MSELoss.__module__ for kind in inspect.getmro(type(loss_fn))
     ):
         raise ArgumentError(
             f"{expected}, got {loss_fn!r}, which compares predictions with targets. Wrap it: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
@@ -22,7 +23,12 @@ from sbi_ignite.engine.persistence import NoPersistence, Persistence, persistenc
 from sbi_ignite.engine.schedules import continue_schedule, warn_of_idle
 from sbi_ignite.engine.steps import reads_later
 from sbi_ignite.engine.training import Training, assemble
-from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, SettingsError
+from sbi_ignite.exceptions import (
+    ArgumentError,
+    NonFiniteLossError,
+    SbiIgniteWarning,
+    SettingsError,
+)
 from sbi_ignite.handlers.callbacks import as_callbacks
 from sbi_ignite.handlers.signals import StoppedInLoader
 from sbi_ignite.loggers import RunInfo
@@ -64,7 +70,9 @@ def run_training(
         loss_fn: `loss_fn(model, batch)` gives losses of shape (batch,), or their mean as a scalar.
             If it has a method `validate` of the same form, that gives the validation losses.
         train_loader: Batches of training data: a torch DataLoader or any iterable with a length,
-            which yields that many batches in every pass, each with at least one row.
+            which yields that many batches in every pass, each with at least one row. One that
+            keeps a random state of its own needs `state_dict` and `load_state_dict` to resume
+            exactly.
         val_loader: Batches of validation data, likewise. Without it, the training loss
             determines the best weights and when to stop.
         optimizer: Steps over the model's parameters; None makes what `config` asks for. It may hold
@@ -168,6 +176,7 @@ def _resume(training: Training, files: Persistence | NoPersistence) -> int:
             if training.train_batches.resumes_inside_epoch:  # others start a new pass
                 training.passes.continue_after(state.iteration % epoch_length)
         training.stopping.ask_before_training()
+        _warn_of_resume(training, files)
         if _has_epochs_left(training):
             files.note_resume()
             settings, budget = training.settings, training.budget
@@ -176,6 +185,29 @@ def _resume(training: Training, files: Persistence | NoPersistence) -> int:
                 settings, training.optimizer, training.rate_may_change, budget, epoch_length
             )
     return resumed_from
+
+
+def _warn_of_resume(training: Training, files: Persistence | NoPersistence) -> None:
+    """Say what a run that is resumed from its directory does otherwise than one would expect."""
+    if files.path is None or files.found is None:
+        return
+    state, batches = training.state, training.train_batches
+    if state.epoch > training.budget:
+        warnings.warn(
+            f"{files.path}: this run has {state.epoch} epochs already, so max_epochs="
+            f"{training.settings.train.max_epochs} changes nothing. Its result is returned as it "
+            "is; take another directory to train anew.",
+            SbiIgniteWarning,
+            stacklevel=4,
+        )
+    elif batches.unsaved_state and _has_epochs_left(training):
+        warnings.warn(
+            f"{files.path}: this run continues with other batches than an uninterrupted one, "
+            f"because {batches.unsaved_state} ({batches.name}). Take persistent_workers=False for "
+            "an exact resume.",
+            SbiIgniteWarning,
+            stacklevel=4,
+        )
 
 
 @contextmanager

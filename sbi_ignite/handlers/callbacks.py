@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from typing import Any
 
 from ignite.engine import Engine
 
-from sbi_ignite.callback import CALLBACK_METHODS, TrainingState
+from sbi_ignite.callback import CALLBACK_METHODS, Callback, TrainingState
 from sbi_ignite.exceptions import ArgumentError
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.summary import TrainingSummary
@@ -80,8 +81,28 @@ def _is_callback(value: Any) -> bool:
 
 def _check_callbacks(callbacks: Iterable[Any]) -> None:
     for callback in callbacks:
+        if isinstance(callback, type) and _is_callback(callback):
+            raise ArgumentError(
+                f"callbacks: expected an instance, got the class {callback.__name__}. Pass "
+                f"{callback.__name__}(...)."
+            )
+        _check_hooks(callback)
         if not _is_callback(callback):
             raise ArgumentError(
                 "callbacks: expected objects with one of the methods "
                 f"{', '.join(CALLBACK_METHODS)} or with ignite's attach(engine), got {callback!r}."
+            )
+
+
+def _check_hooks(callback: Any) -> None:
+    """Refuse a `Callback` with a method that looks like one of ours and would never be called."""
+    if not isinstance(callback, Callback):
+        return
+    for name in dir(type(callback)):
+        if name.startswith("on_") and name not in CALLBACK_METHODS:
+            close = difflib.get_close_matches(name, CALLBACK_METHODS, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise ArgumentError(
+                f"callbacks: {type(callback).__name__}.{name} would never be called; expected some "
+                f"of {', '.join(CALLBACK_METHODS)}.{hint} Name helpers without on_."
             )

@@ -289,4 +289,17 @@ def _torch_loader(
         subset = torch.utils.data.Subset(TensorDataset(*tensors), indices.indices.tolist())
         size = {} if "batch_sampler" in dataloader_kwargs else {"batch_size": indices.batch_size}
         return DataLoader(subset, **{**size, **dataloader_kwargs})
-    return DataLoader(TensorDataset(*tensors), batch_sampler=indices, **dataloader_kwargs)
+    return EvenLoader(TensorDataset(*tensors), batch_sampler=indices, **dataloader_kwargs)
+
+
+class EvenLoader(DataLoader[Any]):
+    """A DataLoader with our batch sampler that still has a batch size, which sbi's NRE asks for."""
+
+    @property
+    def batch_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Rows of a full batch, where torch itself has None."""
+        return self.batch_sampler.batch_size  # type: ignore[union-attr] # see `_torch_loader`
+
+    @batch_size.setter
+    def batch_size(self, value: int | None) -> None:
+        """Leave the size to the sampler."""

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import sbi
+import torch
+from torch import Tensor
 
+from sbi_ignite.data.source import Batches
+from sbi_ignite.exceptions import CheckpointMismatchError
 from sbi_ignite.inference.arguments import Call
 from sbi_ignite.inference.losses import is_sbis_own
 from sbi_ignite.loggers import Backend, EpochRow
@@ -24,6 +28,8 @@ class TrainerBooks:
 
     Args:
         trainer: One of sbi's trainers.
+        batches: Batches of training and of validation data, which follow the split of a run that is
+            resumed.
     """
 
     _NAMES = (
@@ -35,8 +41,8 @@ class TrainerBooks:
         "val_indices",
     )
 
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Any, batches: Sequence[Batches]) -> None:
+        self._trainer, self._batches = trainer, tuple(batches)
 
     def state_dict(self) -> dict[str, Any]:
         """Return split, counters and sbi's summary."""
@@ -44,11 +50,34 @@ class TrainerBooks:
         return {**own, "summary": {n: list(v) for n, v in self._trainer._summary.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Write the records back into the trainer; its summary stays the same dict."""
+        """Write the records back into the trainer; its summary stays the same dict.
+
+        Raises:
+            CheckpointMismatchError: If the loaders cannot follow the split of the run.
+        """
+        self._follow_split(state)
         for name in self._NAMES:
             setattr(self._trainer, name, state[name])
         for name, values in state["summary"].items():
             self._trainer._summary[name] = list(values)
+
+    def _follow_split(self, state: Mapping[str, Any]) -> None:
+        """Train and validate on the rows of the run, however this script has split them."""
+        names = ("train_indices", "val_indices")
+        for name, batches in zip(names, self._batches, strict=True):
+            rows, now = state[name], getattr(self._trainer, name, None)
+            if rows is None or now is None or torch.equal(_as_rows(rows), _as_rows(now)):
+                continue
+            if not batches.select(_as_rows(rows)):
+                raise CheckpointMismatchError(
+                    f"The split differs: this script has chosen other {name} than the run, and "
+                    f"{batches.name} cannot be given those of the run. Seed the script "
+                    "(torch.manual_seed) before train()."
+                )
+
+
+def _as_rows(indices: Any) -> Tensor:
+    return torch.as_tensor(indices).cpu()
 
 
 class TrainersTracker(Backend):

@@ -104,7 +104,10 @@ def fit(
         loss, splines = Within(loss, splines_for_all_values), replaceable_splines()
     if rounds_otherwise and has_tanh(net) and torch.device(trainer._device).type == "cpu":
         loss = Within(loss, TanhBySigmoid)
-    hooks = SbiHooks(trainer, call, state, rules, best, place, steps, summarization_kwargs or {})
+    split = (train_batches, val_batches)
+    hooks = SbiHooks(
+        trainer, call, state, rules, best, place, steps, summarization_kwargs or {}, split
+    )
     hooks.resume_from = resume_from
     with splines:
         trainer.training_summary = run(
@@ -135,6 +138,7 @@ class SbiHooks(TrainingHooks):
         place: Its round, run directory and loggers.
         steps: How its batches are computed.
         summarization_kwargs: sbi's arguments for `_summarize_epoch`.
+        batches: Batches of training and of validation data.
     """
 
     def __init__(
@@ -147,13 +151,14 @@ class SbiHooks(TrainingHooks):
         place: Place,
         steps: Steps,
         summarization_kwargs: Mapping[str, Any],
+        batches: Sequence[Batches],
     ) -> None:
         self._trainer, self._call, self._state = trainer, call, state
         self._rules, self._best = rules, best
         self._summarization_kwargs = dict(summarization_kwargs)
         self.place, self.steps = place, steps
         self.loggers = _trackers(trainer, call)
-        self.parts = {"books": TrainerBooks(trainer)}
+        self.parts = {"books": TrainerBooks(trainer, batches)}
         if not call.sbi_compat:
             self.keep_snapshot = _keep_on(trainer, "_ignite_snapshot")
 

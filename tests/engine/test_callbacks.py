@@ -12,7 +12,7 @@ from ignite.handlers.tqdm_logger import ProgressBar
 from matplotlib.figure import Figure
 from torch import nn
 
-from sbi_ignite import Callback, EarlyStopping, TrainConfig, run_training
+from sbi_ignite import ArgumentError, Callback, EarlyStopping, TrainConfig, run_training
 from tests.small import ready, standing_still
 
 BATCHES = [torch.randn(8, 2, generator=torch.Generator().manual_seed(i)) for i in range(3)]
@@ -260,3 +260,21 @@ def test_a_plot_of_a_training_without_validation_data_marks_the_best_epoch():
     _, summary = run_training(TrainConfig(max_epochs=2), nn.Linear(2, 1), loss, BATCHES)
     summary.plot().canvas.draw()
     assert summary.best_epoch == 2
+
+
+def test_a_hook_that_would_never_be_called_is_refused_by_name():
+    class Misspelt(Callback):
+        def on_epochs_end(self, state):
+            """Never called."""
+
+    with pytest.raises(ArgumentError, match=r"on_epochs_end .*Did you mean on_epoch_end\?"):
+        train(Misspelt())
+
+
+def test_a_class_instead_of_a_callback_is_refused():
+    class Counting:
+        def on_epoch_end(self, state):
+            """Count."""
+
+    with pytest.raises(ArgumentError, match=r"expected an instance, got the class Counting"):
+        train(Counting)
