@@ -296,10 +296,10 @@ class EvenLoader(DataLoader[Any]):
     """A DataLoader with our batch sampler that still has a batch size, which sbi's NRE asks for."""
 
     @property
-    def batch_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def batch_size(self) -> int:
         """Rows of a full batch, where torch itself has None."""
         return self.batch_sampler.batch_size  # type: ignore[union-attr] # see `_torch_loader`
 
     @batch_size.setter
-    def batch_size(self, value: int | None) -> None:
+    def batch_size(self, value: int | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Leave the size to the sampler."""
