@@ -204,7 +204,7 @@ def test_nothing_is_left_on_the_trainer(large):
     inference = NPE(PRIOR, show_progress_bars=False).append_simulations(*simulations())
 
     class Look(Callback):
-        def on_train_begin(self, state):
+        def on_train_start(self, state):
             assert not HELD & vars(inference).keys()
             assert len(inference.train_indices) == TRAIN
 
