@@ -70,10 +70,7 @@ def split(
         )
     sizes = len(trainer.train_indices), len(trainer.val_indices)
     if keep and not call.sbi_compat and sum(sizes) != len(rows):
-        raise DataError(
-            f"resume_training=True continues on the {sum(sizes)} rows of the earlier call, but "
-            f"there are {len(rows)} now. Train without it to use all, or resume before appending."
-        )
+        raise _grown(sum(sizes), len(rows))
     at_least_train = 0 if call.sbi_compat else _ROWS_TO_MEASURE
     check_split(*sizes, at_least, validation_fraction, origin.where, at_least_train)
     _check_batch_size(call, *sizes)
@@ -161,6 +158,14 @@ def simulations_of(trainer: Any, starting_round: int) -> tuple[Tensor, ...]:
     return tuple(parts[chosen[0]] for parts in kept)
 
 
+def _grown(before: int, now: int) -> DataError:
+    """Return the error for a resumed training whose simulations have become more."""
+    return DataError(
+        f"resume_training=True continues on the {before} rows of the earlier call, but "
+        f"there are {now} now. Train without it to use all, or resume before appending."
+    )
+
+
 def make_loaders(
     trainer: Any,
     call: Call,
@@ -189,11 +194,12 @@ def make_loaders(
             len(tensors[0]) if call.exclude_invalid_x is None else len(train_rows) + len(val_rows)
         )
         num_train = int((1 - validation_fraction) * num_rows)
-        return _delivered_on(
-            device,
-            SbiOrderBatches(tensors, train_rows, min(batch_size, num_train)),
-            SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train)),
-        )
+        train = SbiOrderBatches(tensors, train_rows, min(batch_size, num_train))
+        validation = SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train))
+        known = len(train_rows) + len(val_rows)
+        if known != len(tensors[0]) and not (len(train) and len(validation)):
+            raise _grown(known, len(tensors[0]))  # sbi divides by zero
+        return _delivered_on(device, train, validation)
     train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
     seed = _seed_of_the_order()
     if dataloader_kwargs is None:

@@ -27,6 +27,10 @@ BUDGETS = frozenset(
 OBSERVED = ("optimizer", "loader")
 """Origins of what no setting decides, such as the rate of a callable optimizer."""
 
+_FORMS = (
+    " Calls with sbi's keywords alone have sbi_compat=True, calls with a TrainConfig have False "
+    "unless it says otherwise."
+)
 _ADVICE = (
     'Start with resume="never", which moves the old run\'s files aside, or in another directory.'
 )
@@ -84,6 +88,7 @@ def _settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
             yield (
                 f"The setting {name} differs: the run has {before[name]['value']!r}, now it is "
                 f"{after[name]['value']!r}{f' ({origin})' if origin else ''}."
+                f"{_FORMS if name == 'sbi_compat' else ''}"
             )
 
 

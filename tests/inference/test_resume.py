@@ -10,6 +10,7 @@ import torch
 
 from sbi_ignite import (
     ArgumentError,
+    CheckpointMismatchError,
     DataError,
     EarlyStopping,
     LRSchedule,
@@ -289,3 +290,18 @@ def test_other_batches_than_until_now_are_refused(batch_size):
     trainer.train(TrainConfig(batch_size=27, max_epochs=6, resume_training=True))
     assert trainer.training_summary.epochs_trained == 6
     assert len(trainer.training_summary.validation_loss) == 6
+
+
+def test_more_simulations_than_the_resumed_call_had_are_refused_in_sbis_form_too():
+    """Where sbi divides by zero, because no batch of validation data is left."""
+    trainer = ready("NPE_C", 300)
+    trainer.train(max_num_epochs=1, training_batch_size=50)
+    trainer.append_simulations(trainer._theta_roundwise[0][:50], trainer._x_roundwise[0][:50])
+    with pytest.raises(DataError, match=r"the 300 rows of the earlier call, .* 350 now"):
+        trainer.train(max_num_epochs=3, training_batch_size=50, resume_training=True)
+
+
+def test_a_run_of_the_other_form_is_refused_by_what_was_called(tmp_path):
+    ready().train(TrainConfig(max_epochs=1), checkpoint=str(tmp_path))
+    with pytest.raises(CheckpointMismatchError, match="calls with a TrainConfig have False"):
+        ready().train(max_num_epochs=1, checkpoint=str(tmp_path))
