@@ -1,0 +1,190 @@
+"""How long does an epoch take, against another build of sbi_ignite?
+
+    OMP_NUM_THREADS=1 python -m benchmarks.against BUILD [--cells "NPE maf" ...] [--write]
+
+BUILD is a checkout of another version, for example made by `git worktree add ../older 92c9f48`.
+Every way is a process of its own that imports sbi_ignite from its checkout, trains through public
+names only, and waits at the end of each epoch until it is its turn again, so all ways advance epoch
+by epoch in alternation.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import (
+    Result,
+    Spread,
+    Table,
+    Timing,
+    alternate,
+    conclude,
+    options_of,
+    parse,
+    ratios,
+)
+
+HERE = Path(__file__).resolve().parents[1]
+CELLS = ("NPE maf", "NPE zuko_nsf", "NRE resnet")
+FORMS = ("sbi form", "typed form")
+
+START = """
+import sys
+build, here, form, cell, rows, batch_size, threads = sys.argv[1:]
+sys.path.insert(0, build)
+import sbi_ignite
+assert sbi_ignite.__file__.startswith(build), sbi_ignite.__file__
+sys.path[0] = here
+from benchmarks.against import train
+train(form, cell, int(rows), int(batch_size), int(threads))
+"""
+"""Program of a process: sbi_ignite comes from the build, everything else from this checkout."""
+
+
+class Training:
+    """A training in a process of its own, which goes on for one epoch at a time.
+
+    Args:
+        build: Checkout that sbi_ignite is imported from.
+        form: "sbi form" or "typed form".
+        cell: Name of a cell, see `benchmarks.cells`.
+        options: Rows, batch size and threads.
+    """
+
+    def __init__(self, build: Path, form: str, cell: str, options: Any) -> None:
+        numbers = map(str, (options.rows, options.batch_size, options.threads))
+        command = [sys.executable, "-c", START, str(build), str(HERE), form, cell, *numbers]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def epoch(self) -> Timing:
+        """Let the training go on to the end of its next epoch; return how long that took."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        while not (line := self._process.stdout.readline()).startswith("epoch "):
+            if not line:
+                raise RuntimeError(f"a training ended with exit status {self._process.wait()}")
+        return Timing(*map(float, line.split()[1:]))
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+
+class _TurnTaker:
+    """A callback that reports the time of an epoch and waits for its turn."""
+
+    def __init__(self) -> None:
+        self._began = self._wait()
+
+    def on_epoch_end(self, state: Any) -> None:
+        """Report and wait."""
+        wall, cpu = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+        print("epoch", wall, cpu, flush=True)
+        self._began = self._wait()
+
+    def _wait(self) -> tuple[float, float]:
+        sys.stdin.readline()
+        return time.perf_counter(), time.process_time()
+
+
+def train(form: str, cell: str, rows: int, batch_size: int, threads: int) -> None:
+    """Train for ever in this process, an epoch for each line of standard input."""
+    import torch
+
+    import sbi_ignite.inference
+    from benchmarks.cells import CELLS, make_trainer
+    from sbi_ignite import EarlyStopping, TrainConfig
+
+    torch.set_num_threads(threads)
+    warnings.simplefilter("ignore")
+    trainer = make_trainer(CELLS[cell], sbi_ignite.inference, rows, "cpu")
+    if form == "typed form":
+        trainer.train(
+            TrainConfig(batch_size=batch_size),
+            early_stopping=EarlyStopping.never(),
+            callbacks=[_TurnTaker()],
+        )
+    trainer.train(training_batch_size=batch_size, stop_after_epochs=2**31, callbacks=[_TurnTaker()])
+
+
+@contextmanager
+def running(cell: str, builds: dict[str, Path], options: Any) -> Iterator[dict[str, Training]]:
+    """Give the trainings of both builds in both forms, and end them."""
+    trainings = {
+        f"{form}, {name}": Training(build, form, cell, options)
+        for form in FORMS
+        for name, build in builds.items()
+    }
+    try:
+        yield trainings
+    finally:
+        for training in trainings.values():
+            training.end()
+
+
+def measure(cell: str, builds: dict[str, Path], options: Any) -> dict[str, list[Timing]]:
+    """Return the epochs of every way, in alternation."""
+    with running(cell, builds, options) as trainings:
+        for training in trainings.values():
+            for _ in range(options.warm_up):
+                training.epoch()
+        ways = {name: training.epoch for name, training in trainings.items()}
+        return alternate(ways, options.rounds)
+
+
+def compared(found: dict[str, dict[str, list[Timing]]]) -> Table:
+    """Return the table of ratios between the builds."""
+    rows = []
+    for cell, times in found.items():
+        for form in FORMS:
+            older, this = times[f"{form}, older"], times[f"{form}, this"]
+            medians = [
+                f"{1e3 * Spread.of(t.wall for t in way).median:.0f}" for way in (older, this)
+            ]
+            faster = [f"{ratios(older, this, clock):.3f}" for clock in ("wall", "cpu")]
+            rows.append([cell, form, *medians, *faster])
+    header = ["", "form", "older build, ms", "this build, ms", "faster", "by CPU time"]
+    note = "Ratios within a round: median (lowest to highest)."
+    return Table(header, rows, "An epoch with validation", note)
+
+
+def main(arguments: Sequence[str] | None = None) -> Result:
+    """Measure and show."""
+    parser = options_of(__doc__)
+    parser.add_argument("build", type=Path, help="checkout of the older build")
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--batch-size", type=int, default=200)
+    parser.add_argument("--warm-up", type=int, default=14, help="epochs before those that count")
+    parser.add_argument("--cells", nargs="+", default=list(CELLS), help="see benchmarks/cells.py")
+    options = parse(parser, arguments)
+    builds = {"older": options.build.resolve(), "this": HERE}
+    found = {cell: measure(cell, builds, options) for cell in options.cells}
+    seconds = {
+        cell: {way: [[t.wall, t.cpu] for t in timings] for way, timings in times.items()}
+        for cell, times in found.items()
+    }
+    result = Result(
+        "against",
+        (__doc__ or "").splitlines()[0],
+        [compared(found)],
+        [f"{options.rows} rows, batches of {options.batch_size}."],
+        {"seconds (wall, cpu) per epoch": seconds},
+    )
+    conclude(result, options)
+    return result
+
+
+if __name__ == "__main__":
+    main()
