@@ -48,11 +48,11 @@ from sbi_ignite import EarlyStopping, TrainConfig
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.capture.compiler import STEPS_TO_SETTLE
 from sbi_ignite.capture.rules import PROOFS
-from sbi_ignite.engine.flat import FlatOptimizer
-from sbi_ignite.engine.run import run
-from sbi_ignite.engine.steps import read_if_at_hand
-from sbi_ignite.engine.validation import validation_randomness
 from sbi_ignite.handlers.gradient_clipping import GradientClipping
+from sbi_ignite.optim.flat import FlatOptimizer
+from sbi_ignite.training.run import run
+from sbi_ignite.training.steps import read_if_at_hand
+from sbi_ignite.training.validation import validation_randomness
 
 WARM_UP = 2
 """Epochs of every way that are not counted, besides those in which steps are not traced yet."""
@@ -279,7 +279,7 @@ def _in_turns() -> Iterator[None]:
     """Let threads choose their loops, and record steps in each: only one runs at any moment."""
     with ExitStack() as stack:
         for name, value in (
-            ("sbi_ignite.inference.fitting.run", _loop_of_thread),
+            ("sbi_ignite.bridge.fit.run", _loop_of_thread),
             ("sbi_ignite.capture.verification.others_train", lambda: False),
             ("sbi_ignite.capture.verification.others_may_draw", lambda: False),
         ):

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 from sbi_ignite._version import __version__
 
 if TYPE_CHECKING:
+    from sbi_ignite.bridge.learning_rate import LearningRateRange as LearningRateRange
+    from sbi_ignite.bridge.learning_rate import find_learning_rate as find_learning_rate
+    from sbi_ignite.bridge.patch import patch_sbi as patch_sbi
+    from sbi_ignite.bridge.patch import unpatch_sbi as unpatch_sbi
     from sbi_ignite.callback import Callback as Callback
     from sbi_ignite.callback import History as History
     from sbi_ignite.callback import TrainingState as TrainingState
-    from sbi_ignite.engine.run import run_training as run_training
     from sbi_ignite.exceptions import ArgumentError as ArgumentError
     from sbi_ignite.exceptions import CheckpointError as CheckpointError
     from sbi_ignite.exceptions import CheckpointMismatchError as CheckpointMismatchError
@@ -46,10 +49,6 @@ if TYPE_CHECKING:
     from sbi_ignite.inference import NRE_B as NRE_B
     from sbi_ignite.inference import NRE_C as NRE_C
     from sbi_ignite.inference import MarginalTrainer as MarginalTrainer
-    from sbi_ignite.inference.learning_rate import LearningRateRange as LearningRateRange
-    from sbi_ignite.inference.learning_rate import find_learning_rate as find_learning_rate
-    from sbi_ignite.inference.patch import patch_sbi as patch_sbi
-    from sbi_ignite.inference.patch import unpatch_sbi as unpatch_sbi
     from sbi_ignite.methods.base import LossArgs as LossArgs
     from sbi_ignite.methods.marginal import LossArgsMarginal as LossArgsMarginal
     from sbi_ignite.methods.nle import LossArgsNLE as LossArgsNLE
@@ -70,10 +69,11 @@ if TYPE_CHECKING:
     from sbi_ignite.settings import TrainConfig as TrainConfig
     from sbi_ignite.settings import WeightAveraging as WeightAveraging
     from sbi_ignite.summary import TrainingSummary as TrainingSummary
+    from sbi_ignite.training.run import run_training as run_training
 
 _HOMES = {
     "callback": "Callback History TrainingState",
-    "engine.run": "run_training",
+    "training.run": "run_training",
     "exceptions": (
         "ArgumentError CheckpointError CheckpointMismatchError DataError MissingPackageError "
         "NoSimulationsError NonFiniteLossError NotYetError SbiIgniteError SbiIgniteWarning "
@@ -83,8 +83,8 @@ _HOMES = {
         "BNRE FMPE MNLE MNPE MarginalTrainer NLE NLE_A NPE NPE_A NPE_B NPE_C NPE_PFN NPSE NRE "
         "NRE_A NRE_B NRE_C"
     ),
-    "inference.learning_rate": "LearningRateRange find_learning_rate",
-    "inference.patch": "patch_sbi unpatch_sbi",
+    "bridge.learning_rate": "LearningRateRange find_learning_rate",
+    "bridge.patch": "patch_sbi unpatch_sbi",
     "methods.base": "LossArgs",
     "methods.marginal": "LossArgsMarginal",
     "methods.nle": "LossArgsNLE",

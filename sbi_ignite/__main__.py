@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"sbi_ignite: no such script: {target[0]}\n{USAGE}", file=sys.stderr)
         return 2
 
-    from sbi_ignite.inference.patch import patch_sbi
+    from sbi_ignite.bridge.patch import patch_sbi
 
     patch_sbi()
     sys.argv = target

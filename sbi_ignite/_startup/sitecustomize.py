@@ -62,7 +62,7 @@ def _patch() -> None:
     try:
         if importlib.util.find_spec("sbi_ignite") is None:
             _load_package()
-        from sbi_ignite.inference.workers import inherit_patch
+        from sbi_ignite.bridge.workers import inherit_patch
 
         inherit_patch()
     except Exception as error:  # an environment other than the parent's, where sbi still works

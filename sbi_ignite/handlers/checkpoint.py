@@ -9,7 +9,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.handlers.cutting import CUT_SHORT, ends_epoch
+from sbi_ignite.handlers.stop_mid_epoch import CUT_SHORT, ends_epoch
 from sbi_ignite.runs.directory import RunDirectory
 from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.settings import CheckpointConfig

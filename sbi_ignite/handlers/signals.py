@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.data.in_memory import InMemoryBatches
-from sbi_ignite.handlers.cutting import stop_after_batch
+from sbi_ignite.handlers.stop_mid_epoch import stop_after_batch
 from sbi_ignite.settings import Resolved
 
 Step = Callable[..., Any]

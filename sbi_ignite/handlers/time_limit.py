@@ -9,7 +9,7 @@ from datetime import timedelta
 from ignite.engine import Engine, Events
 
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.handlers.cutting import stop_after_batch
+from sbi_ignite.handlers.stop_mid_epoch import stop_after_batch
 
 
 class TimeLimit:

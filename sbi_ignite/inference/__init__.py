@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sbi_ignite.inference.version import check_sbi_version
+from sbi_ignite.bridge.version import check_sbi_version
 
 check_sbi_version()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import sbi.inference as sbi_inference
 
-from sbi_ignite.inference.patch import patch_sbi
+from sbi_ignite.bridge.patch import patch_sbi
 
 
 def infer(*args: Any, **kwargs: Any) -> Any:

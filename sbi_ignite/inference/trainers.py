@@ -9,9 +9,9 @@ from typing import Any
 
 import sbi.inference as sbi_inference
 
-from sbi_ignite.exceptions import ArgumentError
-from sbi_ignite.inference import marginal, seam
-from sbi_ignite.inference.signatures import typed_first
+from sbi_ignite.bridge import marginal, train
+from sbi_ignite.bridge.options import refuse_arguments
+from sbi_ignite.bridge.signatures import typed_first
 from sbi_ignite.summary import TrainingSummary
 
 
@@ -70,7 +70,7 @@ class IgniteTrainer:
             "callbacks": callbacks,
         }
         carry_out = (
-            marginal.train if isinstance(self, sbi_inference.MarginalTrainer) else seam.train
+            marginal.train if isinstance(self, sbi_inference.MarginalTrainer) else train.train
         )
         return carry_out(self, _sbi_method(self, "train"), args, {**new, **kwargs})
 
@@ -80,11 +80,11 @@ class IgniteLoop(IgniteTrainer):
 
     def _run_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Train by `run_training` where sbi would run its loop."""
-        return seam.run_training_loop(self, *args, **kwargs)
+        return train.run_training_loop(self, *args, **kwargs)
 
     def get_dataloaders(self, *args: Any, **kwargs: Any) -> Any:
         """Return loaders; within `train()`, batches sliced by index."""
-        return seam.get_dataloaders(self, _sbi_method(self, "get_dataloaders"), *args, **kwargs)
+        return train.get_dataloaders(self, _sbi_method(self, "get_dataloaders"), *args, **kwargs)
 
 
 def _sbi_method(trainer: Any, name: str) -> Any:
@@ -167,16 +167,6 @@ class NPE_PFN(sbi_inference.NPE_PFN):
         """
         refuse_arguments(self, args, kwargs)
         return super().train()
-
-
-def refuse_arguments(trainer: Any, args: Any, kwargs: Any) -> None:
-    """Refuse arguments for a trainer that trains nothing."""
-    if args or kwargs:
-        given = [*(type(arg).__name__ for arg in args), *kwargs]
-        raise ArgumentError(
-            f"{type(trainer).__name__}.train() takes no arguments, because it uses a network that "
-            f"is trained already; got {', '.join(given)}."
-        )
 
 
 def _show_signature(cls: Any) -> None:

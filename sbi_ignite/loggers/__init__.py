@@ -1,8 +1,8 @@
 """Logging backends, and the object that passes numbers to them without disturbing a training.
 
 `make_loggers` makes what was asked for. `base.py` defines the interface; every backend has a file
-of its own. Slow libraries (wandb, mlflow) run in a process of their own behind `courier.py`, users'
-logger objects on a thread (`helper_thread.py`), so that neither can stop, slow or change a
+of its own. Slow libraries (wandb, mlflow) run in a process of their own (`subprocess_backend.py`),
+users' logger objects on a thread (`helper_thread.py`), so that neither can stop, slow or change a
 training.
 """
 

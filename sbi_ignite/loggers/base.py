@@ -1,6 +1,6 @@
 """The interface of all loggers: what a backend is told about a run, and when.
 
-Imports nothing but the standard library, so that a courier's process starts quickly.
+Imports nothing but the standard library, so that a backend process starts quickly.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Backend:
     """What that work is."""
 
     local: bool = False
-    """Whether the backend needs this machine only; asked in a courier's process only."""
+    """Whether the backend needs this machine only; asked in a backend process only."""
 
     def __init__(
         self,
@@ -206,13 +206,13 @@ class Backend:
         """Drop whatever is still running; called once, at the end or after a failure."""
 
     def say(self, line: str) -> None:
-        """Tell the user; a courier's process replaces this with its own way."""
+        """Tell the user; a backend process replaces this with its own way."""
 
     def still_moving(self) -> None:
-        """Note that work goes on; a courier's process replaces this with its own way."""
+        """Note that work goes on; a backend process replaces this with its own way."""
 
     def worth_retrying(self, error: Exception) -> bool:
-        """Say whether a call that raised may succeed later; asked in a courier's process only."""
+        """Say whether a call that raised may succeed later; asked in a backend process only."""
         return False
 
     def state_dict(self) -> dict[str, Any]:

@@ -77,9 +77,9 @@ def backend_by_name(name: str, fields: Mapping[str, Any]) -> Backend:
     """
     check_package(name)
     if name in IN_OWN_PROCESS:
-        from sbi_ignite.loggers.courier import Courier
+        from sbi_ignite.loggers.subprocess_backend import SubprocessBackend
 
-        return Courier(name, fields)
+        return SubprocessBackend(name, fields)
     return backend_class(name)(**fields)
 
 

@@ -2,7 +2,7 @@
 
 ignite's logger uses MLflow's global active run, which may be the user's, and a dead server blocks
 it for minutes; this one uses the client directly, with a run of its own. It is meant to live in a
-courier's process.
+backend process.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ def new_identity(name: str) -> dict[str, Any]:
     """Return the identity of a training that starts afresh.
 
     The first training of a process takes the wandb run that the environment names, unless the user
-    logs to it. The courier's process has the last word: only it can see other processes.
+    logs to it. The backend process has the last word: only it can see other processes.
 
     Args:
         name: The backend's name.

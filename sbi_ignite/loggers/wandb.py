@@ -2,7 +2,7 @@
 
 ignite's logger goes through wandb's global run, which may be the user's, reports success after an
 exception and cannot continue a run; this one has a run of its own. It is meant to live in a
-courier's process.
+backend process.
 """
 
 from __future__ import annotations

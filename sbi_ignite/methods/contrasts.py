@@ -12,7 +12,7 @@ from sbi_ignite.exceptions import DataError
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class InBatchContrasts:
     """Classifier logits in which each x meets the theta of the rows behind it in a random order.
 
     sbi draws the other theta of every row from all rows, by weights of shape (batch, batch), which

@@ -9,9 +9,9 @@ from pydantic import Field
 from typing_extensions import override
 
 from sbi_ignite.settings.base import Settings
-from sbi_ignite.settings.fields import Fraction, PositiveFloat, choice
+from sbi_ignite.settings.errors import refuse_foreign
+from sbi_ignite.settings.field_types import Fraction, PositiveFloat, choice
 from sbi_ignite.settings.origin import Origin
-from sbi_ignite.settings.problems import refuse_foreign
 
 __all__ = ["AveragingKind", "WeightAveraging"]
 

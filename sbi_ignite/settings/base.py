@@ -13,10 +13,10 @@ from typing_extensions import Self, override
 
 from sbi_ignite.exceptions import ArgumentError, SettingsError
 from sbi_ignite.html import table
-from sbi_ignite.settings.fields import from_text
+from sbi_ignite.settings.errors import translate
+from sbi_ignite.settings.field_types import from_text
 from sbi_ignite.settings.origin import Origin
 from sbi_ignite.settings.plain import content_hash, shorten
-from sbi_ignite.settings.problems import translate
 
 __all__ = ["Settings"]
 

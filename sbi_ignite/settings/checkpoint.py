@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from sbi_ignite.settings.base import Settings
-from sbi_ignite.settings.fields import Directory, OrNone, PositiveFloat, PositiveInt, choice
+from sbi_ignite.settings.field_types import Directory, OrNone, PositiveFloat, PositiveInt, choice
 
 __all__ = ["CheckpointConfig"]
 

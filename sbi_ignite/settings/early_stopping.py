@@ -10,9 +10,9 @@ from typing_extensions import Self, override
 
 from sbi_ignite.exceptions import SettingsError
 from sbi_ignite.settings.base import Settings
-from sbi_ignite.settings.fields import NonNegativeFloat, PositiveInt, choice
+from sbi_ignite.settings.errors import refuse_foreign
+from sbi_ignite.settings.field_types import NonNegativeFloat, PositiveInt, choice
 from sbi_ignite.settings.origin import Origin
-from sbi_ignite.settings.problems import refuse_foreign
 
 __all__ = ["EarlyStopping", "Kind"]
 

@@ -10,7 +10,8 @@ from typing_extensions import override
 
 from sbi_ignite.exceptions import SettingsError
 from sbi_ignite.settings.base import Settings
-from sbi_ignite.settings.fields import (
+from sbi_ignite.settings.errors import refuse_foreign
+from sbi_ignite.settings.field_types import (
     Count,
     Fraction,
     NonNegativeFloat,
@@ -20,7 +21,6 @@ from sbi_ignite.settings.fields import (
 )
 from sbi_ignite.settings.origin import Origin
 from sbi_ignite.settings.plain import plain
-from sbi_ignite.settings.problems import refuse_foreign
 
 __all__ = ["KINDS", "Kind", "LRSchedule", "same_course"]
 

@@ -17,9 +17,9 @@ from sbi_ignite.settings.averaging import WeightAveraging
 from sbi_ignite.settings.base import Settings
 from sbi_ignite.settings.checkpoint import CheckpointConfig
 from sbi_ignite.settings.early_stopping import EarlyStopping
+from sbi_ignite.settings.errors import suggestion
 from sbi_ignite.settings.logging_config import LoggingConfig
 from sbi_ignite.settings.origin import Origin
-from sbi_ignite.settings.problems import suggestion
 from sbi_ignite.settings.schedule import LRSchedule
 from sbi_ignite.settings.train import TrainConfig
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sbi_ignite.settings.base import Settings
-from sbi_ignite.settings.fields import (
+from sbi_ignite.settings.field_types import (
     Bool,
     Count,
     NonNegativeFloat,

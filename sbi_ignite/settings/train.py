@@ -12,7 +12,7 @@ from typing_extensions import Self, override
 from sbi_ignite.exceptions import SettingsError
 from sbi_ignite.settings.averaging import AveragingKind, WeightAveraging
 from sbi_ignite.settings.base import Settings
-from sbi_ignite.settings.fields import (
+from sbi_ignite.settings.field_types import (
     Bool,
     Device,
     Duration,

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from sbi_ignite import SbiIgniteWarning, SettingsError, TrainConfig, run_training
+from sbi_ignite.bridge.in_context import InContext
 from sbi_ignite.capture import compiler
-from sbi_ignite.inference.tanh import TanhBySigmoid
-from sbi_ignite.inference.within import Within
+from sbi_ignite.kernels.tanh import TanhBySigmoid
 from tests.capture.test_verification import BATCHES, check_equal, mlp, squared, trained
 from tests.small import ready, same, train
 
@@ -75,7 +75,7 @@ def test_a_compiler_that_fails_leaves_the_training_to_torch(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", [squared, Within(squared, TanhBySigmoid)])
+@pytest.mark.parametrize("loss", [squared, InContext(squared, TanhBySigmoid)])
 def test_inductor_trains_to_the_same_losses_up_to_rounding(loss):
     """And takes, for every shape, what the typed form computes in its own way.
 

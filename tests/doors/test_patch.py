@@ -17,7 +17,7 @@ from sbi.inference.trainers.base import NeuralInference
 
 import sbi_ignite
 from sbi_ignite import TrainConfig, UnsupportedSbiError, patch_sbi, unpatch_sbi
-from sbi_ignite.inference.patch import is_patched
+from sbi_ignite.bridge.patch import is_patched
 from tests.small import METHODS, SBI_WARNS, ready, same, train
 
 pytestmark = SBI_WARNS

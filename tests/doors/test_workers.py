@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sbi_ignite import SbiIgniteWarning, patch_sbi, unpatch_sbi
-from sbi_ignite.inference.workers import STARTUP
+from sbi_ignite.bridge.workers import STARTUP
 from tests.small import ROOT, python
 
 TASK = """\
@@ -216,7 +216,7 @@ def test_the_patch_is_on_whatever_is_imported_first_with_warnings_as_errors(tmp_
     script = (
         "import warnings; warnings.simplefilter('error', UserWarning)\n"
         f"import {first}\nfrom sbi.inference.trainers.npe import NPE_C\n"
-        "from sbi_ignite.inference.patch import is_patched\nprint(is_patched())"
+        "from sbi_ignite.bridge.patch import is_patched\nprint(is_patched())"
     )
     assert started(tmp_path, script) == "True\n"
 

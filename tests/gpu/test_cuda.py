@@ -19,8 +19,8 @@ from sbi.utils import BoxUniform
 import sbi_ignite.inference
 from sbi_ignite import CheckpointConfig, NonFiniteLossError, Stage, TrainConfig, run_training
 from sbi_ignite.data.in_memory import OrderedBatches, ShuffledBatches
-from sbi_ignite.engine.optimizers import make_optimizer
 from sbi_ignite.handlers.epoch_mean import MOST_UNREAD, EpochMean
+from sbi_ignite.optim.make import make_optimizer
 
 # Read when CUDA starts: without it, matrix products may round otherwise from stream to stream.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -118,7 +118,7 @@ def test_a_validation_loss_is_as_uncertain_however_steps_are_computed(method: st
         made, errors = trainer(sbi_ignite.inference, method), []
         watch = SimpleNamespace(on_epoch_end=lambda s, to=errors: to.append(s.validation_error))
         config = TrainConfig(batch_size=30, max_epochs=30, stages=stages, compile=way)
-        with mock.patch("sbi_ignite.inference.batches._VALIDATION_ROWS", 50):
+        with mock.patch("sbi_ignite.bridge.batches._VALIDATION_ROWS", 50):
             made.train(config, checkpoint=False, callbacks=[watch])
         found.append(errors)
     assert found[0] == found[1]
@@ -174,13 +174,13 @@ def test_no_step_waits_for_the_card(method: str, where: str, monkeypatch: pytest
 def test_data_on_the_host_move_to_the_card_where_they_fit():
     made = trainer(sbi_ignite.inference, data_device="cpu")
     seen = []
-    run = sbi_ignite.inference.fitting.run_training
+    run = sbi_ignite.bridge.fit.run_training
 
     def keep(*args: Any, **kwargs: Any) -> Any:
         seen.append(args[3])
         return run(*args, **kwargs)
 
-    with mock.patch("sbi_ignite.inference.fitting.run_training", keep):
+    with mock.patch("sbi_ignite.bridge.fit.run_training", keep):
         made.train(TrainConfig(max_epochs=1), checkpoint=False)
     assert all(tensor.device == DEVICE for tensor in seen[0].tensors)
 
@@ -296,7 +296,7 @@ def test_a_training_that_was_cut_goes_on_as_if_nothing_had_happened(compat: bool
 @pytest.mark.parametrize("compat", [True, False])
 def test_a_flat_step_is_torchs(kind: str, compat: bool):
     """Bit for bit in sbi's form; fused kernels round the ends of tensors in their own way."""
-    from sbi_ignite.engine.flat import FlatOptimizer
+    from sbi_ignite.optim.flat import FlatOptimizer
 
     ends = []
     for flat in (False, True):

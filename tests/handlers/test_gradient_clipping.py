@@ -10,9 +10,9 @@ from ignite.engine import Engine
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from sbi_ignite.engine.flat import FlatOptimizer
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.handlers.gradient_clipping import GradientClipping
+from sbi_ignite.optim.flat import FlatOptimizer
 
 SHAPES = [(1,), (17, 3), (), (129,), (64, 33)]
 

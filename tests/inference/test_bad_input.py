@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-import sbi_ignite.inference.version
+import sbi_ignite.bridge.version
 from sbi_ignite import (
     DataError,
     LossArgsNPE,
@@ -333,6 +333,6 @@ def test_a_version_that_only_begins_alike_is_not_taken_for_a_known_one(monkeypat
 
     monkeypatch.setattr(sbi, "__version__", "0.270.0")
     with pytest.raises(UnsupportedSbiError):
-        sbi_ignite.inference.version.check_sbi_version()
+        sbi_ignite.bridge.version.check_sbi_version()
     monkeypatch.setattr(sbi, "__version__", "0.27.9")
-    sbi_ignite.inference.version.check_sbi_version()
+    sbi_ignite.bridge.version.check_sbi_version()

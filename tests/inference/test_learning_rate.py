@@ -17,8 +17,8 @@ from sbi_ignite import (
     TrainConfig,
     find_learning_rate,
 )
-from sbi_ignite.inference.learning_rate import has_diverged, smooth
-from sbi_ignite.inference.patch import is_patched
+from sbi_ignite.bridge.learning_rate import has_diverged, smooth
+from sbi_ignite.bridge.patch import is_patched
 from sbi_ignite.random_state import random_states
 from tests.small import METHODS, SBI_WARNS, empty, ready, same, train, weights
 

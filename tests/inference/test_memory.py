@@ -28,7 +28,7 @@ from sbi_ignite import (
     load_estimator,
     patch_sbi,
 )
-from sbi_ignite.inference import batches, building, fitting, seam
+from sbi_ignite.bridge import batches, fit, network_builder, train
 from sbi_ignite.runs.networks import describe_network
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
@@ -48,9 +48,9 @@ def simulations(rows: int = ROWS) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture
 def large(monkeypatch):
     """Let data of these tests count as large."""
-    monkeypatch.setattr(building, "ALL_ROWS_UP_TO", 2 * TRAIN - 1)
-    monkeypatch.setattr(building, "FEW_NUMBERS", 2 * FEW)
-    monkeypatch.setattr(building, "FEW_ROWS", 10)
+    monkeypatch.setattr(network_builder, "ALL_ROWS_UP_TO", 2 * TRAIN - 1)
+    monkeypatch.setattr(network_builder, "FEW_NUMBERS", 2 * FEW)
+    monkeypatch.setattr(network_builder, "FEW_ROWS", 10)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def trained(trainer=NPE, *args, config=TYPED, data=None, builder=None, **kwargs)
 
 def without_this(monkeypatch):
     """Let sbi build as it does by itself."""
-    monkeypatch.setattr(seam, "lean_building", lambda trainer, call: nullcontext())
+    monkeypatch.setattr(train, "lean_building", lambda trainer, call: nullcontext())
 
 
 def test_small_data_are_shown_as_a_whole_and_nothing_changes(built, monkeypatch):
@@ -128,7 +128,7 @@ def test_few_rows_change_the_z_scores_little_and_else_nothing(large, built, monk
     assert 0 < len(differing) <= 4  # mean and standard deviation of theta and of x
     for name in differing:
         torch.testing.assert_close(
-            few.weights[name], all_rows.weights[name], rtol=building.TOLERANCE, atol=0.05
+            few.weights[name], all_rows.weights[name], rtol=network_builder.TOLERANCE, atol=0.05
         )
 
 
@@ -233,7 +233,7 @@ def test_a_run_directory_describes_and_continues_the_network(large, tmp_path, mo
         described.append([len(tensor) for tensor in tensors])
         return describe_network(build, *tensors)
 
-    monkeypatch.setattr(fitting, "describe_network", noting)
+    monkeypatch.setattr(fit, "describe_network", noting)
     whole = trained(config=TrainConfig(max_epochs=4, batch_size=500, seed=1))
     trained(checkpoint=tmp_path / "run")
     longer = TrainConfig(max_epochs=4, batch_size=500, seed=1)

@@ -17,7 +17,7 @@ from sbi_ignite import (
     SbiIgniteWarning,
     TrainConfig,
 )
-from sbi_ignite.engine import state
+from sbi_ignite.training import state
 from tests.small import SBI_WARNS, append, draw, ready, same, standing_still, train
 
 pytestmark = SBI_WARNS

@@ -10,8 +10,8 @@ from sbi.utils import BoxUniform
 
 import sbi_ignite.inference
 from sbi_ignite import EarlyStopping, LRSchedule, TrainConfig
-from sbi_ignite.inference.batches import _large_batch as large_batch
-from sbi_ignite.inference.batches import make_loaders, simulations_of
+from sbi_ignite.bridge.batches import _large_batch as large_batch
+from sbi_ignite.bridge.batches import make_loaders, simulations_of
 from tests.small import (
     METHODS,
     SBI_WARNS,
@@ -327,7 +327,7 @@ def test_validation_takes_many_rows_at_a_time_where_rows_mean_the_same(
         loaders.extend(make_loaders(*args))
         return loaders
 
-    monkeypatch.setattr("sbi_ignite.inference.seam.make_loaders", keep)
+    monkeypatch.setattr("sbi_ignite.bridge.train.make_loaders", keep)
     ready(name).train(TrainConfig(batch_size=batch_size, max_epochs=1))
     assert loaders[0].batch_size == batch_size
     assert loaders[1].batch_size == expected
@@ -347,7 +347,7 @@ def test_the_validation_loss_is_the_mean_over_all_rows_however_they_are_cut():
     losses = []
     for rows in (1, 5, 1_000):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sbi_ignite.inference.batches._VALIDATION_ROWS_ON_CPU", rows)
+            patch.setattr("sbi_ignite.bridge.batches._VALIDATION_ROWS_ON_CPU", rows)
             trainer = ready("NPE_C")
             trainer.train(TrainConfig(batch_size=2, max_epochs=1, optimizer=standing_still, seed=0))
             losses.append(trainer.training_summary.validation_loss[0])

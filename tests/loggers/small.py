@@ -24,9 +24,9 @@ from ignite.engine import Engine
 from torch import Tensor, nn
 
 from sbi_ignite import Callback, SbiIgniteWarning, TrainConfig, TrainingState, TrainingSummary
-from sbi_ignite.engine.run import run_training
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.loggers import Loggers, RunInfo
+from sbi_ignite.training.run import run_training
 
 ROOT = Path(__file__).parents[2]
 

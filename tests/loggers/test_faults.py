@@ -422,24 +422,24 @@ def test_many_that_fail_share_the_seconds() -> None:
     assert outcome.is_unharmed()
 
 
-# --- the courier's process
+# --- the backend process
 
 
-def test_the_couriers_process_is_killed_or_frozen(tmp_path: Path) -> None:
+def test_the_backend_process_is_killed_or_frozen(tmp_path: Path) -> None:
     """Killed: one warning. Frozen: one warning, after at most 5 s."""
     for number in (signal.SIGKILL, signal.SIGSTOP):
-        couriers: list[int] = []
+        processes: list[int] = []
 
-        def hit(number: Any = number, couriers: list[int] = couriers) -> None:
+        def hit(number: Any = number, processes: list[int] = processes) -> None:
             found = descendants(os.getpid()).items()
-            couriers += [pid for pid, command in found if "courier_process" in command]
-            os.kill(couriers[-1], number)
+            processes += [pid for pid, command in found if "subprocess_main" in command]
+            os.kill(processes[-1], number)
 
         after = AfterEpoch(1, hit)
         try:
             outcome = trained(LoggingConfig("wandb", mode="offline"), do=after)
         finally:
-            for pid in couriers:
+            for pid in processes:
                 _end(pid)
         assert_unharmed(outcome, "wandb")
 

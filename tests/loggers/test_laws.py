@@ -117,7 +117,7 @@ def expected(summary: TrainingSummary) -> read.Rows:
 
 def test_the_law_knows_every_backend() -> None:
     """Whoever writes a class of backends has to say here how to read it back."""
-    around_others = {"Courier", "OnHelperThread"}
+    around_others = {"SubprocessBackend", "OnHelperThread"}
     names = {
         cls.name
         for module in pkgutil.iter_modules(sbi_ignite.loggers.__path__, "sbi_ignite.loggers.")

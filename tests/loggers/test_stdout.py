@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from sbi_ignite import EarlyStopping, TrainConfig, run_training
-from sbi_ignite.engine.schedules import derived_length
 from sbi_ignite.loggers import make_loggers
+from sbi_ignite.training.schedules import derived_length
 from tests.loggers.small import Play
 
 _LAST_WORDS = (
@@ -136,6 +136,6 @@ def test_failures_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_a_backend_on_the_screen_shows_progress() -> None:
-    """The seam silences sbi's own line when ours is there."""
+    """`report_end` silences sbi's own line when ours is there."""
     assert make_loggers(["memory", "stdout"]).shows_progress
     assert not make_loggers(["memory"]).shows_progress

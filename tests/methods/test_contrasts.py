@@ -11,8 +11,8 @@ from torch import Tensor
 
 import sbi_ignite.inference
 from sbi_ignite import DataError, TrainConfig
-from sbi_ignite.inference.losses import loss_of
-from sbi_ignite.methods.contrasts import Neighbours
+from sbi_ignite.bridge.losses import loss_of
+from sbi_ignite.methods.contrasts import InBatchContrasts
 
 
 def pairs(num_rows: int, num_atoms: int, seed: int = 0) -> Tensor:
@@ -20,7 +20,7 @@ def pairs(num_rows: int, num_atoms: int, seed: int = 0) -> Tensor:
     torch.manual_seed(seed)
     rows = torch.arange(float(num_rows))[:, None]
     together = SimpleNamespace(_neural_net=lambda theta, x: torch.cat([theta, x], dim=1))
-    return Neighbours(together)(rows, rows, num_atoms).reshape(num_rows, num_atoms, 2).long()
+    return InBatchContrasts(together)(rows, rows, num_atoms).reshape(num_rows, num_atoms, 2).long()
 
 
 @pytest.mark.parametrize(("num_rows", "num_atoms"), [(7, 2), (7, 7), (50, 10), (2, 2), (3, 1)])

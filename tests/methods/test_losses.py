@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sbi_ignite.inference.losses import TrainersOwnLoss, loss_of
+from sbi_ignite.bridge.losses import TrainersOwnLoss, loss_of
 from sbi_ignite.methods.base import LossArgs
 from tests.small import METHODS, SBI_WARNS, ready, second_round
 

@@ -17,7 +17,7 @@ from typing import Any
 import sbi.inference
 
 import sbi_ignite.inference
-from sbi_ignite.inference.families import family_of_class
+from sbi_ignite.bridge.families import family_of_class
 from tests.small import METHODS, ROOT
 
 PATH = ROOT / "sbi_ignite" / "inference" / "trainers.pyi"

@@ -17,7 +17,7 @@ import sbi.inference
 
 import sbi_ignite.inference
 from sbi_ignite import patch_sbi
-from sbi_ignite.inference.families import family_of_class
+from sbi_ignite.bridge.families import family_of_class
 from sbi_ignite.inference.trainers import IgniteTrainer
 from tests.small import METHODS, ROOT
 from tests.typing import stubs

@@ -1,0 +1,1 @@
+"""The bridge to sbi: the one place that knows sbi's private names."""

@@ -1,0 +1,213 @@
+"""Choose the stopping rules of a call and the keeper of its best weights.
+
+In sbi's form the trainer's own `_converged` decides and keeps the best weights. Private names were
+read in sbi 0.27.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from torch import nn
+
+from sbi_ignite.bridge.arguments import Call
+from sbi_ignite.bridge.losses import is_sbis_own
+from sbi_ignite.callback import TrainingState
+from sbi_ignite.handlers.best_weights import BestWeights
+from sbi_ignite.handlers.stopping import Rule, WithoutPatience, make_rule
+from sbi_ignite.settings import EarlyStopping
+
+
+def rules_of(trainer: Any, call: Call, continued: bool) -> tuple[tuple[Rule, ...], BestWeights]:
+    """Return the stopping rules of a call and the keeper of its best weights.
+
+    In sbi's form the trainer's own `_converged` decides, and keeps the best weights, unless the
+    call asks for something that it does not support.
+    """
+    asked, config = call.settings.early_stopping, call.settings.train
+    if not config.sbi_compat:
+        rules = tuple(make_rule(rule, call.ema_loss_decay) for rule in asked)
+        return rules, KeptOnTrainer(trainer, continued)
+    budget = SbiBudget(trainer, config.max_epochs)
+    own = next((rule for rule in asked if _is_sbis(rule, call)), None)
+    others = tuple(make_rule(rule, call.ema_loss_decay) for rule in asked if rule is not own)
+    if own is None:
+        return (budget, *others), KeptOnTrainer(trainer, continued)
+    converged = SbiConverged(trainer, own.patience, config.max_epochs)
+    return (budget, converged, *others), KeptBySbi(trainer, converged)
+
+
+def _is_sbis(rule: EarlyStopping, call: Call) -> bool:
+    """Return whether a rule is the one that sbi's `_converged` implements for this family."""
+    return rule.kind == call.family.default_rule.kind and rule.min_delta == 0.0
+
+
+class _Trainers:
+    """A rule whose state is in the trainer's own attributes, which `TrainerRecords` saves."""
+
+    def __init__(self, trainer: Any, max_epochs: int) -> None:
+        self._trainer, self._max_epochs = trainer, max_epochs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return an empty state."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore nothing: there is no state of its own."""
+
+    @property
+    def spent(self) -> bool:
+        """Whether the trainer's count is over the budget."""
+        return self._trainer.epoch > self._max_epochs
+
+
+class SbiBudget(WithoutPatience, _Trainers):
+    """sbi's budget of epochs: `max_num_epochs=N` trains up to N + 1."""
+
+    reason = "max_epochs"
+
+    def should_stop(self, state: TrainingState) -> bool:
+        """Say whether the trainer's count is over the budget."""
+        return self.spent
+
+    def already_stopped(self, state: TrainingState) -> bool:
+        """Say whether it is over the budget before the first epoch."""
+        return self.spent
+
+
+class SbiConverged(_Trainers):
+    """The trainer's own `_converged`, called when sbi would call it.
+
+    Args:
+        trainer: One of sbi's trainers.
+        patience: sbi's `stop_after_epochs`.
+        max_epochs: sbi's `max_num_epochs`.
+    """
+
+    reason = "patience"
+
+    def __init__(self, trainer: Any, patience: int, max_epochs: int) -> None:
+        super().__init__(trainer, max_epochs)
+        self._patience = patience
+        self.converged = False
+        self._continued = False
+
+    @property
+    def patience_left(self) -> int | None:
+        """Patience left by sbi's count; None if a user's own `_converged` counts."""
+        fruitless = getattr(self._trainer, "_epochs_since_last_improvement", None)
+        if fruitless is None or not is_sbis_own(self._trainer, "_converged"):
+            return None
+        return max(self._patience - fruitless, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether `_converged` has ended the training."""
+        return {"converged": self.converged}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue without calling it again, which would count one epoch too many."""
+        self.converged, self._continued = state["converged"], True
+
+    def should_stop(self, state: TrainingState) -> bool:
+        """Call it after an epoch; as in sbi, not after the last one of the budget."""
+        before = getattr(self._trainer, "_best_model_state_dict", None)
+        stop = self._ask(state)
+        is_new = self._trainer._best_model_state_dict is not before
+        state.note_best(state.best_validation_loss, state.epoch if is_new else state.best_epoch)
+        return stop
+
+    def already_stopped(self, state: TrainingState) -> bool:
+        """Call it before the first epoch, which also resets the trainer's state at epoch 0."""
+        if not self._continued:
+            return self._ask(state)
+        if is_sbis_own(self._trainer, "_converged"):
+            patient = self._trainer._epochs_since_last_improvement < self._patience
+            self.converged = self.converged and not patient
+        return self.converged
+
+    def _ask(self, state: TrainingState) -> bool:
+        if self.spent:
+            return False
+        trainer = self._trainer
+        self.converged = bool(trainer._converged(trainer.epoch, self._patience))
+        state.best_validation_loss = trainer._best_val_loss
+        return self.converged
+
+
+class KeptBySbi(BestWeights):
+    """The best weights as sbi's `_converged` keeps them on the trainer.
+
+    Args:
+        trainer: One of sbi's trainers.
+        rule: The rule that calls `_converged`.
+    """
+
+    def __init__(self, trainer: Any, rule: SbiConverged) -> None:
+        super().__init__()
+        self._trainer, self._rule = trainer, rule
+        self._state = TrainingState(model=None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best weights that the trainer has."""
+        weights = getattr(self._trainer, "_best_model_state_dict", None)
+        return {"loss": self._state.best_validation_loss, "epoch": 0, "weights": weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give the trainer its best weights back."""
+        self._trainer._best_model_state_dict = state["weights"]
+
+    def update(self, state: TrainingState) -> None:
+        """Leave the weights to `_converged`, which never sees the last epoch of a spent budget."""
+        trainer, self._state = self._trainer, state
+        if self._rule.spent and trainer._val_loss < trainer._best_val_loss:
+            trainer._best_val_loss = trainer._val_loss
+            trainer._best_model_state_dict = deepcopy(state.model.state_dict())
+            state.note_best(trainer._val_loss, state.epoch)
+
+    def restore(self, model: nn.Module) -> None:
+        """Load the best weights that the trainer has."""
+        if self._trainer._best_model_state_dict is not None:
+            model.load_state_dict(self._trainer._best_model_state_dict)
+
+    def conclude(self, model: nn.Module) -> None:
+        """Load the best weights, unless `_converged` has ended the training and done so."""
+        if not self._rule.converged:
+            self.restore(model)
+
+
+class KeptOnTrainer(BestWeights):
+    """The best weights, also available on the trainer under sbi's names.
+
+    Args:
+        trainer: One of sbi's trainers.
+        continued: Whether to go on from the best weights that the trainer has.
+    """
+
+    def __init__(self, trainer: Any, continued: bool) -> None:
+        super().__init__()
+        self._trainer = trainer
+        if continued and trainer._best_model_state_dict is not None:
+            self.loss, self.weights = trainer._best_val_loss, trainer._best_model_state_dict
+            self.epoch = trainer.epoch - trainer._epochs_since_last_improvement
+
+    def update(self, state: TrainingState) -> None:
+        """Look at the epoch and tell the trainer."""
+        super().update(state)
+        self._tell(state)
+
+    def take(self, loss: float, state: TrainingState) -> None:
+        """Take the weights as the best ones and tell the trainer."""
+        super().take(loss, state)
+        self._tell(state)
+
+    def _tell(self, state: TrainingState) -> None:
+        self._trainer._best_val_loss = self.loss
+        self._trainer._best_model_state_dict = self.weights
+        self._trainer._epochs_since_last_improvement = state.epoch - self.epoch
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue, and give the trainer its best weights back."""
+        super().load_state_dict(state)
+        self._trainer._best_model_state_dict = self.weights

@@ -1,0 +1,317 @@
+"""Train the network of an sbi trainer and keep sbi's records.
+
+Private names were read in sbi 0.27.0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from sbi.inference import NeuralInference
+
+from sbi_ignite.bridge.arguments import LOSS_KEYWORDS, Call
+from sbi_ignite.bridge.convergence import rules_of
+from sbi_ignite.bridge.in_context import InContext
+from sbi_ignite.bridge.losses import is_sbis_own
+from sbi_ignite.bridge.network_builder import rows_for_builder
+from sbi_ignite.bridge.options import kept_on_resume
+from sbi_ignite.bridge.rounds import Round, begin_round, directory_of, end_round
+from sbi_ignite.bridge.sbi_summary import TrainerRecords, TrainersTracker
+from sbi_ignite.bridge.traceable import is_traceable
+from sbi_ignite.callback import TrainingState
+from sbi_ignite.data.foreign import WholePass, as_batches
+from sbi_ignite.data.source import Batches
+from sbi_ignite.exceptions import NonFiniteLossError
+from sbi_ignite.handlers.best_weights import BestWeights
+from sbi_ignite.handlers.epoch_mean import StepOutput
+from sbi_ignite.handlers.stopping import Rule
+from sbi_ignite.kernels.splines import (
+    has_splines,
+    replaceable_splines,
+    splines_for_all_values,
+)
+from sbi_ignite.kernels.tanh import TanhBySigmoid, has_tanh
+from sbi_ignite.methods.base import Loss
+from sbi_ignite.optim.make import make_optimizer
+from sbi_ignite.runs.networks import describe_network
+from sbi_ignite.runs.snapshot import Snapshot
+from sbi_ignite.training.checks import check_loader
+from sbi_ignite.training.hooks import Place, Steps, TrainingHooks
+from sbi_ignite.training.options import rates_of
+from sbi_ignite.training.run import run
+from sbi_ignite.training.training import assemble
+
+
+def fit(
+    trainer: Any,
+    call: Call,
+    loss: Loss,
+    train_loader: Any,
+    val_loader: Any,
+    loss_args: Any = None,
+    summarization_kwargs: Mapping[str, Any] | None = None,
+) -> None:
+    """Train `trainer._neural_net` and keep sbi's records.
+
+    Args:
+        trainer: One of sbi's trainers.
+        call: The call that is carried out.
+        loss: Loss of the trainer's method.
+        train_loader: Batches of training data.
+        val_loader: Batches of validation data.
+        loss_args: sbi's own loss arguments, for overridden epoch methods.
+        summarization_kwargs: sbi's arguments for `_summarize_epoch`.
+    """
+    config, net = call.settings.train, trainer._neural_net
+    net.to(trainer._device)
+    state, resume_from = _start(trainer, call)
+    rules, best = rules_of(trainer, call, continued=state.epoch > 0)
+    now = begin_round(trainer, config.resume_training)
+    for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
+        check_loader(loader, name)
+    train_batches, val_batches = as_batches(train_loader), as_batches(val_loader, "val_loader")
+    place = Place(
+        method=type(trainer).__name__,
+        directory=directory_of(trainer, call, now, train_batches),
+        manifest=_manifest(trainer, call, now, train_batches),
+        round_index=now.index,
+        first_step=now.first_step,
+        first_iteration=now.first_iteration,
+        logged_to=getattr(trainer, "_ignite_identity", {}),
+        show_progress=trainer._show_progress_bars,
+    )
+
+    train_step = validation_step = None
+    refuse = not config.sbi_compat
+    if hasattr(trainer, "_train_epoch") and not is_sbis_own(trainer, "_train_epoch"):
+        train_step = _WholeEpoch(trainer, "_train_epoch", (config.clip_max_norm, loss_args), refuse)
+        train_batches = WholePass(train_batches)
+    if hasattr(trainer, "_validate_epoch") and not is_sbis_own(trainer, "_validate_epoch"):
+        validation_step = _WholeEpoch(trainer, "_validate_epoch", (loss_args,), refuse)
+        val_batches = WholePass(val_batches, "val_loader")
+    steps = Steps(train_step, validation_step, traceable=is_traceable(trainer, loss))
+
+    splines = nullcontext()
+    rounds_otherwise = not config.sbi_compat or config.precision != "32"
+    if rounds_otherwise and has_splines(net):
+        loss, splines = InContext(loss, splines_for_all_values), replaceable_splines()
+    if rounds_otherwise and has_tanh(net) and torch.device(trainer._device).type == "cpu":
+        loss = InContext(loss, TanhBySigmoid)
+    split = (train_batches, val_batches)
+    hooks = SbiHooks(
+        trainer, call, state, rules, best, place, steps, summarization_kwargs or {}, split
+    )
+    hooks.resume_from = resume_from
+    with splines:
+        trainer.training_summary = run(
+            assemble(
+                call.settings,
+                net,
+                loss,
+                train_batches,
+                val_batches,
+                optimizer=trainer.optimizer,
+                callbacks=call.callbacks,
+                device=trainer._device,
+                hooks=hooks,
+            )
+        )
+    end_round(trainer, state.iteration)
+
+
+class SbiHooks(TrainingHooks):
+    """What an sbi trainer decides about its training, and what it records during training.
+
+    Args:
+        trainer: One of sbi's trainers.
+        call: The call that is carried out.
+        state: The numbers to count on from.
+        rules: Its stopping rules.
+        best: Its keeper of the best weights.
+        place: Its round, run directory and loggers.
+        steps: How its batches are computed.
+        summarization_kwargs: sbi's arguments for `_summarize_epoch`.
+        batches: Batches of training and of validation data.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        call: Call,
+        state: TrainingState,
+        rules: Sequence[Rule],
+        best: BestWeights,
+        place: Place,
+        steps: Steps,
+        summarization_kwargs: Mapping[str, Any],
+        batches: Sequence[Batches],
+    ) -> None:
+        self._trainer, self._call, self._state = trainer, call, state
+        self._rules, self._best = rules, best
+        self._summarization_kwargs = dict(summarization_kwargs)
+        self.place, self.steps = place, steps
+        self.loggers = _trackers(trainer, call)
+        self.parts = {"books": TrainerRecords(trainer, batches)}
+        if not call.sbi_compat:
+            self.keep_snapshot = _keep_on(trainer, "_ignite_snapshot")
+
+    def state(self, model: Any) -> TrainingState:
+        """Return the numbers that the trainer counts on from."""
+        return self._state
+
+    def rules(self) -> Sequence[Rule]:
+        """Return the trainer's rules."""
+        return self._rules
+
+    def best_weights(self) -> BestWeights:
+        """Return the trainer's keeper of the best weights."""
+        return self._best
+
+    def on_epoch_validated(self, epoch_started: float) -> None:
+        """Record the epoch in sbi's summary, as sbi does before it calls `_converged`."""
+        trainer, state = self._trainer, self._state
+        trainer._val_loss = state.validation_loss
+        # MarginalTrainer has no such method and writes the same three lists in its loop.
+        summarize = getattr(trainer, "_summarize_epoch", _summarizer(trainer))
+        summarize(state.train_loss, trainer._val_loss, epoch_started, self._summarization_kwargs)
+        trainer.epoch += 1
+        if not self._call.logs_to_screen:
+            trainer._maybe_show_progress(trainer._show_progress_bars, trainer.epoch)
+
+    def on_end(self, logged_to: Mapping[str, Any]) -> None:
+        """Let the next round continue the same loggers."""
+        self._trainer._ignite_identity = logged_to
+
+
+def _summarizer(trainer: Any) -> Callable[..., None]:
+    """Return sbi's unmodified method that records an epoch in its summary, bound to a trainer."""
+    return NeuralInference._summarize_epoch.__get__(trainer)
+
+
+def _manifest(trainer: Any, call: Call, now: Round, batches: Batches) -> dict[str, Any]:
+    """Return what a run directory records about the trainer."""
+    manifest = {"round": now.index, "loss_arguments": _loss_arguments(call)}
+    if call.settings.checkpoint is None:
+        return manifest
+    known = getattr(trainer, "_ignite_network", None)
+    if known is None or call.settings.train.retrain_from_scratch:
+        # Masks come third and do not concern a builder, which sees only training rows.
+        tensors = (batches.tensors or ())[:2]
+        rows = rows_for_builder(trainer, call, tensors)
+        known = describe_network(trainer._build_neural_net, *(t[rows] for t in tensors))
+        trainer._ignite_network = known
+    return {**manifest, "estimator": known}
+
+
+def _trackers(trainer: Any, call: Call) -> list[TrainersTracker]:
+    """Return sbi's tracker as a logger, unless the call turns logging off."""
+    unwanted = any(getattr(logger, "backend", None) == "none" for logger in call.settings.logging)
+    return [] if unwanted else [TrainersTracker(trainer)]
+
+
+def _loss_arguments(call: Call) -> dict[str, Any]:
+    """Return the loss arguments that were passed, as plain data."""
+    passed = {name: call.keywords[name] for name in LOSS_KEYWORDS if name in call.keywords}
+    plain = (bool, int, float, str, type(None))
+    return {n: v if isinstance(v, plain) else type(v).__name__ for n, v in passed.items()}
+
+
+def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] | None]:
+    """Return the state from which training counts on, and the snapshot that it continues from."""
+    config = call.settings.train
+    state = TrainingState(model=trainer._neural_net)
+    if not config.resume_training or not hasattr(trainer, "optimizer"):
+        trainer.optimizer = make_optimizer(config, trainer._neural_net.parameters())
+        trainer.epoch, trainer._val_loss = 0, math.inf
+        trainer._ignite_state, trainer._ignite_snapshot = None, None
+        trainer._ignite_rate = rates_of(trainer.optimizer)[0]
+        trainer._ignite_kept_on_resume = kept_on_resume(call.settings)
+        return _noted(trainer, state), None
+    state.epoch = trainer.epoch
+    earlier: TrainingState | None = getattr(trainer, "_ignite_state", None)
+    if earlier is not None:
+        state.history, state.best_epoch = deepcopy(earlier.history), earlier.best_epoch
+        state.iteration = earlier.iteration
+    _noted(trainer, state)
+    snapshot: Snapshot | None = getattr(trainer, "_ignite_snapshot", None)
+    if config.sbi_compat or snapshot is None:
+        return state, None
+    states = snapshot.states()
+    if call.settings.origin("train.learning_rate").source == "default":
+        return state, states
+    factor = config.learning_rate / trainer._ignite_rate
+    trainer._ignite_rate = config.learning_rate
+    return state, _with_rate(states, factor)
+
+
+def _noted(trainer: Any, state: TrainingState) -> TrainingState:
+    """Keep a state on its trainer, where a later call finds it even after an exception."""
+    trainer._ignite_state = state
+    return state
+
+
+def _with_rate(states: Mapping[str, Any], factor: float) -> Mapping[str, Any]:
+    """Return states with scaled learning rates, for a new rate given on resume."""
+    if factor == 1.0:
+        return states
+    return {**states, **{n: _scaled(states[n], factor) for n in ("optimizer", "schedule")}}
+
+
+_RATES = frozenset({"lr", "initial_lr", "max_lr", "min_lr", "base_lrs", "_last_lr", "rates"})
+
+
+def _scaled(state: Any, factor: float, is_rate: bool = False) -> Any:
+    """Return a state in which everything named as a learning rate is scaled."""
+    if isinstance(state, Mapping):
+        return {name: _scaled(v, factor, name in _RATES) for name, v in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_scaled(value, factor, is_rate) for value in state)
+    return state * factor if is_rate and state is not None else state
+
+
+def _keep_on(trainer: Any, name: str) -> Callable[[Any], None]:
+    """Return a function that stores a value on a trainer, for a later call."""
+
+    def keep(value: Any) -> None:
+        setattr(trainer, name, value)
+
+    return keep
+
+
+@dataclass(frozen=True)
+class _WholeEpoch:
+    """A step that passes the whole loader to an epoch method that a user has overridden.
+
+    In sbi's form, what the method returns is used as it is, as in sbi.
+
+    Attributes:
+        trainer: One of sbi's trainers.
+        method: Name of the method, which returns the mean loss.
+        args: Its arguments besides the loader.
+        refuse_non_finite: Raise if that loss is NaN or infinite.
+    """
+
+    trainer: Any
+    method: str
+    args: tuple[Any, ...]
+    refuse_non_finite: bool
+
+    def __call__(self, engine: Engine, loader: Any) -> StepOutput:
+        """Train or validate for an epoch."""
+        loss = float(getattr(self.trainer, self.method)(loader, *self.args))
+        if self.refuse_non_finite and not math.isfinite(loss):
+            epoch = self.trainer.epoch + 1
+            raise NonFiniteLossError(
+                f"{type(self.trainer).__name__}.{self.method}() returned the loss {loss} in epoch "
+                f"{epoch}; the best weights so far are kept.",
+                epoch=epoch,
+                validation=self.method == "_validate_epoch",
+            )
+        return StepOutput(loss, rows=1)

@@ -1,0 +1,87 @@
+"""Carry out a `.train()` call of sbi's MarginalTrainer, which estimates the marginal p(x).
+
+sbi's MarginalTrainer has its own loop inside `train()`, so here the whole method is replaced.
+Private names of sbi were read in 0.27.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sbi_ignite.bridge.arguments import Call, parse_call
+from sbi_ignite.bridge.batches import make_loaders, split
+from sbi_ignite.bridge.fit import fit
+from sbi_ignite.bridge.losses import is_sbis_own
+from sbi_ignite.bridge.options import check_call
+from sbi_ignite.bridge.sbi_summary import close_books, say_how_it_ended, warn_budget_spent
+from sbi_ignite.bridge.train import check_simulations, prepare
+from sbi_ignite.bridge.version import check_sbi_version
+from sbi_ignite.concurrency import training_in_this_thread
+from sbi_ignite.data.foreign import as_batches
+from sbi_ignite.methods.marginal import MarginalLoss
+from sbi_ignite.training.recipe import filled_in
+
+
+def train(
+    trainer: Any, sbi_train: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """Carry out one call of `MarginalTrainer.train()`.
+
+    Args:
+        trainer: The trainer that was called.
+        sbi_train: sbi's own `train`, for its signature.
+        args: Positional arguments.
+        kwargs: Keyword arguments, sbi's and ours.
+
+    Returns:
+        The unconditional density estimator, with the best weights in it.
+    """
+    check_sbi_version()
+    call = parse_call(trainer, sbi_train, args, kwargs)
+    check_simulations(trainer)
+    check_call(trainer, call)
+    with training_in_this_thread():
+        return carry_out(trainer, call)
+
+
+def carry_out(trainer: Any, call: Call) -> Any:
+    """Carry out a call that has been parsed and checked."""
+    prepare(trainer, call.settings)
+    trainer._round = 0  # sbi sets it too, for code shared with other trainers
+
+    call, train_loader, val_loader = _loaders(trainer, call)
+    config = call.settings.train
+    if trainer._neural_net is None:
+        trainer._neural_net = trainer._build_neural_net(
+            trainer.get_samples()[trainer.train_indices].to("cpu")
+        )
+    own = is_sbis_own(trainer, "loss")
+    loss = MarginalLoss() if own else (lambda model, batch: trainer.loss(batch[0]))
+    fit(trainer, call, loss, train_loader, val_loader)
+    if not config.sbi_compat:
+        say_how_it_ended(trainer, call)
+    elif trainer.epoch > config.max_epochs:
+        warn_budget_spent(config.max_epochs)
+    close_books(trainer, config)
+    return trainer._neural_net
+
+
+def _loaders(trainer: Any, call: Call) -> tuple[Call, Any, Any]:
+    """Return batches of x for training and validation, and the call, its recipe filled in."""
+    config = call.settings.train
+    kwargs = config.dataloader_kwargs
+    if not is_sbis_own(trainer, "get_dataloaders") or (call.sbi_compat and kwargs is not None):
+        loaders = trainer.get_dataloaders(
+            config.batch_size,
+            config.validation_fraction,
+            dataloader_kwargs=None if kwargs is None else dict(kwargs),
+        )
+        return replace(call, settings=filled_in(call.settings, as_batches(loaders[0]))), *loaders
+    x = trainer.get_samples()
+    split(trainer, call, x, config.validation_fraction)
+    call = call.with_recipe(len(trainer.train_indices))
+    size = call.settings.train.batch_size
+    loaders = make_loaders(trainer, call, (x,), size, config.validation_fraction, kwargs)
+    return call, *loaders

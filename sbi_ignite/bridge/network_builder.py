@@ -1,0 +1,165 @@
+"""Let sbi build a trainer's network with few copies of the simulations.
+
+sbi passes all training rows to the function that builds the network, which copies them several
+times. If that function only takes means and standard deviations from many rows, it gets fewer rows
+in the typed form. Private names were read in sbi 0.27.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbi_ignite.bridge.arguments import Call
+from sbi_ignite.bridge.batches import chunks_of_rows, simulations_of
+from sbi_ignite.bridge.losses import is_sbis_own
+from sbi_ignite.runs.networks import describe_network
+
+ALL_ROWS_UP_TO = 2**23
+"""Numbers in theta or x for training up to which every builder sees all rows."""
+
+FEW_NUMBERS = 2**22
+FEW_ROWS = 2**14
+"""Beyond that, a builder sees only as many rows as hold this many numbers, but at least this many.
+
+The mean of n rows is off by 1 / sqrt(n) of the standard deviation: here by at most 1 in 128, which
+does not matter to a network after z-scoring.
+"""
+
+TOLERANCE = 0.05
+"""How far means and standard deviations of few rows may be off, in standard deviations of all.
+
+Chance alone stays below this (6 errors of the mean); rare large values, or columns that are
+constant except in a few rows, do not, and then the builder sees all rows.
+"""
+
+_OF_STATISTICS_ALONE: Mapping[str, frozenset[str] | None] = {
+    "posterior_nn": frozenset({"mdn", "mdn_snpe_a", "made", "maf", "maf_rqs", "nsf"}),
+    "likelihood_nn": frozenset({"mdn", "made", "maf", "maf_rqs", "nsf"}),
+    "classifier_nn": frozenset({"linear", "mlp", "resnet"}),
+    "posterior_flow_nn": None,
+    "posterior_score_nn": None,
+}
+"""Models of sbi's factories that use the rows for z-scoring and for nothing else.
+
+None stands for all models of a factory. Any model whose name begins with zuko_ belongs to the
+first two as well. Mixed estimators count categories, and tabpfn keeps the rows as its context.
+"""
+
+
+@contextmanager
+def lean_building(trainer: Any, call: Call) -> Iterator[None]:
+    """Make sbi's `_initialize_neural_network` build without copies while a call is carried out.
+
+    Args:
+        trainer: The trainer that was called.
+        call: The call.
+    """
+    name = "_initialize_neural_network"
+    if not is_sbis_own(trainer, name):
+        yield
+        return
+    setattr(trainer, name, partial(_build, trainer, call))
+    try:
+        yield
+    finally:
+        vars(trainer).pop(name, None)
+
+
+def rows_for_builder(trainer: Any, call: Call, tensors: Sequence[Tensor]) -> Tensor:
+    """Return indices of training rows from which the network can be built, shape (num_rows,).
+
+    The split has shuffled the training rows, so the first ones are as good as any, and no random
+    numbers are drawn.
+
+    Args:
+        trainer: Has `train_indices` and `_build_neural_net`.
+        call: The call.
+        tensors: theta (num_rows, ...) and x (num_rows, ...).
+    """
+    rows = trainer.train_indices
+    largest = max((tensor[:1].numel() for tensor in tensors), default=0)
+    few = max(FEW_NUMBERS // max(1, largest), FEW_ROWS)
+    if (
+        call.sbi_compat
+        or len(rows) * largest <= ALL_ROWS_UP_TO
+        or few >= len(rows)
+        or not is_sbis_own(trainer, "get_dataloaders")  # it may not shuffle
+        or not _takes_statistics_alone(trainer._build_neural_net)
+    ):
+        return rows
+    return rows[:few]
+
+
+def _build(trainer: Any, call: Call, retrain_from_scratch: bool, start_idx: int) -> None:
+    """Do what sbi's `_initialize_neural_network` does, which this replaces."""
+    # Nothing is left on the trainer by the time users' callbacks see it.
+    del trainer._initialize_neural_network
+    build: Callable[..., None] = trainer._initialize_neural_network
+    if trainer._neural_net is not None and not retrain_from_scratch:
+        build(retrain_from_scratch, start_idx)
+        return
+    tensors = simulations_of(trainer, start_idx)
+    all_rows = trainer.train_indices
+    few = rows_for_builder(trainer, call, tensors[:2])
+    if few is not all_rows and not all(_tells_the_same(t, few, all_rows) for t in tensors[:2]):
+        few = all_rows
+    with _holding(trainer, train_indices=few, get_simulations=lambda starting_round=0: tensors):
+        build(retrain_from_scratch, start_idx)
+
+
+@contextmanager
+def _holding(trainer: Any, **values: Any) -> Iterator[None]:
+    """Give a trainer attributes inside the block."""
+    before = {name: vars(trainer)[name] for name in values if name in vars(trainer)}
+    vars(trainer).update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            del vars(trainer)[name]
+        vars(trainer).update(before)
+
+
+def _takes_statistics_alone(build: Any) -> bool:
+    """Return whether a builder and its parts are sbi's own and use data for z-scoring only."""
+    description = describe_network(build)["builder"]
+    while description is not None and "partial" in description:
+        description = description["partial"]
+    if description is None or description["factory"] not in _OF_STATISTICS_ALONE:
+        return False
+    known = _OF_STATISTICS_ALONE[description["factory"]]
+    model = "mdn_snpe_a" if description["inner"] == "build_fn_snpe_a" else ""
+    model = str(description["closure"].get("model", model))
+    return known is None or model in known or model.startswith("zuko_")
+
+
+def _tells_the_same(tensor: Tensor, few: Tensor, rows: Tensor) -> bool:
+    """Return whether a few rows give the mean and standard deviation of every column."""
+    some_mean, some_std = _mean_and_std(tensor, few)
+    mean, std = _mean_and_std(tensor, rows)
+    # Written so that NaN gives False.
+    close = ((some_mean - mean).abs() <= TOLERANCE * std) & (
+        (some_std - std).abs() <= TOLERANCE * std
+    )
+    return bool(close.all())
+
+
+def _mean_and_std(tensor: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of every column, both of shape (num_columns,).
+
+    Both are computed relative to the first row, so that constant columns give exactly zero.
+    """
+    first = tensor[rows[0]].reshape(-1).double()
+    total, squares = torch.zeros_like(first), torch.zeros_like(first)
+    for chunk in chunks_of_rows(tensor, rows):
+        off = chunk.double() - first
+        total += off.sum(dim=0)
+        squares += off.square_().sum(dim=0)
+    mean = total / len(rows)
+    return mean, (squares / len(rows) - mean.square()).clamp(min=0).sqrt()

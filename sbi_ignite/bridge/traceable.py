@@ -1,0 +1,86 @@
+"""Decide whether a trainer's loss is the same computation for every batch.
+
+It is with networks made by sbi's own factories from sbi's own parts: apart from the values in a
+batch, every forward pass does the same. Foreign parts may do anything; the user must judge them.
+Private names were read in sbi 0.27.0.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
+
+from sbi.inference import NPE_C
+
+from sbi_ignite.bridge.losses import TrainersOwnLoss, is_sbis_own
+from sbi_ignite.methods.base import Loss
+from sbi_ignite.methods.npe import PosteriorLoss
+
+KNOWN = frozenset(("torch", "sbi", "nflows", "zuko", "builtins", "numpy", "collections"))
+"""Packages whose code is known to depend on nothing but its arguments."""
+
+ASKED_BY_LOSSES = (
+    "_loss",
+    "_get_losses",
+    "_classifier_logits",
+    "_log_prob_proposal_posterior",
+    "_log_prob_proposal_posterior_atomic",
+)
+"""Methods of a trainer that take part in its loss."""
+
+
+def is_traceable(trainer: Any, loss: Loss) -> bool:
+    """Return whether network and loss are sbi's own in every part.
+
+    Args:
+        trainer: One of sbi's trainers, with its network.
+        loss: The loss it trains with.
+    """
+    asked = [name for name in ASKED_BY_LOSSES if hasattr(trainer, name)]
+    return (
+        all(is_sbis_own(trainer, name) for name in asked)
+        and _is_known_loss(trainer, loss)
+        and all(_is_known_part(part) for part in trainer._neural_net.modules())
+    )
+
+
+def _is_known_loss(trainer: Any, loss: Loss) -> bool:
+    if isinstance(loss, TrainersOwnLoss) or not type(loss).__module__.startswith("sbi_ignite."):
+        return False
+    kernel = getattr(loss, "calibration_kernel", None)
+    if kernel is not None and not _is_known(kernel):
+        return False
+    if isinstance(loss, PosteriorLoss) and loss.proposal_log_prob is not None:
+        return isinstance(trainer, NPE_C) and _is_known_part(trainer._prior)
+    return True
+
+
+def _is_known_part(part: Any) -> bool:
+    """Return whether an object, and what it holds, are of known types and not modified."""
+    methods = (getattr(type(part), name, None) for name in ("forward", "loss", "log_prob"))
+    altered = [
+        name for name in vars(part) if isinstance(getattr(type(part), name, None), FunctionType)
+    ]
+    held = [item for value in vars(part).values() for item in _items(value)]
+    return (
+        not altered
+        and _is_known(type(part))
+        and all(_is_known(method) for method in methods if method is not None)
+        and all(map(_is_known, held))
+    )
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _is_known(value: Any) -> bool:
+    if isinstance(value, partial):
+        return _is_known(value.func)
+    if isinstance(value, MethodType):
+        return _is_known(value.__func__) and _is_known(type(value.__self__))
+    named = value if isinstance(value, type | FunctionType) else type(value)
+    return str(named.__module__).partition(".")[0] in KNOWN

@@ -1,0 +1,218 @@
+"""Carry out a `.train()` call of an sbi trainer.
+
+sbi's own `train()` still prepares everything (start index, network, loss arguments) and calls two
+methods that are replaced here: `get_dataloaders` and `_run_training_loop`. What the call asked for
+beyond sbi's keywords reaches them through a context variable. Private names were read in sbi
+0.27.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any
+
+from ignite.utils import manual_seed
+from sbi.utils.torchutils import check_if_prior_on_device, process_device
+
+from sbi_ignite.bridge.arguments import Call, parse_call
+from sbi_ignite.bridge.batches import (
+    make_loaders,
+    refused_by_torch,
+    simulations_of,
+    split,
+)
+from sbi_ignite.bridge.fit import fit
+from sbi_ignite.bridge.losses import is_sbis_own, loss_of
+from sbi_ignite.bridge.network_builder import lean_building
+from sbi_ignite.bridge.options import check_call
+from sbi_ignite.bridge.sbi_summary import report_end
+from sbi_ignite.bridge.version import check_sbi_version
+from sbi_ignite.concurrency import training_in_this_thread
+from sbi_ignite.data.foreign import as_batches
+from sbi_ignite.exceptions import NoSimulationsError
+from sbi_ignite.settings import Resolved
+from sbi_ignite.training.options import checked_device
+from sbi_ignite.training.recipe import filled_in
+
+_current: ContextVar[Call | None] = ContextVar("sbi_ignite_call", default=None)
+
+
+def train(
+    trainer: Any, sbi_train: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """Carry out one call of `.train()`.
+
+    Args:
+        trainer: The trainer that was called.
+        sbi_train: sbi's own `train` function of its class.
+        args: Positional arguments.
+        kwargs: Keyword arguments, sbi's and ours.
+
+    Returns:
+        What sbi's `train()` returns: the estimator, with the best weights in it.
+    """
+    if active_call(trainer) is not None:
+        return sbi_train(trainer, *args, **kwargs)
+    check_sbi_version()
+    call = parse_call(trainer, sbi_train, args, kwargs)
+    check_simulations(trainer)
+    check_call(trainer, call)
+    return carry_out(trainer, sbi_train, call)
+
+
+def carry_out(trainer: Any, sbi_train: Callable[..., Any], call: Call) -> Any:
+    """Carry out a call that has been parsed and checked."""
+    prepare(trainer, call.settings)
+    with training_in_this_thread(), _activated(call), lean_building(trainer, call):
+        return sbi_train(trainer, **call.keywords)
+
+
+def active_call(trainer: Any) -> Call | None:
+    """Return the call that this trainer is carrying out, if any."""
+    call = _current.get()
+    return call if call is not None and call.trainer is trainer else None
+
+
+@contextmanager
+def _activated(call: Call) -> Iterator[None]:
+    """Make the call available to the replaced methods."""
+    token = _current.set(call)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def check_simulations(trainer: Any) -> None:
+    """Refuse to train without simulations."""
+    if not getattr(trainer, "_data_round_index", True) or (
+        not hasattr(trainer, "_data_round_index") and not hasattr(trainer, "_x")
+    ):
+        add = (
+            "append_simulations(theta, x)"
+            if hasattr(trainer, "_theta_roundwise")
+            else "append_samples(x)"
+        )
+        raise NoSimulationsError(
+            f"No simulations found. {type(trainer).__name__}.train() needs data: call .{add} first."
+        )
+
+
+def prepare(trainer: Any, settings: Resolved) -> None:
+    """Seed and move the trainer as the settings ask.
+
+    Raises:
+        SettingsError: If there is no such device.
+    """
+    config = settings.train
+    if config.device is not None:
+        checked_device(config.device, settings.origin("train.device"))
+    if config.seed is not None:
+        manual_seed(config.seed)
+    if config.device is not None:
+        trainer._device = process_device(config.device)
+        check_if_prior_on_device(trainer._device, getattr(trainer, "_prior", None))
+
+
+def get_dataloaders(
+    trainer: Any,
+    sbi_get_dataloaders: Callable[..., Any],
+    starting_round: int = 0,
+    training_batch_size: int = 200,
+    validation_fraction: float = 0.1,
+    resume_training: bool = False,
+    dataloader_kwargs: dict[str, Any] | None = None,
+) -> tuple[Any, Any]:
+    """Return batches of training and validation data; outside `.train()`, sbi's own loaders."""
+    call = active_call(trainer)
+    if call is None:
+        return sbi_get_dataloaders(
+            trainer,
+            starting_round,
+            training_batch_size,
+            validation_fraction,
+            resume_training,
+            dataloader_kwargs,
+        )
+    tensors = simulations_of(trainer, starting_round)
+    split(trainer, call, tensors[1], validation_fraction, resume_training)
+    if call.settings.awaits_recipe:
+        call = call.with_recipe(len(trainer.train_indices))
+        _current.set(call)
+        training_batch_size = call.settings.train.batch_size
+    if dataloader_kwargs is None and _looks_into_loaders(trainer):
+        dataloader_kwargs = {}  # torch's own loaders, unchanged
+    if call.sbi_compat and dataloader_kwargs is not None:
+        # Splits as it stands: the indices have just been drawn.
+        with refused_by_torch(dataloader_kwargs, call):
+            return sbi_get_dataloaders(
+                trainer,
+                starting_round,
+                training_batch_size,
+                validation_fraction,
+                True,
+                dataloader_kwargs,
+            )
+    return make_loaders(
+        trainer, call, tensors, training_batch_size, validation_fraction, dataloader_kwargs
+    )
+
+
+def _looks_into_loaders(trainer: Any) -> bool:
+    """Return whether a user's method gets to see the loaders, and may expect torch's own."""
+    names = ("get_dataloaders", "_train_epoch", "_validate_epoch", "_run_training_loop")
+    return not all(is_sbis_own(trainer, name) for name in names)
+
+
+def run_training_loop(
+    trainer: Any,
+    train_loader: Any,
+    val_loader: Any,
+    train_config: Any,
+    loss_args: Any = None,
+    summarization_kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    """Train a trainer's network where sbi would run its loop.
+
+    Args:
+        trainer: One of sbi's trainers.
+        train_loader: Batches of training data.
+        val_loader: Batches of validation data.
+        train_config: sbi's own configuration.
+        loss_args: sbi's own loss arguments.
+        summarization_kwargs: sbi's arguments for `_summarize_epoch`.
+
+    Returns:
+        The trained network.
+    """
+    call = active_call(trainer) or _implied_call(trainer, train_config)
+    # Not filled in yet if a user's own get_dataloaders made the loaders.
+    call = replace(call, settings=filled_in(call.settings, as_batches(train_loader)))
+    loss = loss_of(trainer, loss_args, call.sbi_compat)
+    fit(trainer, call, loss, train_loader, val_loader, loss_args, summarization_kwargs or {})
+    report_end(trainer, call)
+    return trainer._neural_net
+
+
+def _implied_call(trainer: Any, train_config: Any) -> Call:
+    """Return the call that a user's own `train()` stands for, when it runs sbi's loop directly."""
+    keywords = dict(vars(train_config))
+
+    def everything(
+        self: Any,
+        training_batch_size: Any,
+        learning_rate: Any,
+        validation_fraction: Any,
+        stop_after_epochs: Any,
+        max_num_epochs: Any,
+        resume_training: Any,
+        retrain_from_scratch: Any,
+        show_train_summary: Any,
+        clip_max_norm: Any,
+    ) -> None:
+        """Stand in for a train() that has every keyword of sbi's configuration."""
+
+    return parse_call(trainer, everything, (), keywords)

@@ -1,0 +1,1 @@
+"""Mathematics of torch and nflows, computed faster."""

@@ -1,0 +1,323 @@
+"""The process functions of ignite's engines: one step of training, one batch of validation."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from ignite.engine import Engine
+from torch import Tensor, nn
+
+from sbi_ignite.capture.gradients import Gradients
+from sbi_ignite.capture.loss_values import check_losses
+from sbi_ignite.data.source import Batches, num_rows
+from sbi_ignite.exceptions import DataError, NonFiniteLossError
+from sbi_ignite.handlers.epoch_mean import StepOutput
+from sbi_ignite.handlers.events import TrainingEvents
+from sbi_ignite.training.first_batch import check_batch, check_shape
+
+Step = Callable[[Engine, Any], StepOutput]
+
+
+class Stepping(Protocol):
+    """What a step needs from an optimizer."""
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        ...
+
+    def step(self) -> Any:
+        """Take a step."""
+        ...
+
+
+@dataclass
+class TrainStep:
+    """One optimizer step: forward, backward, clip (a handler), step.
+
+    The first batch is checked thoroughly.
+
+    Attributes:
+        gradients: Losses of a batch, shape (batch,), or their mean, and its gradients.
+        optimizer: Steps over the network's parameters.
+        device: Where batches are moved.
+        summed: How the losses of a batch add up, `summed` or `summed_as_sbi`.
+        now: Returns current epoch and iteration, for errors.
+        check_gradients: Called after the first backward pass.
+    """
+
+    gradients: Gradients
+    optimizer: Stepping
+    device: torch.device
+    summed: Callable[[Tensor, Any], StepOutput]
+    now: Callable[[], tuple[int, int]]
+    check_gradients: Callable[[], None] | None = None
+    _first: bool = field(default=True, init=False, repr=False)
+
+    def __call__(self, engine: Engine, batch: Any) -> StepOutput:
+        """Take one step and return the sum of the losses."""
+        self.optimizer.zero_grad()
+        batch = on_device(batch, self.device)
+        if self._first:
+            check_batch(batch, _batches(engine).name)
+        with _translated_errors(engine, self.now, batch):
+            losses, backward = self.gradients(batch)
+        if self._first and self.summed is summed:
+            check_shape(losses, batch)
+        output = self.summed(losses, batch)
+        if not output.rows:
+            raise _empty_batch(engine, f"iteration {self.now()[1]}", self.now()[0])
+        output = checked(output, engine, self.now, batch, losses)
+        backward()
+        if self._first and self.check_gradients is not None:
+            self.check_gradients()
+        self._first = False
+        engine.fire_event(TrainingEvents.BACKWARD_COMPLETED)
+        self.optimizer.step()
+        return output
+
+
+@dataclass
+class ValidationStep:
+    """One batch of validation, without gradients.
+
+    The first batch is checked thoroughly.
+
+    Attributes:
+        model: The network.
+        loss: Losses of a batch.
+        device: Where batches are moved.
+        summed: How the losses of a batch add up, `summed` or `summed_as_sbi`.
+        now: Returns current epoch and iteration, for errors.
+        refuse_non_finite: Raise on NaN and infinity.
+        keep_losses: Also pass on the losses of the rows, if the loss function returns them.
+    """
+
+    model: nn.Module
+    loss: Callable[[Any, Any], Tensor]
+    device: torch.device
+    summed: Callable[[Tensor, Any], StepOutput]
+    now: Callable[[], tuple[int, int]]
+    refuse_non_finite: bool = True
+    keep_losses: bool = False
+    _first: bool = field(default=True, init=False, repr=False)
+
+    def __call__(self, engine: Engine, batch: Any) -> StepOutput:
+        """Return the sum of the losses."""
+        batch = on_device(batch, self.device)
+        with torch.no_grad(), _translated_errors(engine, self.now, batch, validation=True):
+            losses = self.loss(self.model, batch)
+        if self._first:
+            check_losses(losses)
+            if self.summed is summed:
+                check_shape(losses, batch)
+            self._first = False
+        output = self.summed(losses, batch)
+        if not output.rows:
+            raise _empty_batch(engine, f"after iteration {self.now()[1]}", self.now()[0])
+        if self.refuse_non_finite:
+            output = checked(output, engine, self.now, batch, losses, validation=True)
+        if self.keep_losses and losses.ndim:
+            # A copy: a CUDA graph writes the next batch's losses to the same place.
+            output = replace(output, losses=losses.reshape(-1).clone())
+        return output
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """Return a batch of any structure with its tensors on a device; what cannot move stays."""
+    # Batches from our own loaders are already there and need not be rebuilt.
+    if type(batch) is tuple and all(isinstance(t, Tensor) and t.device == device for t in batch):
+        return batch
+    return _moved(batch, device)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Move tensors, and objects that have a way to move, in containers nested to any depth."""
+    if callable(getattr(value, "to", None)):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return type(value)({name: _moved(item, device) for name, item in value.items()})  # type: ignore[call-arg] # as all mappings do
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_moved(item, device) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)([_moved(item, device) for item in value])
+    return value
+
+
+def summed(losses: Tensor, batch: Any) -> StepOutput:
+    """Sum per-row losses; a scalar counts as the mean over the rows of its batch."""
+    if losses.ndim:
+        return StepOutput(read_if_at_hand(losses.sum()), losses.numel())
+    rows = num_rows(batch)
+    return StepOutput(read_if_at_hand(losses), rows, times=rows)
+
+
+def summed_as_sbi(losses: Tensor, batch: Any) -> StepOutput:
+    """Sum losses as sbi does, for which a scalar is one loss."""
+    return StepOutput(read_if_at_hand(losses.sum()), num_rows(batch))
+
+
+def read_if_at_hand(loss: Tensor) -> float | Tensor:
+    """Return a number; from a GPU a tensor, because reading it would leave the GPU idle."""
+    return loss.detach() if reads_later(loss.device) else loss.item()
+
+
+def reads_later(device: torch.device) -> bool:
+    """Return whether losses on a device are read only after later ones have been computed."""
+    return device.type == "cuda"
+
+
+def checked(
+    output: StepOutput,
+    engine: Engine,
+    now: Callable[[], tuple[int, int]],
+    batch: Any,
+    losses: Tensor,
+    validation: bool = False,
+) -> StepOutput:
+    """Refuse a loss that is not finite, or arrange for it to be refused once it is read.
+
+    Args:
+        output: Sum of the losses.
+        engine: The engine that takes the step.
+        now: Returns current epoch and iteration.
+        batch: The batch.
+        losses: Its losses.
+        validation: Whether these are validation losses.
+
+    Raises:
+        NonFiniteLossError: If the loss is known and NaN or infinite.
+    """
+    if isinstance(output.loss, Tensor):
+        batches, losses = _batches(engine), losses.detach()
+        step, rows = now(), batches.rows
+        # Not the batch itself: a hundred batches may not fit into the memory of a GPU.
+        size = num_rows(batch)
+
+        def refused() -> NonFiniteLossError:
+            batch_again = () if rows is None else batches.rows_at(rows)
+            return _non_finite_loss(step, rows, size, losses, batch_again, validation)
+
+        return replace(output, refused=refused)
+    if not math.isfinite(output.loss):
+        raise non_finite_loss(engine, now(), batch, losses, validation)
+    return output
+
+
+def non_finite_loss(
+    engine: Engine, now: tuple[int, int], batch: Any, losses: Tensor | None, validation: bool
+) -> NonFiniteLossError:
+    """Build the error that tells when and for which rows a loss was NaN or infinite."""
+    rows = _batches(engine).rows
+    return _non_finite_loss(now, rows, num_rows(batch), losses, batch, validation)
+
+
+def _non_finite_loss(
+    now: tuple[int, int],
+    numbers: Any,
+    size: int,
+    losses: Tensor | None,
+    batch: Any,
+    validation: bool,
+) -> NonFiniteLossError:
+    epoch, iteration = now
+    if losses is not None and losses.ndim:
+        bad = (~torch.isfinite(losses.detach().reshape(-1))).nonzero().reshape(-1) % size
+        positions = bad.unique().cpu()
+    else:
+        positions = _non_finite_inputs(batch, size)
+    known = isinstance(numbers, Tensor) and len(numbers) == size
+    rows = numbers.cpu()[positions] if known else positions
+    listed = rows.tolist()
+    shown = ", ".join(map(str, listed[:10])) + (", ..." if len(listed) > 10 else "")
+    where = (
+        f"for {len(listed)} of {size} rows of the batch "
+        f"({'row numbers' if known else 'positions in the batch'} {shown})"
+    )
+    if validation:
+        message = (
+            f"The validation loss is NaN or infinite in epoch {epoch}, after iteration "
+            f"{iteration}, {where}. Look at these simulations (where a density is zero, its loss "
+            "is infinite), leave them out, or lower learning_rate; the best weights so far are "
+            "kept."
+        )
+    else:
+        message = (
+            f"The loss became NaN or infinite in epoch {epoch}, iteration {iteration}, {where}. "
+            "Look at these simulations, lower learning_rate or clip_max_norm; the best weights so "
+            "far are kept."
+        )
+    return NonFiniteLossError(
+        message, epoch=epoch, iteration=iteration, rows=listed, validation=validation
+    )
+
+
+def _empty_batch(engine: Engine, moment: str, epoch: int) -> DataError:
+    return DataError(
+        f"{_batches(engine).name}: expected batches of at least one row, got a batch without rows "
+        f"in epoch {epoch}, {moment}. Leave empty batches out of the loader and of its len()."
+    )
+
+
+def _batches(engine: Engine) -> Batches:
+    """Return what the engine iterates over."""
+    return engine.state.dataloader  # type: ignore[return-value] # run_training passes Batches only
+
+
+def _non_finite_inputs(batch: Any, size: int) -> Tensor:
+    """Return positions of rows with NaN or infinity; all rows if the inputs are all finite."""
+    tensors = [t for t in batch if isinstance(t, Tensor)] if isinstance(batch, list | tuple) else []
+    bad = torch.zeros(size, dtype=torch.bool)
+    for tensor in tensors:
+        if tensor.ndim and len(tensor) == size:
+            bad |= ~torch.isfinite(tensor.reshape(size, -1)).all(dim=1).cpu()
+    return bad.nonzero().reshape(-1) if bad.any() else torch.arange(size)
+
+
+@contextmanager
+def _translated_errors(
+    engine: Engine, now: Callable[[], tuple[int, int]], batch: Any, validation: bool = False
+) -> Iterator[None]:
+    """Turn the error with which sbi's own losses report NaN into ours, which says where."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, NonFiniteLossError) or not str(error).startswith("NaN/Inf present"):
+            raise
+        raise non_finite_loss(engine, now(), batch, None, validation) from error
+
+
+@contextmanager
+def fixed_random_state(seed: int, device: torch.device) -> Iterator[None]:
+    """Run a block under one fixed random state and restore the states that were there before.
+
+    Args:
+        seed: Seed of torch's, numpy's and python's generators inside the block.
+        device: Device whose generator is fixed too, if it has one of its own.
+    """
+    python_state, numpy_state, torch_state = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.get_rng_state(),
+    )
+    cuda_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if cuda_state is not None:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        if cuda_state is not None:
+            torch.cuda.set_rng_state(cuda_state, device)
