@@ -36,19 +36,8 @@ from sbi.neural_nets import posterior_flow_nn, posterior_nn
 from sbi.utils import BoxUniform
 
 import sbi_ignite.inference
-from benchmarks.epoch_time import (
-    CELLS,
-    DIM,
-    WARM_UP,
-    Cell,
-    Nowhere,
-    Training,
-    _quiet,
-    _TurnTaker,
-    make_trainer,
-    sbis_own,
-    typed_form,
-)
+from benchmarks.cells import CELLS, DIM, Cell, Nowhere, make_trainer
+from benchmarks.epoch_time import WARM_UP, Training, _quiet, _TurnTaker, sbis_own, typed_form
 from benchmarks.measuring import (
     Result,
     Spread,

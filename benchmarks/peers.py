@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 import sbi_ignite.inference
-from benchmarks.epoch_time import Nowhere
+from benchmarks.cells import Nowhere
 from benchmarks.measuring import FOLDER, Result, Spread, Table, conclude, options_of, parse
 from benchmarks.tasks import JUDGED, Task
 from sbi_ignite import EarlyStopping, TrainConfig

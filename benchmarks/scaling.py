@@ -29,7 +29,8 @@ import torch
 from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 
-from benchmarks.epoch_time import UNTRACED, WARM_UP, WAYS, Nowhere
+from benchmarks.cells import Nowhere
+from benchmarks.epoch_time import UNTRACED, WARM_UP, WAYS
 from benchmarks.measuring import (
     FOLDER,
     Result,

@@ -12,7 +12,7 @@ import torch
 from sbi.neural_nets import posterior_flow_nn, posterior_nn
 
 from benchmarks import gpu
-from benchmarks.epoch_time import Cell
+from benchmarks.cells import Cell
 from sbi_ignite.capture import compiler
 from sbi_ignite.capture.verification import Tracing
 from sbi_ignite.data import transfer
