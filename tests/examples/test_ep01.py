@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.small import ROOT, python
+from tests.forked import python
+from tests.small import ROOT
 
 EXAMPLE = ROOT / "examples" / "ep01_pipeline.py"
 BUDGET = ("--num-simulations", "200", "--max-epochs", "2")
