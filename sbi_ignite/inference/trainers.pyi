@@ -696,3 +696,23 @@ def refuse_arguments(trainer: Any, args: Any, kwargs: Any) -> None: ...
 NPE = NPE_C
 NLE = NLE_A
 NRE = NRE_B
+
+__all__ = [
+    "NLE",
+    "NPE",
+    "NPE_PFN",
+    "NRE",
+    "NPE_A",
+    "NPE_B",
+    "NPE_C",
+    "MNPE",
+    "NLE_A",
+    "MNLE",
+    "NRE_A",
+    "NRE_B",
+    "NRE_C",
+    "BNRE",
+    "FMPE",
+    "NPSE",
+    "MarginalTrainer",
+]
