@@ -14,20 +14,6 @@ from sbi_ignite.loggers.helper_thread import OnHelperThread
 from sbi_ignite.loggers.ignite_logger import IgniteLogger, is_ignite_logger
 from sbi_ignite.loggers.tracker import SbiTracker, is_tracker
 
-BACKENDS: Mapping[str, str] = {
-    "stdout": "stdout:Stdout",
-    "tensorboard": "tensorboard:TensorBoard",
-    "wandb": "wandb:Wandb",
-    "mlflow": "mlflow:Mlflow",
-    "jsonl": "jsonl:JsonLines",
-    "memory": "memory:Memory",
-    "none": "none:Nothing",
-}
-"""Every name that `LoggingConfig.backend` takes, and where its class is."""
-
-IN_OWN_PROCESS = frozenset({"wandb", "mlflow"})
-"""Those whose libraries may hang, fail, draw random numbers or hold up the exit."""
-
 
 def make_loggers(asked: Sequence[object]) -> Loggers:
     """Return an object that logs to everything that was asked for.
@@ -63,8 +49,8 @@ def make_backend(asked: object) -> Backend:
     if is_tracker(asked):
         return OnHelperThread(SbiTracker(asked))
     raise ArgumentError(
-        f"logging: expected a LoggingConfig, one of the names {', '.join(BACKENDS)}, an sbi "
-        f"Tracker, a logger of ignite.handlers or a list of these, got {asked!r}."
+        f"logging: expected a LoggingConfig, one of the names {', '.join(LoggingConfig.takes)}, "
+        f"an sbi Tracker, a logger of ignite.handlers or a list of these, got {asked!r}."
     )
 
 
@@ -72,11 +58,11 @@ def backend_by_name(name: str, fields: Mapping[str, Any]) -> Backend:
     """Return one of our own backends, in a process of its own if it needs one.
 
     Args:
-        name: One of `BACKENDS`.
+        name: One of the names that `LoggingConfig.backend` takes.
         fields: Arguments of its class.
     """
     check_package(name)
-    if name in IN_OWN_PROCESS:
+    if backend_class(name).in_own_process:
         from sbi_ignite.loggers.subprocess_backend import SubprocessBackend
 
         return SubprocessBackend(name, fields)
@@ -84,9 +70,10 @@ def backend_by_name(name: str, fields: Mapping[str, Any]) -> Backend:
 
 
 def backend_class(name: str) -> type[Backend]:
-    """Return a backend's class."""
-    module, _, class_name = BACKENDS[name].partition(":")
-    return getattr(importlib.import_module(f"sbi_ignite.loggers.{module}"), class_name)
+    """Return a backend's class, which has that name and is on the page of that name."""
+    page = importlib.import_module(f"sbi_ignite.loggers.{name}")
+    classes = (item for item in vars(page).values() if isinstance(item, type))
+    return next(cls for cls in classes if issubclass(cls, Backend) and cls.name == name)
 
 
 def check_package(name: str) -> None:
