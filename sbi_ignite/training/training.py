@@ -179,7 +179,7 @@ def assemble(
     settings = observed(settings, optimizer, train_batches, val_batches, arguments)
     state = hooks.state(model)
     state.validated = val_batches is not None
-    signals = signals_to_stop_on(settings, state)
+    signals = signals_to_stop_on(settings, state, hooks.keep_snapshot is not None)
     schedulers = (
         Schedulers(scheduler) if scheduler else make_schedulers(config, optimizer, train_batches)
     )
@@ -283,8 +283,16 @@ def assemble(
             **hooks.parts,
         }
     )
-    snapshots = Snapshots(parts, state, hooks.keep_snapshot, extra={"loggers": loggers})
+    snapshots = Snapshots(
+        parts,
+        state,
+        hooks.keep_snapshot,
+        extra={"loggers": loggers},
+        mid_epoch=train_batches.resumes_inside_epoch,
+    )
     snapshots.attach(engine)
+    if settings.checkpoint is None:
+        signals.may_cut = lambda: snapshots.up_to_date
     return Training(
         settings=settings,
         hooks=hooks,
