@@ -79,7 +79,9 @@ def run_training(
             others too, such as a weight inside the loss; parameters it does not hold stay as they
             are, with a warning.
         scheduler: A torch scheduler of that optimizer, stepped after every epoch (`OneCycleLR` and
-            `CyclicLR`: after every iteration); None makes what `config` asks for.
+            `CyclicLR`: after every iteration); None makes what `config` asks for. A `OneCycleLR`
+            ends a training without `max_epochs`. `ReduceLROnPlateau` gets the validation loss, so
+            its `mode` must be "min".
         callbacks: Objects with methods of `Callback`, or anything with ignite's `attach(engine)`;
             a single one needs no list.
         device: Where to train; None takes `config.device`, else the model's device.
@@ -95,6 +97,8 @@ def run_training(
         SettingsError: If a setting is not valid; nothing has been trained.
         ArgumentError: If an argument has the wrong type, the model or the optimizer has nothing to
             train, or the losses of the first batch have the wrong shape; nothing has been trained.
+            Later, if a step of the optimizer or the scheduler fails; the model has the best weights
+            so far.
         DataError: If a loader does not yield the promised number of batches, or an empty one.
         NonFiniteLossError: If a training or validation loss is NaN or infinite; the model has the
             best weights so far.
@@ -272,12 +276,12 @@ def _conclude(
 
 @contextmanager
 def _errors_reported(training: Training) -> Iterator[None]:
-    """Keep the best weights when a loss is not finite; tell callbacks and loggers about errors."""
+    """Keep the best weights when a step fails; tell callbacks and loggers about errors."""
     undo = _undo(training) if reads_later(training.device) else _nothing
     try:
         yield
     except BaseException as error:
-        if isinstance(error, NonFiniteLossError):
+        if isinstance(error, NonFiniteLossError | ArgumentError):
             undo()
             training.best.restore(training.model)
             training.model.zero_grad(set_to_none=True)

@@ -46,7 +46,7 @@ from sbi_ignite.training.options import (
 )
 from sbi_ignite.training.passes import Passes
 from sbi_ignite.training.recipe import filled_in
-from sbi_ignite.training.schedules import epochs_to_train, make_schedulers
+from sbi_ignite.training.schedules import epochs_to_train, make_schedulers, of_user
 from sbi_ignite.training.state import Snapshots, Stateful
 from sbi_ignite.training.steps import TrainStep, ValidationStep, summed, summed_as_sbi
 from sbi_ignite.training.validation import Validation
@@ -181,7 +181,9 @@ def assemble(
     state.validated = val_batches is not None
     signals = signals_to_stop_on(settings, state, hooks.keep_snapshot is not None)
     schedulers = (
-        Schedulers(scheduler) if scheduler else make_schedulers(config, optimizer, train_batches)
+        of_user(scheduler, len(train_batches))
+        if scheduler
+        else make_schedulers(config, optimizer, train_batches)
     )
     check_schedulers(filter(None, (schedulers.main, schedulers.warmup)), optimizer, given)
     schedule = Schedule(schedulers, optimizer, state)
