@@ -157,8 +157,8 @@ def assemble(
 
     Raises:
         SettingsError: If settings and arguments are incompatible.
-        ArgumentError: If there is nothing to train, or optimizer or scheduler belong to something
-            else.
+        ArgumentError: If there is nothing to train, optimizer or scheduler belong to something
+            else, or two loggers write to the same place.
     """
     check_model(model)
     arguments: dict[str, Any] = {}
@@ -167,7 +167,9 @@ def assemble(
         hooks = TrainingHooks()
     settings = filled_in(settings, train_batches, left_out_of_recipe(arguments))
     config, as_sbi = settings.train, settings.train.sbi_compat
-    loggers = make_loggers((*settings.logging, *hooks.loggers))
+    kept = settings.checkpoint
+    directory = hooks.place.directory or (None if kept is None else kept.directory)
+    loggers = make_loggers((*settings.logging, *hooks.loggers), directory)
 
     # What is trained, and by which rules.
     device = _device(settings, device, model)
