@@ -35,6 +35,8 @@ from sbi_ignite.training.schedules import continue_schedule, warn_of_idle
 from sbi_ignite.training.steps import reads_later
 from sbi_ignite.training.training import Training, assemble
 
+_LARGEST_SEED_OF_A_USER = 2**32
+
 
 def run_training(
     config: TrainConfig | None,
@@ -88,7 +90,10 @@ def run_training(
         logging: A `LoggingConfig`, the name of a backend, or a list of these.
         early_stopping: One rule or several, of which any one stops; None waits 20 epochs for a
             lower validation loss.
-        checkpoint: Where to keep the run's files; False keeps none.
+        checkpoint: Where to keep the run's files; False keeps none. A run that is found there is
+            continued, or returned if it is complete, provided that settings, network, data and
+            `loss_fn` (its code, arguments bound to it, variables of enclosing functions) are those
+            that it began with.
 
     Returns:
         The model and a `TrainingSummary`.
@@ -100,6 +105,7 @@ def run_training(
             Later, if a step of the optimizer or the scheduler fails; the model has the best weights
             so far.
         DataError: If a loader does not yield the promised number of batches, or an empty one.
+        CheckpointMismatchError: If the run directory holds a training of something else.
         NonFiniteLossError: If a training or validation loss is NaN or infinite; the model has the
             best weights so far.
 
@@ -193,9 +199,10 @@ def _resume(training: Training, files: Persistence | NoPersistence) -> int:
 
 def _warn_of_resume(training: Training, files: Persistence | NoPersistence) -> None:
     """Say what a run that is resumed from its directory does otherwise than one would expect."""
-    if files.path is None or files.found is None:
+    if isinstance(files, NoPersistence) or files.found is None:
         return
     state, batches = training.state, training.train_batches
+    _warn_of_seed(training, files)
     if state.epoch > training.budget:
         warnings.warn(
             f"{files.path}: this run has {state.epoch} epochs already, so max_epochs="
@@ -212,6 +219,25 @@ def _warn_of_resume(training: Training, files: Persistence | NoPersistence) -> N
             SbiIgniteWarning,
             stacklevel=4,
         )
+
+
+def _warn_of_seed(training: Training, files: Persistence) -> None:
+    """Say that a script's own seed changes nothing about a run that has begun with another one."""
+    before, now = files.torch_seeds
+    if training.settings.train.seed is not None or before == now:
+        return
+    # Without a seed, torch takes one with more digits than people write.
+    if before is None or now is None or max(before, now) >= _LARGEST_SEED_OF_A_USER:
+        return
+    goes_on = _has_epochs_left(training)
+    happens = "this run is continued" if goes_on else "the run here is complete and is returned"
+    warnings.warn(
+        f"{files.path}: {happens} with the random numbers of torch.manual_seed({before}), with "
+        f"which it began; this script's torch.manual_seed({now}) changes nothing. Take another "
+        'directory, or resume="never", for a training with that seed.',
+        SbiIgniteWarning,
+        stacklevel=5,
+    )
 
 
 @contextmanager

@@ -29,11 +29,13 @@ from sbi_ignite.handlers.time_limit import TimeLimit
 from sbi_ignite.loggers import Loggers, make_loggers
 from sbi_ignite.optim.flat import FlatOptimizer
 from sbi_ignite.optim.make import make_optimizer
+from sbi_ignite.runs.fingerprint import LOSS
+from sbi_ignite.runs.loss_record import describe_loss
 from sbi_ignite.settings import Resolved
 from sbi_ignite.training.checks import check_model, check_optimizer, check_schedulers
 from sbi_ignite.training.epochs import Epochs
 from sbi_ignite.training.first_batch import check_gradients
-from sbi_ignite.training.hooks import TrainingHooks
+from sbi_ignite.training.hooks import Place, TrainingHooks
 from sbi_ignite.training.make_engine import make_engine
 from sbi_ignite.training.minimum_epochs import sure_epochs
 from sbi_ignite.training.mode import FrozenParts, set_training
@@ -165,6 +167,7 @@ def assemble(
     if hooks is None:
         arguments = {"optimizer": optimizer, "scheduler": scheduler, "device": device}
         hooks = TrainingHooks()
+        hooks.place = Place(manifest={LOSS: describe_loss(loss_fn)})
     settings = filled_in(settings, train_batches, left_out_of_recipe(arguments))
     config, as_sbi = settings.train, settings.train.sbi_compat
     kept = settings.checkpoint
