@@ -222,19 +222,20 @@ def _warn_of_resume(training: Training, files: Persistence | NoPersistence) -> N
 
 
 def _warn_of_seed(training: Training, files: Persistence) -> None:
-    """Say that a script's own seed changes nothing about a run that has begun with another one."""
+    """Say that a complete run is returned although the script has asked for another seed.
+
+    A run that is continued restores its random states anyway, whatever the script has drawn.
+    """
     before, now = files.torch_seeds
-    if training.settings.train.seed is not None or before == now:
+    if training.settings.train.seed is not None or before == now or _has_epochs_left(training):
         return
     # Without a seed, torch takes one with more digits than people write.
     if before is None or now is None or max(before, now) >= _LARGEST_SEED_OF_A_USER:
         return
-    goes_on = _has_epochs_left(training)
-    happens = "this run is continued" if goes_on else "the run here is complete and is returned"
     warnings.warn(
-        f"{files.path}: {happens} with the random numbers of torch.manual_seed({before}), with "
-        f"which it began; this script's torch.manual_seed({now}) changes nothing. Take another "
-        'directory, or resume="never", for a training with that seed.',
+        f"{files.path}: the run here is complete and is returned as it is. It began after "
+        f"torch.manual_seed({before}); this script's torch.manual_seed({now}) changes nothing. "
+        'Take another directory, or resume="never", for a training with that seed.',
         SbiIgniteWarning,
         stacklevel=5,
     )

@@ -173,8 +173,7 @@ def test_every_process_records_the_same(hash_seed, tmp_path):
     """Sets among constants have another order in every process."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import json\nfrom sbi_ignite.runs.directory import RunDirectory
-from sbi_ignite.runs.loss_record import describe_loss\n"
+        "import json\nfrom sbi_ignite.runs.loss_record import describe_loss\n"
         "def loss(model, batch, kind='b', tags=(1, None)):\n"
         "    return [model for k in batch if kind in {'a', 'b', 'c', 'd', k and 'e'}\n"
         "            or k in {'x', 'y', 'z'}]\n"
@@ -227,16 +226,22 @@ def test_another_loss_argument_of_a_trainer_is_refused(tmp_path):
 # --- the seed of the script
 
 
-@pytest.mark.parametrize("epochs", [2, 4], ids=["complete", "to be continued"])
-def test_another_seed_of_the_script_is_told(epochs, tmp_path):
-    """The run keeps the random numbers that it began with, and its first seed is remembered."""
+def test_another_seed_of_the_script_is_told_when_a_complete_run_is_returned(tmp_path):
+    """Each time, with the seed that the run began with."""
     go(tmp_path, squares, script_seed=1)
-    for _ in range(2):
-        words = "complete and is returned" if epochs == 2 else "this run is continued"
-        with pytest.warns(SbiIgniteWarning, match=rf"{words}.*manual_seed\(1\).*manual_seed\(2\)"):
+    for epochs in (2, 3):
+        go(tmp_path, squares, epochs, script_seed=1)
+        message = r"complete and is returned.*manual_seed\(1\).*manual_seed\(2\) changes nothing"
+        with pytest.warns(SbiIgniteWarning, match=message):
             summary = go(tmp_path, squares, epochs, script_seed=2)[1]
-        epochs = epochs if epochs == 2 else epochs + 1
-    assert summary.resumed_from_epoch in (2, 4)
+        assert summary.resumed_from_epoch == epochs
+
+
+def test_a_run_that_is_continued_keeps_its_random_numbers_without_a_word(tmp_path):
+    go(tmp_path, squares, script_seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert go(tmp_path, squares, 3, script_seed=2)[1].epochs_trained == 3
 
 
 def test_a_complete_run_says_in_its_summary_that_it_was_complete(tmp_path):
