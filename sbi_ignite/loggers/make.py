@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from sbi_ignite.exceptions import ArgumentError, MissingPackageError
@@ -15,22 +16,27 @@ from sbi_ignite.loggers.ignite_logger import IgniteLogger, is_ignite_logger
 from sbi_ignite.loggers.tracker import SbiTracker, is_tracker
 
 
-def make_loggers(asked: Sequence[object]) -> Loggers:
+def make_loggers(
+    asked: Sequence[object], run_directory: str | os.PathLike[str] | None = None
+) -> Loggers:
     """Return an object that logs to everything that was asked for.
 
     Args:
         asked: `LoggingConfig` values, names of backends, sbi `Tracker` objects, loggers of
             `ignite.handlers`, or our own `Backend` objects.
+        run_directory: Where the run's files are; None without checkpoints.
 
     Raises:
         MissingPackageError: If a backend's package is not installed.
-        ArgumentError: If an object is none of these.
+        ArgumentError: If an object is none of these, or two of them write to the same place.
 
     Example:
         >>> make_loggers(["memory"]).backends[0].name
         'memory'
     """
-    return Loggers([make_backend(item) for item in asked])
+    backends = [make_backend(item) for item in asked]
+    _refuse_equal(asked, run_directory)
+    return Loggers(backends)
 
 
 def make_backend(asked: object) -> Backend:
@@ -52,6 +58,34 @@ def make_backend(asked: object) -> Backend:
         f"logging: expected a LoggingConfig, one of the names {', '.join(LoggingConfig.takes)}, "
         f"an sbi Tracker, a logger of ignite.handlers or a list of these, got {asked!r}."
     )
+
+
+def _refuse_equal(asked: Sequence[object], run_directory: str | os.PathLike[str] | None) -> None:
+    """Refuse two loggers that would write everything twice."""
+    seen: dict[Hashable, object] = {}
+    for item in asked:
+        place, where, remedy = _place(item, run_directory)
+        if place in seen:
+            raise ArgumentError(
+                f"logging: expected every place once, got {seen[place]!r} and {item!r}, which both "
+                f"write to {where}. Leave one of them out{remedy}."
+            )
+        seen[place] = item
+
+
+def _place(item: object, run_directory: str | os.PathLike[str] | None) -> tuple[Hashable, str, str]:
+    """Return where a logger writes: to compare, in words, and how to say another place."""
+    from sbi_ignite.settings import LoggingConfig
+
+    if isinstance(item, str):
+        item = LoggingConfig(backend=item)  # type: ignore[arg-type] # checked by LoggingConfig
+    if not isinstance(item, LoggingConfig):
+        # The trainer's own tracker comes wrapped, the user's does not.
+        target = getattr(item, "tracker", item) if isinstance(item, Backend) else item
+        return id(target), f"the same {type(target).__name__}", ""
+    fields = {name: getattr(item, name) for name in item.fields if name != "backend"}
+    place, where, other = backend_class(item.backend).place(fields, run_directory)
+    return (item.backend, *place), where, f", or give one {other}" if other else ""
 
 
 def backend_by_name(name: str, fields: Mapping[str, Any]) -> Backend:
