@@ -143,12 +143,18 @@ def run(training: Training) -> TrainingSummary:
         training: What `assemble` put together; it runs once.
 
     Raises:
+        ArgumentError: If it shares its batches with other trainings.
         DataError: If a pass does not yield as many batches as their length promises.
         NonFiniteLossError: If a training or validation loss is NaN or infinite; the model has the
             best weights so far.
         KeyboardInterrupt: After Ctrl-C, when everything is saved.
         SystemExit: After SIGTERM or SIGUSR1, when everything is saved.
     """
+    if isinstance(training.train_batches, Share):
+        raise ArgumentError(
+            "training: expected batches of its own, got a share of a SharedPass. Pass the training "
+            "to run_together(), in a list."
+        )
     turns = in_turns(training)
     while True:
         try:
