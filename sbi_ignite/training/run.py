@@ -261,8 +261,8 @@ def _begin(training: Training, files: Persistence | NoPersistence, trains: bool)
 def _loop(training: Training) -> Iterator[None]:
     """Train until a rule, the budget, a limit or a signal ends it; pause where others take part."""
     epochs_left = training.budget - training.epochs.before_this_engine
-    shared = isinstance(training.train_batches, Share)
-    pauses = PausesBeforeBatches(training.engine) if shared else None
+    share = training.train_batches if isinstance(training.train_batches, Share) else None
+    pauses = None if share is None else PausesBeforeBatches(training.engine)
     with training.stepping.lent_memory(), suppress(StoppedInLoader):
         training.signals.ask_before_training()
         goes_on = training.has_epochs_left
@@ -274,6 +274,9 @@ def _loop(training: Training) -> Iterator[None]:
             goes_on = pauses is not None and pauses.is_waiting()
             if goes_on:
                 yield
+            if share is not None and share.is_ahead:  # it has not trained yet
+                training.signals.ask_before_training()
+                goes_on = training.has_epochs_left
     training.train_loss.read()
 
 

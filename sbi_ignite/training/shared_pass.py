@@ -72,7 +72,7 @@ class SharedPass:
             self._passes.continue_after(self.num_fetched % len(self.batches))
 
     def batch(self, number: int) -> Any:
-        """Return a batch: the latest, or the next one, which is fetched.
+        """Return a batch: the latest, or a later one, up to which batches are fetched.
 
         Args:
             number: Which one, from 0.
@@ -80,7 +80,9 @@ class SharedPass:
         Raises:
             DataError: If the pass has fewer batches than promised.
         """
-        if number == self.num_fetched:
+        # More than one if the trainings that were to catch up with this one have all ended.
+        while self.num_fetched <= number:
+            self.conclude()
             with self._fetching():
                 if self._pass is None:
                     self._pass = iter(self._passes)
@@ -91,7 +93,7 @@ class SharedPass:
         return self._batch
 
     def conclude(self) -> None:
-        """End the pass after its last batch, for all trainings at once.
+        """End the pass if its last batch has been fetched, for all trainings at once.
 
         Raises:
             DataError: If it has more batches than promised.
@@ -163,6 +165,11 @@ class Share:
         return self.of.batches.tensors
 
     @property
+    def is_ahead(self) -> bool:
+        """Whether the training waits until others have caught up with it."""
+        return self.num_taken > self.of.num_fetched
+
+    @property
     def resumes_inside_epoch(self) -> bool:
         """Whether the source continues with the next batch rather than the next pass."""
         return self.of.batches.resumes_inside_epoch
@@ -227,7 +234,7 @@ class Share:
         The source by itself can continue from it too.
         """
         # A resumed training may be ahead of the others, which the source first brings up to it.
-        if self.saved is not None and self.num_taken > self.of.num_fetched:
+        if self.saved is not None and self.is_ahead:
             return dict(self.saved)
         return self.of.state_dict()
 

@@ -418,6 +418,13 @@ def many(folder, batches, max_epochs=6, dropout=0.2, callbacks=None):
     ]
 
 
+def terminate_at(training, iteration):
+    """Let the process be terminated when a training has taken so many steps."""
+    training.engine.add_event_handler(
+        Events.ITERATION_COMPLETED(once=iteration), lambda: os.kill(os.getpid(), signal.SIGTERM)
+    )
+
+
 def check_ends_alike(trainings, outcomes, others, expected):
     assert all(map(equal, outcomes, expected))
     assert all(same(a.model, b.model) for a, b in zip(trainings, others, strict=True))
@@ -428,15 +435,9 @@ def test_a_signal_saves_all_and_all_continue_exactly(batches, tmp_path):
     undisturbed = many(tmp_path / "whole", batches)
     expected = run_together(undisturbed)
 
-    class Kill:
-        def attach(self, engine):
-            engine.add_event_handler(
-                Events.ITERATION_COMPLETED(once=10), lambda: os.kill(os.getpid(), signal.SIGTERM)
-            )
-
     before = signal.getsignal(signal.SIGTERM)
     trainings = many(tmp_path / "cut", batches)
-    Kill().attach(trainings[1].engine)
+    terminate_at(trainings[1], 10)
     with pytest.raises(SystemExit) as stopped:
         run_together(trainings)
     assert stopped.value.code == 128 + signal.SIGTERM
@@ -454,10 +455,7 @@ def test_a_signal_ends_all_even_if_only_one_is_saved(tmp_path):
     one_pass = SharedPass(shuffled())
     saved = member(0, one_pass.share(), checkpoint=CheckpointConfig(tmp_path))
     other = member(1, one_pass.share())
-    for training in (other, saved):
-        training.engine.add_event_handler(
-            Events.ITERATION_COMPLETED(once=6), lambda: os.kill(os.getpid(), signal.SIGTERM)
-        )
+    terminate_at(other, 6)
     with pytest.raises(SystemExit):
         run_together([other, saved])
     assert (saved.state.stop_reason, other.state.stop_reason) == ("signal", "signal")
@@ -501,15 +499,42 @@ def test_one_that_is_complete_or_ahead_lets_the_others_catch_up(batches, tmp_pat
     """Runs that were saved at different moments end like those that were never interrupted."""
     undisturbed = many(tmp_path / "whole", batches)
     expected = run_together(undisturbed)
-    # Stop all after different numbers of epochs, one of them at its end.
-    for epochs, number in ((6, 0), (4, 1), (2, 2)):
-        run_together(many(tmp_path / str(epochs), batches, max_epochs=epochs))
-        (tmp_path / "mixed").mkdir(exist_ok=True)
-        (tmp_path / str(epochs) / str(number)).rename(tmp_path / "mixed" / str(number))
-    again = many(tmp_path / "mixed", batches)
+    mixed = saved_after(tmp_path, batches, 6, 4, 2)
+    # A signal comes while the second waits, before any other checkpoint of it is written.
+    cut = many(mixed, batches)
+    terminate_at(cut[2], 9)
+    with pytest.raises(SystemExit):
+        run_together(cut)
+    assert [t.state.iteration for t in cut] == [24, 16, 9]
+    again = many(mixed, batches)
     outcomes = together(again)
     assert [summary.resumed_from_epoch for summary in outcomes] == [6, 4, 2]
     check_ends_alike(again, outcomes, undisturbed, expected)
+
+
+@pytest.mark.parametrize("batches", [shuffled, loader])
+def test_one_that_waits_goes_on_if_the_other_fails_before_it_has_caught_up(batches, tmp_path):
+    undisturbed = many(tmp_path / "whole", batches)
+    expected = together(undisturbed)
+    again = many(saved_after(tmp_path, batches, 6, 4, 2), batches)
+
+    def fail():
+        raise KeyError("mine")
+
+    again[2].engine.add_event_handler(Events.ITERATION_COMPLETED(once=10), fail)
+    with pytest.warns(SbiIgniteWarning, match="Training 2"):
+        outcomes = run_together(again)
+    assert isinstance(outcomes[2], KeyError)
+    check_ends_alike(again[:2], outcomes[:2], undisturbed[:2], expected[:2])
+
+
+def saved_after(folder, batches, *epochs):
+    """Return a folder with the runs of trainings that were ended after these numbers of epochs."""
+    (folder / "mixed").mkdir()
+    for number, done in enumerate(epochs):
+        run_together(many(folder / str(done), batches, max_epochs=done))
+        (folder / str(done) / str(number)).rename(folder / "mixed" / str(number))
+    return folder / "mixed"
 
 
 def test_a_training_may_go_on_alone_and_together_again(tmp_path):
