@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -506,6 +507,9 @@ def test_one_that_is_complete_or_ahead_lets_the_others_catch_up(batches, tmp_pat
     with pytest.raises(SystemExit):
         run_together(cut)
     assert [t.state.iteration for t in cut] == [24, 16, 9]
+    shutil.copytree(mixed, tmp_path / "without the third")
+    two = many(tmp_path / "without the third", batches)[:2]
+    check_ends_alike(two, together(two), undisturbed[:2], expected[:2])
     again = many(mixed, batches)
     outcomes = together(again)
     assert [summary.resumed_from_epoch for summary in outcomes] == [6, 4, 2]
