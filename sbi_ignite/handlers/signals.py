@@ -55,7 +55,7 @@ class HeldSignals:
 
     Args:
         names: The signals.
-        only_deadly: Leave alone signals that already have a handler.
+        only_deadly: Leave alone signals that already have a handler, other than python's own.
 
     Attributes:
         received: The signal that arrived; None if none has.
@@ -117,7 +117,7 @@ class HeldSignals:
             # signals stay ignored, above all Ctrl-C in a script that runs in the background.
             if before in (None, signal.SIG_IGN):
                 continue
-            if self.only_deadly and before != signal.SIG_DFL:
+            if self.only_deadly and before not in (signal.SIG_DFL, signal.default_int_handler):
                 continue
             self._originals[number] = signal.signal(number, self._note)
         if self._originals:
@@ -158,15 +158,17 @@ class StopOnSignals:
     Args:
         state: Where the request to stop is made.
         names: The signals.
-        only_deadly: Leave alone signals that already have a handler.
+        only_deadly: Leave alone signals that already have a handler, other than python's own.
 
     Attributes:
+        may_cut: Says whether training may end before the end of its epoch, when a signal came.
         cut_in_loader: Whether training was ended while it waited for a batch that never came.
     """
 
     def __init__(
         self, state: TrainingState, names: Sequence[str] = NAMES, only_deadly: bool = False
     ) -> None:
+        self.may_cut: Callable[[], bool] = lambda: True
         self.cut_in_loader = False
         self._state, self._held = state, HeldSignals(names, only_deadly)
 
@@ -239,7 +241,7 @@ class StopOnSignals:
         self._held.__exit__(kind, error, traceback)
 
     def _iteration_completed(self, engine: Engine) -> None:
-        if self._held.received is not None:
+        if self._held.received is not None and self.may_cut():
             stop_after_batch(engine, self._state, "signal")
 
     def _epoch_completed(self, engine: Engine) -> None:
@@ -265,31 +267,34 @@ class StopOnSignals:
 def hold_together(several: Sequence[StopOnSignals]) -> None:
     """Let one signal end all of several trainings; call it before any of them is entered.
 
-    They hold off the signals of the one that holds most: one that is saved on SIGTERM must not be
-    lost because another, which is not saved, leaves SIGTERM alone.
+    They hold off what any of them does: one that is saved on SIGTERM must not be lost because
+    another, which is not saved, leaves SIGTERM alone.
 
     Args:
         several: What stops each of them.
     """
-    most = max(
-        (signals._held for signals in several),
-        key=lambda held: (len(held.names), not held.only_deadly),
-    )
+    holds = [signals._held for signals in several]
+    names = dict.fromkeys(name for held in holds for name in held.names)
+    together = HeldSignals(tuple(names), all(held.only_deadly for held in holds))
     for signals in several:
-        signals._held = most
+        signals._held = together
 
 
-def signals_to_stop_on(settings: Resolved, state: TrainingState) -> StopOnSignals:
+def signals_to_stop_on(
+    settings: Resolved, state: TrainingState, in_process: bool = False
+) -> StopOnSignals:
     """Return what holds signals off until everything about a training is saved and logged.
 
     Args:
         settings: All settings.
         state: The training's numbers.
+        in_process: Whether a later call of this process may continue the training.
     """
     if settings.checkpoint is not None:
         return StopOnSignals(state)
-    # There is nothing to continue from, but logged runs end with the right status.
-    return StopOnSignals(state, ("SIGTERM",) if settings.logging else (), only_deadly=True)
+    # SIGTERM leaves nothing to continue from, but logged runs end with the right status.
+    names = (*(("SIGTERM",) if settings.logging else ()), *(("SIGINT",) if in_process else ()))
+    return StopOnSignals(state, names, only_deadly=True)
 
 
 class GuardedLoader:
