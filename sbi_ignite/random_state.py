@@ -140,7 +140,7 @@ class _NumpyState:
         self._kept: tuple[int, float] = (1, 0.0)  # unknown
 
     def take(self) -> None:
-        bits = np.random.get_bit_generator()
+        bits = np.random.get_bit_generator()  # type: ignore[attr-defined] # numpy's stubs lack it
         seen = _memory(bits)
         if bits is not self._bits or self._kept[0] or not seen or seen != self._seen:
             state: Any = np.random.get_state(legacy=False)
@@ -148,7 +148,7 @@ class _NumpyState:
         self._bits, self._seen = bits, seen
 
     def put(self) -> None:
-        np.random.set_bit_generator(self._bits)
+        np.random.set_bit_generator(self._bits)  # type: ignore[attr-defined] # likewise
         if self._kept[0]:
             np.random.set_state(self.state())
 
