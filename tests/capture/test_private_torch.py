@@ -16,7 +16,7 @@ from sbi_ignite.capture import private_torch
 from sbi_ignite.capture.executors import TorchScript
 from sbi_ignite.capture.private_torch import RECORDING, REPLACED, TORCHSCRIPT
 from sbi_ignite.optim import private_torch as optim_names
-from tests.forked import python
+from tests.small import python
 
 X = torch.linspace(-1, 1, 64).reshape(32, 2)
 BATCHES = [(X[i : i + 8], X[i : i + 8].sum(dim=1, keepdim=True)) for i in range(0, 32, 8)]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests import small
-from tests.forked import python
+from tests.small import python
 
 SHOW = """\
 import json, sys
@@ -54,8 +53,8 @@ def script(tmp_path: Path):
     return write
 
 
-def shown(*command: str, run: Any = python) -> dict[str, object]:
-    done = run(*command)
+def shown(*command: str) -> dict[str, object]:
+    done = python(*command)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -64,7 +63,7 @@ def test_a_script_finds_what_it_would_find_under_python(script):
     """argv, sys.path[0], __name__, __file__, and classes of __main__ that can be pickled."""
     path = str(script(SHOW))
     arguments = ["one", "--two", "-m", "three"]
-    expected = shown(path, *arguments, run=small.python)
+    expected = shown(path, *arguments)
     assert shown("-m", "sbi_ignite", path, *arguments) == expected
     assert expected["argv"] == [path, *arguments]
     assert expected["path"] == str(Path(path).parent)
@@ -78,7 +77,7 @@ def test_a_module_finds_what_it_would_find_under_python(script):
     import os
 
     os.chdir(path.parent)
-    expected = shown("-m", "some_module", "one", "--two", run=small.python)
+    expected = shown("-m", "some_module", "one", "--two")
     found = shown("-m", "sbi_ignite", "-m", "some_module", "one", "--two")
     assert found == expected
     assert found["argv"][1:] == ["one", "--two"]
@@ -93,7 +92,7 @@ def test_a_module_finds_what_it_would_find_under_python(script):
 )
 def test_exit_codes_are_the_scripts(script, text, code):
     path = str(script(text))
-    assert python("-m", "sbi_ignite", path).returncode == code == small.python(path).returncode
+    assert python("-m", "sbi_ignite", path).returncode == code == python(path).returncode
 
 
 def test_a_traceback_names_the_scripts_line(script):
@@ -121,7 +120,7 @@ def test_an_unmodified_script_is_trained_by_sbi_ignite_with_settings_from_the_en
     """The same file under python alone has no training summary."""
     path = str(script(TRAIN))
     assert shown(path) is None
-    done = small.python(
+    done = python(
         "-m",
         "sbi_ignite",
         path,
@@ -151,3 +150,4 @@ def test_tests_run_as_a_module_with_the_patch_on(script):
     done = python("-m", "sbi_ignite", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test))
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
+    assert sys.executable

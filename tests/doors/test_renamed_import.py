@@ -81,7 +81,8 @@ def test_npe_pfn_without_arguments_does_what_sbi_does():
 
 def test_import_survives_warnings_as_errors():
     """As sbi does, so must the import with one word changed."""
-    done = python("-W", "error", "-c", "import sbi.inference; import sbi_ignite.inference")
+    assert python("-W", "error", "-c", "import sbi.inference").returncode == 0
+    done = python("-W", "error", "-c", "import sbi_ignite.inference")
     assert done.returncode == 0, done.stderr[-500:]
 
 

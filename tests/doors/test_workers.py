@@ -8,15 +8,12 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sbi_ignite import SbiIgniteWarning, patch_sbi, unpatch_sbi
 from sbi_ignite.bridge.workers import STARTUP
-from tests import small
-from tests.forked import python
-from tests.small import ROOT
+from tests.small import ROOT, python
 
 TASK = """\
 import torch
@@ -182,10 +179,10 @@ def test_workers_that_run_already_are_named_in_one_warning():
         assert not pool.submit(is_patched_there).result()
 
 
-def started(folder: Path, script: str, run: Any = python) -> str:
+def started(folder: Path, script: str, *options: str, **variables: str) -> str:
     """Return what a script prints in a process that a patched one would start."""
     path = os.pathsep.join([STARTUP, str(folder), str(ROOT)])
-    done = run("-c", script, PYTHONPATH=path)
+    done = python(*options, "-c", script, **{"PYTHONPATH": path, **variables})
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -193,14 +190,14 @@ def started(folder: Path, script: str, run: Any = python) -> str:
 def test_a_sitecustomize_of_the_users_own_runs_as_before(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.of_the_user = __file__\n")
     script = "import sys, sitecustomize as s; print(sys.of_the_user, s.__file__, sys.path)"
-    said = started(tmp_path, script, run=small.python)
+    said = started(tmp_path, script)
     assert said.split()[:2] == [str(tmp_path / "sitecustomize.py")] * 2
     assert STARTUP not in said
 
 
 def test_a_process_that_does_not_use_sbi_loads_nothing(tmp_path):
     script = "import sys; print({m.split('.')[0] for m in sys.modules} & {'torch', 'sbi_ignite'})"
-    assert started(tmp_path, script, run=small.python) == "set()\n"
+    assert started(tmp_path, script) == "set()\n"
 
 
 def test_sbis_module_is_what_it_is_without_us(tmp_path):
@@ -221,8 +218,7 @@ def test_the_patch_is_on_whatever_is_imported_first_with_warnings_as_errors(tmp_
         f"import {first}\nfrom sbi.inference.trainers.npe import NPE_C\n"
         "from sbi_ignite.bridge.patch import is_patched\nprint(is_patched())"
     )
-    run = small.python if first == "sbi.inference" else python
-    assert started(tmp_path, script, run) == "True\n"
+    assert started(tmp_path, script) == "True\n"
 
 
 def test_where_sbi_ignite_cannot_be_used_sbi_still_works_and_one_line_says_so(tmp_path):

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import python
-from tests.small import ROOT
+from tests.small import ROOT, python
 
 EXAMPLE = ROOT / "examples" / "ep01_pipeline.py"
 BUDGET = ("--num-simulations", "200", "--max-epochs", "2")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -15,7 +18,6 @@ from matplotlib.image import imread
 from scipy.integrate import solve_ivp
 from scipy.stats import lognorm, truncnorm
 
-from tests.forked import python
 from tests.small import ROOT
 
 EXAMPLE = ROOT / "examples" / "quickstart.py"
@@ -41,7 +43,14 @@ class Run(NamedTuple):
 
 def run(folder: Path, *budget: str) -> Run:
     """Run the example in a process of its own, from `folder`."""
-    done = python(str(EXAMPLE), *budget, "--out", "pictures", folder=folder)
+    settings = {k: v for k, v in os.environ.items() if not k.startswith("SBI_IGNITE")}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE), *budget, "--out", "pictures"],
+        cwd=folder,
+        env=settings | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return Run(done.stdout, folder / "pictures")
 

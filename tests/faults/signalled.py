@@ -8,7 +8,6 @@ process group, and later with its exit status.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -121,7 +120,6 @@ def train(
 
 def main() -> None:
     torch.set_num_threads(1)
-    gc.freeze()  # else every process looks through all of it at its end, which takes seconds
     for line in iter(sys.stdin.readline, ""):
         wanted = json.loads(line)
         child = os.fork()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -23,7 +25,6 @@ from sbi_ignite import (
     TrainConfig,
     load_run,
 )
-from tests import forked
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 ROOT = Path(__file__).parents[2]
@@ -164,10 +165,21 @@ torch.save(net.state_dict(), sys.argv[2])
 """
 
 
-def run_script(folder, epochs, out, directory):
-    (folder / "script.py").write_text(SCRIPT)
-    command = ["-W", "ignore", "-m", "sbi_ignite", "script.py", str(epochs), str(out)]
-    return forked.start(*command, SBI_IGNITE_CHECKPOINT__DIRECTORY=str(directory))
+def run_script(tmp_path, epochs, out, directory, **popen):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env |= {"SBI_IGNITE_CHECKPOINT__DIRECTORY": str(directory)}
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "sbi_ignite",
+        "script.py",
+        str(epochs),
+        str(out),
+    ]
+    return subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, **popen)
 
 
 def test_an_unchanged_script_becomes_resumable_by_a_variable_alone(tmp_path):
@@ -181,7 +193,7 @@ def test_an_unchanged_script_becomes_resumable_by_a_variable_alone(tmp_path):
         if (directory / "metrics.jsonl").exists() and (directory / "metrics.jsonl").read_text():
             break
         time.sleep(0.01)
-    os.kill(first.pid, signal.SIGTERM)
+    first.send_signal(signal.SIGTERM)
     code = first.wait(120)
     if code != 0:  # on a fast machine it may have been through already
         assert code == 128 + signal.SIGTERM

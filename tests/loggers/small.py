@@ -260,3 +260,16 @@ def descendants(pid: int) -> dict[int, str]:
         below = {child for child, parent in parents.items() if parent in below}
         found |= {child: commands[child] for child in below}
     return found
+
+
+def run_script(text: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process of its own, in this folder."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SBI_IGNITE", "PYTEST_"))}
+    kept |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", text],
+        env={**kept, **variables},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )

@@ -15,9 +15,8 @@ import pytest
 from sbi_ignite import LoggingConfig
 from sbi_ignite.loggers import make_loggers
 from sbi_ignite.loggers.mlflow import is_local, same_store
-from tests.forked import python
 from tests.loggers import read
-from tests.loggers.small import ROOT, Play, trained, wait_until
+from tests.loggers.small import ROOT, Play, run_script, trained, wait_until
 
 pytestmark = pytest.mark.usefixtures("patient")
 
@@ -178,7 +177,7 @@ def test_processes_that_share_a_given_id_share_no_curve(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", _FRESH]
     processes = [subprocess.Popen(command, env=environment) for _ in range(2)]
     assert [process.wait(200) for process in processes] == [0, 0]
-    assert python("-c", _FRESH, **variables).returncode == 0
+    assert run_script(_FRESH, **variables).returncode == 0
     runs = {run.run_id: run.run_group for run in read.wandb_records(tmp_path, "run")}
     assert len(runs) == 3
     assert [group for run_id, group in runs.items() if run_id != "shared1"] == ["shared1"] * 2
@@ -202,8 +201,8 @@ theirs.finish()
 @pytest.mark.slow
 def test_a_run_beside_the_users_open_run_joins_its_group(tmp_path: Path) -> None:
     """In a sweep whose script opens the agent's run itself: theirs stays theirs alone."""
-    done = python(
-        "-c", _BESIDE_THEIRS, WANDB_MODE="offline", WANDB_RUN_ID="trial4", WANDB_SWEEP_ID="sweep1"
+    done = run_script(
+        _BESIDE_THEIRS, WANDB_MODE="offline", WANDB_RUN_ID="trial4", WANDB_SWEEP_ID="sweep1"
     )
     assert done.returncode == 0, done.stderr
     runs = {run.run_id: run for run in read.wandb_records(tmp_path, "run")}
@@ -383,7 +382,7 @@ with mlflow.start_run(run_name="parent") as parent:
 @pytest.mark.slow
 def test_a_run_inside_the_users_active_run_is_its_child(server: str) -> None:
     """On a real server, in the parent's experiment; the parent is neither used nor ended."""
-    done = python("-c", _NESTED, MLFLOW_TRACKING_URI=server)
+    done = run_script(_NESTED, MLFLOW_TRACKING_URI=server)
     assert done.returncode == 0, done.stderr
     runs = {run.info.run_name: run for run in read.mlflow_runs(server, "nested")}
     parent = runs.pop("parent")

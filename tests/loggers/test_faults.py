@@ -16,7 +16,6 @@ import pytest
 
 from sbi_ignite import ArgumentError, LoggingConfig, MissingPackageError
 from sbi_ignite.loggers import Backend, EpochRow, RunInfo, make_loggers
-from tests.forked import python
 from tests.loggers import read
 from tests.loggers.small import (
     AfterEpoch,
@@ -25,6 +24,7 @@ from tests.loggers.small import (
     descendants,
     free_port,
     mlflow_server,
+    run_script,
     trained,
     wait_until,
 )
@@ -67,7 +67,7 @@ try:
 except ImportError as error:
     print(error)
 """
-    assert 'pip install "sbi-ignite[wandb]"' in python("-c", script).stdout
+    assert 'pip install "sbi-ignite[wandb]"' in run_script(script).stdout
 
 
 def test_something_else_is_refused() -> None:
@@ -209,7 +209,7 @@ _STORES = [
 @pytest.mark.parametrize("configs", [_FILES, pytest.param(_STORES, marks=pytest.mark.slow)])
 def test_a_full_disk(configs: list[dict[str, str]]) -> None:
     """No file may grow beyond 4 KiB."""
-    done = python("-c", _FULL_DISK.format(configs=configs))
+    done = run_script(_FULL_DISK.format(configs=configs))
     lines = [line.split() for line in done.stdout.splitlines()]
     assert [line[0] for line in lines] == [config["backend"] for config in configs], done.stderr
     for _, warnings, unharmed, seconds in lines:
@@ -255,7 +255,7 @@ for folder in ("writable", "logs"):  # first as root, which imports everything
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody who may not write")
 def test_a_read_only_directory() -> None:
     """A directory that belongs to somebody else."""
-    done = python("-c", _READ_ONLY)
+    done = run_script(_READ_ONLY)
     assert done.stdout.splitlines() == [
         "writable jsonl [] True",
         "writable tensorboard [] True",
@@ -389,7 +389,7 @@ def test_the_exit_of_python_does_not_hang(tmp_path: Path) -> None:
     """While a server is frozen, nothing is left that python would wait for when it exits."""
     with mlflow_server(tmp_path / "server") as (uri, group):
         os.killpg(group, signal.SIGSTOP)
-        done = python("-c", _EXIT.format(uri=uri))
+        done = run_script(_EXIT.format(uri=uri))
     assert (done.returncode, done.stdout) == (0, "['MainThread'] []\n"), done.stderr
 
 

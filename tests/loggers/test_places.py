@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,8 @@ from sbi.utils import BoxUniform
 
 from sbi_ignite import NPE, CheckpointConfig, LoggingConfig, TrainConfig
 from sbi_ignite.loggers import make_loggers
-from tests.forked import start
 from tests.loggers import read
-from tests.loggers.small import AfterEpoch, Play, trained, wait_until
+from tests.loggers.small import ROOT, AfterEpoch, Play, trained
 
 FILES: Any = ("jsonl", "tensorboard")
 FIRST = {"jsonl": "metrics.jsonl", "tensorboard": "*tfevents*"}
@@ -85,15 +86,13 @@ def test_event_files_of_somebody_else_are_left_alone(tmp_path: Path) -> None:
 
 _AT_ONCE = """
 import sys, time
-from pathlib import Path
 from sbi_ignite.loggers import make_loggers
 from sbi_ignite import LoggingConfig
 from tests.loggers.small import Play
 import torch.utils.tensorboard.summary
 configs = [LoggingConfig(b, log_dir=sys.argv[1]) for b in ("jsonl", "tensorboard")]
-Path(f"ready-{sys.argv[2]}").touch()
-while not Path("go").exists():
-    time.sleep(0.001)
+print("ready", flush=True)
+sys.stdin.readline()
 Play(make_loggers(configs)).epochs(int(sys.argv[2])).end()
 """
 
@@ -101,14 +100,32 @@ Play(make_loggers(configs)).epochs(int(sys.argv[2])).end()
 def test_processes_that_start_at_the_same_instant_are_runs_of_their_own(tmp_path: Path) -> None:
     """As the tasks of an array job do: each has its epochs, and nobody else's."""
     numbers = range(2, 8)
-    tasks = [start("-c", _AT_ONCE, str(tmp_path), str(number)) for number in numbers]
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", _AT_ONCE, str(tmp_path), str(number)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in numbers
+    ]
     try:
-        wait_until(lambda: len(list(tmp_path.glob("ready-*"))) == len(tasks))
-        (tmp_path / "go").touch()
+        for task in tasks:
+            assert task.stdout is not None
+            assert task.stdout.readline() == "ready\n"
+        for task in tasks:
+            assert task.stdin is not None
+            task.stdin.write("go\n")
+            task.stdin.flush()
         assert [task.wait(120) for task in tasks] == [0] * len(tasks)
     finally:
         for task in tasks:
             task.kill()
+            task.wait()
+            for pipe in (task.stdin, task.stdout):
+                assert pipe is not None
+                pipe.close()
     for backend in FILES:
         held = sorted(steps(folder, backend) for folder in folders(tmp_path, backend))
         assert held == [list(range(1, number + 1)) for number in numbers], backend

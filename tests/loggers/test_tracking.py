@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from sbi_ignite import LoggingConfig
-from tests.forked import python
 from tests.loggers import read
-from tests.loggers.small import ROOT, AfterEpoch, trained, wait_until
+from tests.loggers.small import ROOT, AfterEpoch, run_script, trained, wait_until
 
 
 def _break() -> None:
@@ -77,7 +76,7 @@ print("theirs")
 @pytest.mark.slow
 def test_the_users_own_runs_stay_theirs() -> None:
     """Neither taken over nor ended; their tracking address is taken where none is given."""
-    done = python("-c", _USERS_RUN)
+    done = run_script(_USERS_RUN)
     assert done.stdout.endswith("theirs\n"), done.stdout + done.stderr
 
 
@@ -169,7 +168,7 @@ trained([mlflow, LoggingConfig("wandb", mode="offline")], do=AfterEpoch(4, die))
 @pytest.mark.slow
 def test_a_killed_training_leaves_whole_runs(tmp_path: Path) -> None:
     """SIGKILL: what was logged before is delivered, and the runs are closed as killed."""
-    assert python("-c", _KILL_ME).returncode == -signal.SIGKILL
+    assert run_script(_KILL_ME).returncode == -signal.SIGKILL
     uri = f"sqlite:///{tmp_path}/m.db"
     wait_until(lambda: _status(uri) == "KILLED")
     assert [s for s, _ in read.mlflow(uri, read.only_mlflow_run_id(uri))] == [1, 2, 3]

@@ -9,6 +9,8 @@ import re
 import signal
 import sqlite3
 import struct
+import subprocess
+import sys
 import termios
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,8 @@ from sbi.utils import BoxUniform
 
 from sbi_ignite import NPE, Callback, LoggingConfig, TrainConfig, TrainingState
 from sbi_ignite.loggers import Memory
-from tests.forked import python, start
 from tests.loggers import read
-from tests.loggers.small import wait_until
+from tests.loggers.small import ROOT, run_script, wait_until
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 
@@ -190,7 +191,14 @@ def _in_a_terminal(script: str) -> str:
     """Return what a script shows in a terminal of 120 columns."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
-    process = start("-c", script, stdin=follower, stdout=follower, stderr=follower)
+    environment = {
+        **{n: v for n, v in os.environ.items() if not n.startswith(("SBI_", "PYTEST_"))},
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=follower, stderr=follower, env=environment
+    )
     os.close(follower)
     shown = b""
     with os.fdopen(leader, "rb", buffering=0) as screen:
@@ -226,7 +234,7 @@ def test_a_terminal_shows_exactly_one_of_bar_and_lines() -> None:
 
 def test_a_log_file_shows_lines_whatever_is_welcome() -> None:
     """A cluster's log file has no use for a bar."""
-    done = python("-c", _ON_SCREEN)
+    done = run_script(_ON_SCREEN)
     shown = _what_was_shown(done.stdout)
     assert shown["True stdout"] == shown["False stdout"] == [False, True, False]
     assert "3/3" not in done.stderr
@@ -260,8 +268,15 @@ print("trained", inference.training_summary.epochs_trained)
 
 
 def _script(number: int, names: Any, checkpoint: str | None = "run") -> Any:
+    variables = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
     text = _KILLED.replace("{checkpoint}", repr(checkpoint))
-    return python("-c", text, str(number), ",".join(names))
+    return subprocess.run(
+        [sys.executable, "-c", text, str(number), ",".join(names)],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
 
 
 @pytest.mark.parametrize(
