@@ -8,6 +8,7 @@ import torch
 from sbi_ignite import NPE, ArgumentError, Callback, MarginalTrainer, TrainConfig
 
 
+@pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 @pytest.mark.parametrize("as_sbi", [True, False], ids=["sbi's form", "typed form"])
 @pytest.mark.parametrize("trainer", [NPE, MarginalTrainer])
 def test_a_trainer_cannot_be_trained_from_inside_its_own_training(trainer, as_sbi):
