@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from sbi.inference import NeuralInference
-from sbi.inference.trainers.npe.npe_base import PosteriorEstimatorTrainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -25,7 +24,7 @@ from sbi_ignite.data.in_memory import (
 from sbi_ignite.data.split import check_split, split_rows
 from sbi_ignite.data.transfer import indexed, placed
 from sbi_ignite.exceptions import DataError, SbiIgniteError, WrongTypeError
-from sbi_ignite.settings.plain import shorten
+from sbi_ignite.settings.redaction import shorten
 
 _LOSS_PARTS = ("_loss", "_get_losses", "_classifier_logits")
 """What a trainer of sbi computes its loss with."""
@@ -269,14 +268,9 @@ def _any_batch_will_do(trainer: Any, call: Call, train_size: int) -> bool:
         train_size: Rows in a training batch.
     """
     parts = [name for name in _LOSS_PARTS if hasattr(trainer, name)]
-    met = call.family.rows_met
-    if met is None or not all(is_sbis_own(trainer, name) for name in parts):
-        return False
-    if call.keywords.get("calibration_kernel") or train_size < met(call.keywords):
-        return False
-    # From the second round of NPE on, rows are contrasted with others of their batch.
-    later_round = isinstance(trainer, PosteriorEstimatorTrainer) and trainer._round > 0
-    return not later_round or bool(call.keywords.get("force_first_round_loss"))
+    met = call.family.rows_met(call.keywords, trainer._round == 0)
+    sbis_own = all(is_sbis_own(trainer, name) for name in parts)
+    return sbis_own and met is not None and train_size >= met
 
 
 def _large_batch(tensors: Sequence[Tensor], batch_size: int, device: torch.device) -> int:

@@ -19,7 +19,6 @@ from sbi.inference import NeuralInference
 
 from sbi_ignite.bridge.arguments import LOSS_KEYWORDS, Call
 from sbi_ignite.bridge.convergence import rules_of
-from sbi_ignite.bridge.families import family_of
 from sbi_ignite.bridge.in_context import InContext
 from sbi_ignite.bridge.losses import is_sbis_own
 from sbi_ignite.bridge.network_builder import rows_for_builder
@@ -33,7 +32,7 @@ from sbi_ignite.data.source import Batches
 from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.epoch_mean import StepOutput
-from sbi_ignite.handlers.stopping import Rule
+from sbi_ignite.handlers.rules.base import Rule
 from sbi_ignite.kernels.splines import (
     has_splines,
     replaceable_splines,
@@ -41,6 +40,7 @@ from sbi_ignite.kernels.splines import (
 )
 from sbi_ignite.kernels.tanh import TanhBySigmoid, has_tanh
 from sbi_ignite.methods.base import Loss
+from sbi_ignite.methods.table import method_of
 from sbi_ignite.optim.make import make_optimizer
 from sbi_ignite.runs.networks import describe_network
 from sbi_ignite.runs.snapshot import Snapshot
@@ -245,7 +245,7 @@ def _trackers(trainer: Any, call: Call) -> list[TrainersTracker]:
 
 def _loss_arguments(trainer: Any, call: Call) -> dict[str, Any]:
     """Return all loss arguments of a method, as plain data."""
-    defaults = dict(family_of(trainer).loss_args())
+    defaults = dict(method_of(type(trainer)).loss_args())
     known = {**defaults, **call.keywords}
     plain = (bool, int, float, str, type(None))
     return {

@@ -13,14 +13,13 @@ from typing import Any
 from sbi_ignite.bridge.arguments import Call, parse_call
 from sbi_ignite.bridge.batches import make_loaders, split
 from sbi_ignite.bridge.fit import fit, refuse_nested_training
-from sbi_ignite.bridge.losses import is_sbis_own
+from sbi_ignite.bridge.losses import is_sbis_own, loss_of
 from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.sbi_summary import close_books, say_how_it_ended, warn_budget_spent
 from sbi_ignite.bridge.train import check_simulations, prepare
 from sbi_ignite.bridge.version import check_sbi_version
 from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
-from sbi_ignite.methods.marginal import MarginalLoss
 from sbi_ignite.training.recipe import filled_in
 
 
@@ -58,8 +57,7 @@ def carry_out(trainer: Any, call: Call) -> Any:
         trainer._neural_net = trainer._build_neural_net(
             trainer.get_samples()[trainer.train_indices].to("cpu")
         )
-    own = is_sbis_own(trainer, "loss")
-    loss = MarginalLoss() if own else (lambda model, batch: trainer.loss(batch[0]))
+    loss = loss_of(trainer, None, config.sbi_compat)
     fit(trainer, call, loss, train_loader, val_loader)
     if not config.sbi_compat:
         say_how_it_ended(trainer, call)

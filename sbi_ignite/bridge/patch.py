@@ -12,35 +12,13 @@ from typing import Any
 import sbi
 import sbi.inference as sbi_inference
 from sbi.inference.trainers.base import NeuralInference
-from sbi.inference.trainers.nle.nle_base import LikelihoodEstimatorTrainer
-from sbi.inference.trainers.npe.npe_base import PosteriorEstimatorTrainer
-from sbi.inference.trainers.nre.nre_base import RatioEstimatorTrainer
-from sbi.inference.trainers.vfpe.base_vf_inference import VectorFieldTrainer
 
 from sbi_ignite.bridge import marginal, train
 from sbi_ignite.bridge.options import refuse_arguments
 from sbi_ignite.bridge.signatures import sbis_first
 from sbi_ignite.bridge.version import check_sbi_version
 from sbi_ignite.bridge.workers import pass_on_patch
-
-_TRAINERS: tuple[type, ...] = (
-    PosteriorEstimatorTrainer,
-    LikelihoodEstimatorTrainer,
-    RatioEstimatorTrainer,
-    VectorFieldTrainer,
-    sbi_inference.NPE_A,
-    sbi_inference.NPE_B,
-    sbi_inference.NPE_C,
-    sbi_inference.MNPE,
-    sbi_inference.NLE_A,
-    sbi_inference.MNLE,
-    sbi_inference.NRE_A,
-    sbi_inference.NRE_B,
-    sbi_inference.NRE_C,
-    sbi_inference.BNRE,
-    sbi_inference.FMPE,
-    sbi_inference.NPSE,
-)
+from sbi_ignite.methods.table import TRAINERS
 
 _ABSENT = object()
 _lock = threading.RLock()
@@ -133,7 +111,7 @@ def is_patched() -> bool:
 
 def _apply() -> None:
     _undo.append(pass_on_patch())
-    for cls in _TRAINERS:
+    for cls in _sharing_the_loop():
         if "train" in vars(cls):
             _replace(cls, "train", _training(cls, train.train))
     marginals = sbi_inference.MarginalTrainer
@@ -144,6 +122,15 @@ def _apply() -> None:
     for cls in (NeuralInference, sbi_inference.MarginalTrainer):
         _replace(cls, "training_summary", None)
     _offer_training_module()
+
+
+def _sharing_the_loop() -> tuple[type, ...]:
+    """Return the trainers that share sbi's loop, and their bases."""
+    known = [getattr(sbi_inference, name) for name in TRAINERS if hasattr(sbi_inference, name)]
+    ancestors = dict.fromkeys(ancestor for cls in known for ancestor in cls.__mro__)
+    return tuple(
+        cls for cls in ancestors if issubclass(cls, NeuralInference) and cls is not NeuralInference
+    )
 
 
 def _restore() -> None:

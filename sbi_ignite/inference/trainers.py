@@ -12,6 +12,7 @@ import sbi.inference as sbi_inference
 from sbi_ignite.bridge import marginal, train
 from sbi_ignite.bridge.options import refuse_arguments
 from sbi_ignite.bridge.signatures import typed_first
+from sbi_ignite.methods.table import TRAINERS
 from sbi_ignite.summary import TrainingSummary
 
 
@@ -99,74 +100,13 @@ def _behind(cls: type, name: str) -> Any:
     return next(vars(cls)[name] for cls in behind if name in vars(cls))
 
 
-# The overrides take more than sbi's methods do; a type checker cannot know this is intended.
-# pyright: reportIncompatibleMethodOverride=false
-# ruff: noqa: D101 # the docstrings are sbi's
-
-
-class NPE_A(IgniteLoop, sbi_inference.NPE_A):
-    __doc__ = sbi_inference.NPE_A.__doc__
-
-
-class NPE_B(IgniteLoop, sbi_inference.NPE_B):
-    __doc__ = sbi_inference.NPE_B.__doc__
-
-
-class NPE_C(IgniteLoop, sbi_inference.NPE_C):
-    __doc__ = sbi_inference.NPE_C.__doc__
-
-
-class MNPE(IgniteLoop, sbi_inference.MNPE):
-    __doc__ = sbi_inference.MNPE.__doc__
-
-
-class NLE_A(IgniteLoop, sbi_inference.NLE_A):
-    __doc__ = sbi_inference.NLE_A.__doc__
-
-
-class MNLE(IgniteLoop, sbi_inference.MNLE):
-    __doc__ = sbi_inference.MNLE.__doc__
-
-
-class NRE_A(IgniteLoop, sbi_inference.NRE_A):
-    __doc__ = sbi_inference.NRE_A.__doc__
-
-
-class NRE_B(IgniteLoop, sbi_inference.NRE_B):
-    __doc__ = sbi_inference.NRE_B.__doc__
-
-
-class NRE_C(IgniteLoop, sbi_inference.NRE_C):
-    __doc__ = sbi_inference.NRE_C.__doc__
-
-
-class BNRE(IgniteLoop, sbi_inference.BNRE):
-    __doc__ = sbi_inference.BNRE.__doc__
-
-
-class FMPE(IgniteLoop, sbi_inference.FMPE):
-    __doc__ = sbi_inference.FMPE.__doc__
-
-
-class NPSE(IgniteLoop, sbi_inference.NPSE):
-    __doc__ = sbi_inference.NPSE.__doc__
-
-
-class MarginalTrainer(IgniteTrainer, sbi_inference.MarginalTrainer):
-    __doc__ = sbi_inference.MarginalTrainer.__doc__
-
-
-class NPE_PFN(sbi_inference.NPE_PFN):
-    __doc__ = sbi_inference.NPE_PFN.__doc__
-
-    def train(self, *args: Any, **kwargs: Any) -> None:
-        """Do what sbi does: nothing is trained.
-
-        Raises:
-            ArgumentError: If any argument is passed, because it could change nothing.
-        """
-        refuse_arguments(self, args, kwargs)
-        return super().train()
+def _trained_by_ignite(name: str) -> type:
+    """Return the trainer of that name in `sbi.inference` with our `train()` in front of it."""
+    theirs: Any = getattr(sbi_inference, name)
+    front = IgniteLoop if issubclass(theirs, sbi_inference.NeuralInference) else IgniteTrainer
+    cls = type(name, (front, theirs), {"__module__": __name__, "__doc__": theirs.__doc__})
+    _show_signature(cls)
+    return cls
 
 
 def _show_signature(cls: Any) -> None:
@@ -181,13 +121,32 @@ def _show_signature(cls: Any) -> None:
     cls.train = train
 
 
-for _class in (
-    *(NPE_A, NPE_B, NPE_C, MNPE, NLE_A, MNLE, NRE_A, NRE_B, NRE_C, BNRE, FMPE, NPSE),
-    MarginalTrainer,
-):
-    _show_signature(_class)
-NPE_PFN.train.__signature__ = inspect.signature(sbi_inference.NPE_PFN.train)  # type: ignore[attr-defined] # likewise
+# A release of sbi may not have all of them yet, or any more.
+_trainers = {name: _trained_by_ignite(name) for name in TRAINERS if hasattr(sbi_inference, name)}
+globals().update(_trainers)
 
-NPE = NPE_C
-NLE = NLE_A
-NRE = NRE_B
+
+# This override takes more than sbi's method does; a type checker cannot know this is intended.
+# pyright: reportIncompatibleMethodOverride=false
+
+
+class NPE_PFN(sbi_inference.NPE_PFN):  # noqa: D101 # the docstring is sbi's
+    __doc__ = sbi_inference.NPE_PFN.__doc__
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        """Do what sbi does: nothing is trained.
+
+        Raises:
+            ArgumentError: If any argument is passed, because it could change nothing.
+        """
+        refuse_arguments(self, args, kwargs)
+        return super().train()
+
+
+NPE_PFN.train.__signature__ = inspect.signature(sbi_inference.NPE_PFN.train)  # type: ignore[attr-defined] # inspect's
+
+NPE = _trainers["NPE_C"]
+NLE = _trainers["NLE_A"]
+NRE = _trainers["NRE_B"]
+
+__all__ = ["NLE", "NPE", "NPE_PFN", "NRE", *_trainers]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from sbi_ignite.exceptions import ArgumentError, MissingPackageError
@@ -14,37 +15,28 @@ from sbi_ignite.loggers.helper_thread import OnHelperThread
 from sbi_ignite.loggers.ignite_logger import IgniteLogger, is_ignite_logger
 from sbi_ignite.loggers.tracker import SbiTracker, is_tracker
 
-BACKENDS: Mapping[str, str] = {
-    "stdout": "stdout:Stdout",
-    "tensorboard": "tensorboard:TensorBoard",
-    "wandb": "wandb:Wandb",
-    "mlflow": "mlflow:Mlflow",
-    "jsonl": "jsonl:JsonLines",
-    "memory": "memory:Memory",
-    "none": "none:Nothing",
-}
-"""Every name that `LoggingConfig.backend` takes, and where its class is."""
 
-IN_OWN_PROCESS = frozenset({"wandb", "mlflow"})
-"""Those whose libraries may hang, fail, draw random numbers or hold up the exit."""
-
-
-def make_loggers(asked: Sequence[object]) -> Loggers:
+def make_loggers(
+    asked: Sequence[object], run_directory: str | os.PathLike[str] | None = None
+) -> Loggers:
     """Return an object that logs to everything that was asked for.
 
     Args:
         asked: `LoggingConfig` values, names of backends, sbi `Tracker` objects, loggers of
             `ignite.handlers`, or our own `Backend` objects.
+        run_directory: Where the run's files are; None without checkpoints.
 
     Raises:
         MissingPackageError: If a backend's package is not installed.
-        ArgumentError: If an object is none of these.
+        ArgumentError: If an object is none of these, or two of them write to the same place.
 
     Example:
         >>> make_loggers(["memory"]).backends[0].name
         'memory'
     """
-    return Loggers([make_backend(item) for item in asked])
+    backends = [make_backend(item) for item in asked]
+    _refuse_equal(asked, run_directory)
+    return Loggers(backends)
 
 
 def make_backend(asked: object) -> Backend:
@@ -63,20 +55,48 @@ def make_backend(asked: object) -> Backend:
     if is_tracker(asked):
         return OnHelperThread(SbiTracker(asked))
     raise ArgumentError(
-        f"logging: expected a LoggingConfig, one of the names {', '.join(BACKENDS)}, an sbi "
-        f"Tracker, a logger of ignite.handlers or a list of these, got {asked!r}."
+        f"logging: expected a LoggingConfig, one of the names {', '.join(LoggingConfig.takes)}, "
+        f"an sbi Tracker, a logger of ignite.handlers or a list of these, got {asked!r}."
     )
+
+
+def _refuse_equal(asked: Sequence[object], run_directory: str | os.PathLike[str] | None) -> None:
+    """Refuse two loggers that would write everything twice."""
+    seen: dict[Hashable, object] = {}
+    for item in asked:
+        place, where, remedy = _place(item, run_directory)
+        if place in seen:
+            raise ArgumentError(
+                f"logging: expected every place once, got {seen[place]!r} and {item!r}, which both "
+                f"write to {where}. Leave one of them out{remedy}."
+            )
+        seen[place] = item
+
+
+def _place(item: object, run_directory: str | os.PathLike[str] | None) -> tuple[Hashable, str, str]:
+    """Return where a logger writes: to compare, in words, and how to say another place."""
+    from sbi_ignite.settings import LoggingConfig
+
+    if isinstance(item, str):
+        item = LoggingConfig(backend=item)  # type: ignore[arg-type] # checked by LoggingConfig
+    if not isinstance(item, LoggingConfig):
+        # The trainer's own tracker comes wrapped, the user's does not.
+        target = getattr(item, "tracker", item) if isinstance(item, Backend) else item
+        return id(target), f"the same {type(target).__name__}", ""
+    fields = {name: getattr(item, name) for name in item.fields if name != "backend"}
+    place, where, other = backend_class(item.backend).place(fields, run_directory)
+    return (item.backend, *place), where, f", or give one {other}" if other else ""
 
 
 def backend_by_name(name: str, fields: Mapping[str, Any]) -> Backend:
     """Return one of our own backends, in a process of its own if it needs one.
 
     Args:
-        name: One of `BACKENDS`.
+        name: One of the names that `LoggingConfig.backend` takes.
         fields: Arguments of its class.
     """
     check_package(name)
-    if name in IN_OWN_PROCESS:
+    if backend_class(name).in_own_process:
         from sbi_ignite.loggers.subprocess_backend import SubprocessBackend
 
         return SubprocessBackend(name, fields)
@@ -84,9 +104,10 @@ def backend_by_name(name: str, fields: Mapping[str, Any]) -> Backend:
 
 
 def backend_class(name: str) -> type[Backend]:
-    """Return a backend's class."""
-    module, _, class_name = BACKENDS[name].partition(":")
-    return getattr(importlib.import_module(f"sbi_ignite.loggers.{module}"), class_name)
+    """Return a backend's class, which has that name and is on the page of that name."""
+    page = importlib.import_module(f"sbi_ignite.loggers.{name}")
+    classes = (item for item in vars(page).values() if isinstance(item, type))
+    return next(cls for cls in classes if issubclass(cls, Backend) and cls.name == name)
 
 
 def check_package(name: str) -> None:

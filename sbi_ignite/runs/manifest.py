@@ -15,6 +15,9 @@ from sbi_ignite.runs.machine import describe_machine
 
 STATUSES = ("running", "complete", "interrupted", "failed")
 
+TORCH_SEED = "torch_seed"
+"""Name of the seed of torch's generator when the run began."""
+
 RESUMES = "inexact_resumes"
 """Name of the resumes that may have changed the last bits: where they began, and what changed."""
 
@@ -62,6 +65,7 @@ def make_manifest(
         "stop_reason": None,
         "method": method,
         "seed": seed,
+        TORCH_SEED: torch.initial_seed(),
         "data": None if data is None else list(data),
         "validation_data": None if validation_data is None else list(validation_data),
         "optimizer": None if optimizer is None else list(optimizer),

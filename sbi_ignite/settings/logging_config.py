@@ -20,6 +20,7 @@ Backend = Literal["stdout", "tensorboard", "wandb", "mlflow", "jsonl", "memory",
 _Mode = Literal["online", "offline", "shared", "disabled"]
 _MODES = ("online", "offline", "shared", "disabled")
 
+# A backend is the page of that name in loggers/.
 _TAKES: Mapping[str, tuple[str, ...]] = {
     "stdout": (),
     "tensorboard": ("log_dir",),
@@ -44,6 +45,9 @@ class LoggingConfig(Settings):
     gets a folder of its own below, named `RUN_NAME` or after the method and the time. A resumed
     training and later rounds of the same inference keep writing where they wrote before. Without a
     `log_dir`, files go to `logs` in the run directory, or else to `sbi-logs/RUN_NAME`.
+
+    One training may log to several backends, and to one backend at several places; the same place
+    twice is refused.
 
     Raises:
         SettingsError: If a value is wrong or the backend does not take a field.

@@ -15,16 +15,15 @@ from sbi_ignite.settings.base import Settings
 from sbi_ignite.settings.checkpoint import CheckpointConfig
 from sbi_ignite.settings.early_stopping import EarlyStopping
 from sbi_ignite.settings.errors import suggestion
+from sbi_ignite.settings.frozen_dict import FrozenDict
 from sbi_ignite.settings.logging_config import LoggingConfig
 from sbi_ignite.settings.origin import DEFAULT, Origin
-from sbi_ignite.settings.plain import FrozenDict, shorten
+from sbi_ignite.settings.redaction import shorten
 from sbi_ignite.settings.resolved import Resolved, fields_of, item_prefixes
 from sbi_ignite.settings.sources import Layer, read_layers
 from sbi_ignite.settings.train import TrainConfig
 
 __all__ = ["resolve"]
-
-_PATIENT = ("validation_loss", "two_standard_deviations")
 
 
 @dataclass
@@ -256,15 +255,17 @@ def _inferred_rule(
 
 
 def _kind(said: _Said, fallback: EarlyStopping) -> str:
-    if "min_delta" in said.values:
-        return "validation_loss"
-    if "patience" in said.values:
-        return _patient_kind(fallback)
-    return "lr_threshold" if "min_lr" in said.values else fallback.kind
+    """Return the kind that was most likely meant by the fields that were said."""
+    for kind, fields in EarlyStopping.takes.items():
+        if any(name in said.values for name in fields if name not in ("patience", "rule")):
+            return kind
+        if kind == "validation_loss" and "patience" in said.values:
+            return _patient_kind(fallback)
+    return fallback.kind
 
 
 def _patient(kind: str) -> bool:
-    return kind in _PATIENT
+    return "patience" in EarlyStopping.takes[kind]
 
 
 def _patient_kind(fallback: EarlyStopping) -> str:

@@ -18,6 +18,7 @@ from sbi_ignite.capture.gradients import Gradients
 from sbi_ignite.capture.loss_values import check_losses
 from sbi_ignite.data.source import Batches, num_rows
 from sbi_ignite.exceptions import DataError, NonFiniteLossError
+from sbi_ignite.explain import PLAIN_ERRORS, explain
 from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.training.first_batch import check_batch, check_shape
@@ -79,7 +80,17 @@ class TrainStep:
             self.check_gradients()
         self._first = False
         engine.fire_event(TrainingEvents.BACKWARD_COMPLETED)
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except PLAIN_ERRORS as error:
+            epoch, iteration = self.now()
+            name = type(getattr(self.optimizer, "optimizer", self.optimizer)).__name__
+            what = (
+                "optimizer: expected one that steps on the gradients of loss.backward() on "
+                f"{self.device}, {name}.step() failed in epoch {epoch}, iteration {iteration}"
+            )
+            advice = "It fails likewise in a plain torch loop; make it with other arguments, or "
+            explain(error, what, advice + "take Adam, AdamW or SGD.")
         return output
 
 
@@ -134,19 +145,29 @@ def on_device(batch: Any, device: torch.device) -> Any:
     # Batches from our own loaders are already there and need not be rebuilt.
     if type(batch) is tuple and all(isinstance(t, Tensor) and t.device == device for t in batch):
         return batch
-    return _moved(batch, device)
+    return mapped(batch, "to", device)
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    """Move tensors, and objects that have a way to move, in containers nested to any depth."""
-    if callable(getattr(value, "to", None)):
-        return value.to(device)
+def mapped(value: Any, method: str, *args: Any) -> Any:
+    """Call a method of all tensors, and other objects that have it, in a batch of any structure.
+
+    Args:
+        value: The batch: containers nested to any depth. What has no such method stays.
+        method: Name of the method.
+        *args: Its arguments.
+
+    Example:
+        >>> mapped({"x": torch.ones(1), "name": "a"}, "mul", 2)
+        {'x': tensor([2.]), 'name': 'a'}
+    """
+    if callable(getattr(value, method, None)):
+        return getattr(value, method)(*args)
     if isinstance(value, Mapping):
-        return type(value)({name: _moved(item, device) for name, item in value.items()})  # type: ignore[call-arg] # as all mappings do
+        return type(value)({name: mapped(item, method, *args) for name, item in value.items()})  # type: ignore[call-arg] # as all mappings do
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_moved(item, device) for item in value))
+        return type(value)(*(mapped(item, method, *args) for item in value))
     if isinstance(value, list | tuple):
-        return type(value)([_moved(item, device) for item in value])
+        return type(value)([mapped(item, method, *args) for item in value])
     return value
 
 

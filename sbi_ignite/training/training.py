@@ -29,12 +29,15 @@ from sbi_ignite.handlers.time_limit import TimeLimit
 from sbi_ignite.loggers import Loggers, make_loggers
 from sbi_ignite.optim.flat import FlatOptimizer
 from sbi_ignite.optim.make import make_optimizer
+from sbi_ignite.random_state import OwnRandomState
+from sbi_ignite.runs.fingerprint import LOSS
+from sbi_ignite.runs.loss_record import describe_loss
 from sbi_ignite.runs.objects import describe_optimizer, describe_scheduler
 from sbi_ignite.settings import Resolved
 from sbi_ignite.training.checks import check_model, check_optimizer, check_schedulers
 from sbi_ignite.training.epochs import Epochs
 from sbi_ignite.training.first_batch import check_gradients
-from sbi_ignite.training.hooks import TrainingHooks
+from sbi_ignite.training.hooks import Place, TrainingHooks
 from sbi_ignite.training.make_engine import make_engine
 from sbi_ignite.training.minimum_epochs import sure_epochs
 from sbi_ignite.training.mode import FrozenParts, set_training
@@ -47,7 +50,7 @@ from sbi_ignite.training.options import (
 )
 from sbi_ignite.training.passes import Passes
 from sbi_ignite.training.recipe import filled_in
-from sbi_ignite.training.schedules import epochs_to_train, make_schedulers
+from sbi_ignite.training.schedules import epochs_to_train, make_schedulers, of_user
 from sbi_ignite.training.state import Snapshots, Stateful
 from sbi_ignite.training.steps import TrainStep, ValidationStep, summed, summed_as_sbi
 from sbi_ignite.training.validation import Validation
@@ -87,6 +90,7 @@ class Training:
         rate_may_change: Whether a schedule or a callback may change the learning rate.
         users_optimizer: Options of the user's own optimizer; None for one of ours.
         users_scheduler: Options of the user's own scheduler; None for one of ours.
+        random: The random states in which it was put together, for trainings that take turns.
     """
 
     settings: Resolved
@@ -116,6 +120,7 @@ class Training:
     rate_may_change: bool
     users_optimizer: list[dict[str, Any]] | None
     users_scheduler: dict[str, Any] | None
+    random: OwnRandomState
 
     def how_computed(self) -> Report:
         """Return how steps were computed, and what made them slower than they could be."""
@@ -124,6 +129,11 @@ class Training:
             found = Report("eager", "the trainer's own epoch method was asked")
         slower = self.stepping.slower and f"optimizer: {self.stepping.slower}"
         return Report(found.executor, "; ".join(filter(None, (found.reason, slower))))
+
+    @property
+    def has_epochs_left(self) -> bool:
+        """Whether there is anything left to train."""
+        return self.state.stop_reason is None and self.state.epoch < self.budget
 
     @property
     def method(self) -> str:
@@ -162,17 +172,20 @@ def assemble(
 
     Raises:
         SettingsError: If settings and arguments are incompatible.
-        ArgumentError: If there is nothing to train, or optimizer or scheduler belong to something
-            else.
+        ArgumentError: If there is nothing to train, optimizer or scheduler belong to something
+            else, or two loggers write to the same place.
     """
     check_model(model)
     arguments: dict[str, Any] = {}
     if hooks is None:
         arguments = {"optimizer": optimizer, "scheduler": scheduler, "device": device}
         hooks = TrainingHooks()
+        hooks.place = Place(manifest={LOSS: describe_loss(loss_fn)})
     settings = filled_in(settings, train_batches, left_out_of_recipe(arguments))
     config, as_sbi = settings.train, settings.train.sbi_compat
-    loggers = make_loggers((*settings.logging, *hooks.loggers))
+    kept = settings.checkpoint
+    directory = hooks.place.directory or (None if kept is None else kept.directory)
+    loggers = make_loggers((*settings.logging, *hooks.loggers), directory)
 
     # What is trained, and by which rules.
     device = _device(settings, device, model)
@@ -186,9 +199,11 @@ def assemble(
     users_optimizer = describe_optimizer(optimizer) if made_by_user else None
     state = hooks.state(model)
     state.validated = val_batches is not None
-    signals = signals_to_stop_on(settings, state)
+    signals = signals_to_stop_on(settings, state, hooks.keep_snapshot is not None)
     schedulers = (
-        Schedulers(scheduler) if scheduler else make_schedulers(config, optimizer, train_batches)
+        of_user(scheduler, len(train_batches))
+        if scheduler
+        else make_schedulers(config, optimizer, train_batches)
     )
     check_schedulers(filter(None, (schedulers.main, schedulers.warmup)), optimizer, given)
     made_by_user = callable(config.lr_schedule) or scheduler is not None
@@ -292,8 +307,16 @@ def assemble(
             **hooks.parts,
         }
     )
-    snapshots = Snapshots(parts, state, hooks.keep_snapshot, extra={"loggers": loggers})
+    snapshots = Snapshots(
+        parts,
+        state,
+        hooks.keep_snapshot,
+        extra={"loggers": loggers},
+        mid_epoch=train_batches.resumes_inside_epoch,
+    )
     snapshots.attach(engine)
+    if settings.checkpoint is None:
+        signals.may_cut = lambda: snapshots.up_to_date
     return Training(
         settings=settings,
         hooks=hooks,
@@ -322,6 +345,7 @@ def assemble(
         rate_may_change=bool(callbacks) or schedulers != Schedulers(),
         users_optimizer=users_optimizer,
         users_scheduler=users_scheduler,
+        random=OwnRandomState(),
     )
 
 
