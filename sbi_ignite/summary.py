@@ -181,15 +181,22 @@ class TrainingSummary:
         )
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(loc="upper right", edgecolor="none")
-        # IPython draws figures by itself only where pyplot has been imported. An attribute of the
-        # object, because wandb mistakes subclasses of Figure for arrays.
-        vars(figure)["_repr_png_"] = partial(_png, figure)
-        return figure
+        return shown_in_notebooks(figure)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain data (lists instead of tuples), ready for JSON."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {n: list(v) if isinstance(v, tuple) else v for n, v in plain.items()}
+
+
+def shown_in_notebooks(figure: Figure) -> Figure:
+    """Let notebooks show a figure as a cell's last value, and return it.
+
+    IPython draws figures by itself only where pyplot has been imported.
+    """
+    # An attribute of the object, because wandb mistakes subclasses of Figure for arrays.
+    vars(figure)["_repr_png_"] = partial(_png, figure)
+    return figure
 
 
 def _png(figure: Figure) -> bytes:

@@ -6,8 +6,9 @@ Private names were read in sbi 0.27.0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ from sbi_ignite.bridge.traceable import is_traceable
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.data.foreign import WholePass, as_batches
 from sbi_ignite.data.source import Batches
-from sbi_ignite.exceptions import NonFiniteLossError
+from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.handlers.rules.base import Rule
@@ -39,6 +40,7 @@ from sbi_ignite.kernels.splines import (
 )
 from sbi_ignite.kernels.tanh import TanhBySigmoid, has_tanh
 from sbi_ignite.methods.base import Loss
+from sbi_ignite.methods.table import method_of
 from sbi_ignite.optim.make import make_optimizer
 from sbi_ignite.runs.networks import describe_network
 from sbi_ignite.runs.snapshot import Snapshot
@@ -47,6 +49,31 @@ from sbi_ignite.training.hooks import Place, Steps, TrainingHooks
 from sbi_ignite.training.options import rates_of
 from sbi_ignite.training.run import run
 from sbi_ignite.training.training import assemble
+
+_in_loop: ContextVar[Any] = ContextVar("sbi_ignite_in_loop", default=None)
+
+
+def refuse_nested_training(trainer: Any) -> None:
+    """Refuse to train a trainer that is going through its epochs already.
+
+    Raises:
+        ArgumentError: If it does, because one of its callbacks, rules or methods called `train()`.
+    """
+    if _in_loop.get() is trainer:
+        raise ArgumentError(
+            f"{type(trainer).__name__}.train(): expected a trainer that is not training, got one "
+            "whose callback, stopping rule or loss calls train() on it again. Train it after this "
+            "call has ended, or train another trainer."
+        )
+
+
+@contextmanager
+def _marked(trainer: Any) -> Iterator[None]:
+    token = _in_loop.set(trainer)
+    try:
+        yield
+    finally:
+        _in_loop.reset(token)
 
 
 def fit(
@@ -109,7 +136,7 @@ def fit(
         trainer, call, state, rules, best, place, steps, summarization_kwargs or {}, split
     )
     hooks.resume_from = resume_from
-    with splines:
+    with splines, _marked(trainer):
         trainer.training_summary = run(
             assemble(
                 call.settings,
@@ -197,7 +224,7 @@ def _summarizer(trainer: Any) -> Callable[..., None]:
 
 def _manifest(trainer: Any, call: Call, now: Round, batches: Batches) -> dict[str, Any]:
     """Return what a run directory records about the trainer."""
-    manifest = {"round": now.index, "loss_arguments": _loss_arguments(call)}
+    manifest = {"round": now.index, "loss_arguments": _loss_arguments(trainer, call)}
     if call.settings.checkpoint is None:
         return manifest
     known = getattr(trainer, "_ignite_network", None)
@@ -216,11 +243,16 @@ def _trackers(trainer: Any, call: Call) -> list[TrainersTracker]:
     return [] if unwanted else [TrainersTracker(trainer)]
 
 
-def _loss_arguments(call: Call) -> dict[str, Any]:
-    """Return the loss arguments that were passed, as plain data."""
-    passed = {name: call.keywords[name] for name in LOSS_KEYWORDS if name in call.keywords}
+def _loss_arguments(trainer: Any, call: Call) -> dict[str, Any]:
+    """Return all loss arguments of a method, as plain data."""
+    defaults = dict(method_of(type(trainer)).loss_args())
+    known = {**defaults, **call.keywords}
     plain = (bool, int, float, str, type(None))
-    return {n: v if isinstance(v, plain) else type(v).__name__ for n, v in passed.items()}
+    return {
+        name: known[name] if isinstance(known[name], plain) else type(known[name]).__name__
+        for name in LOSS_KEYWORDS
+        if name in known
+    }
 
 
 def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] | None]:

@@ -27,6 +27,7 @@ from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, SettingsErr
 from sbi_ignite.methods.base import LossArgs
 from sbi_ignite.random_state import random_states, set_random_states
 from sbi_ignite.settings import EarlyStopping, TrainConfig
+from sbi_ignite.summary import shown_in_notebooks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,7 +68,8 @@ class LearningRateRange:
     def plot(self) -> Figure:
         """Return a figure of the loss against the rate, with the suggestion marked.
 
-        The figure is independent of pyplot; save it with `figure.savefig("rates.png")`.
+        The figure is independent of pyplot; save it with `figure.savefig("rates.png")`. A notebook
+        shows it as a cell's last value.
         """
         from matplotlib.figure import Figure
 
@@ -85,7 +87,7 @@ class LearningRateRange:
         axes.set_ylim(low - margin, high + margin)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-        return figure
+        return shown_in_notebooks(figure)
 
 
 def find_learning_rate(

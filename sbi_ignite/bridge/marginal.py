@@ -12,7 +12,7 @@ from typing import Any
 
 from sbi_ignite.bridge.arguments import Call, parse_call
 from sbi_ignite.bridge.batches import make_loaders, split
-from sbi_ignite.bridge.fit import fit
+from sbi_ignite.bridge.fit import fit, refuse_nested_training
 from sbi_ignite.bridge.losses import is_sbis_own, loss_of
 from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.sbi_summary import close_books, say_how_it_ended, warn_budget_spent
@@ -37,6 +37,7 @@ def train(
     Returns:
         The unconditional density estimator, with the best weights in it.
     """
+    refuse_nested_training(trainer)
     check_sbi_version()
     call = parse_call(trainer, sbi_train, args, kwargs)
     check_simulations(trainer)

@@ -24,7 +24,7 @@ from sbi_ignite.bridge.batches import (
     simulations_of,
     split,
 )
-from sbi_ignite.bridge.fit import fit
+from sbi_ignite.bridge.fit import fit, refuse_nested_training
 from sbi_ignite.bridge.losses import is_sbis_own, loss_of
 from sbi_ignite.bridge.network_builder import lean_building
 from sbi_ignite.bridge.options import check_call
@@ -54,6 +54,7 @@ def train(
     Returns:
         What sbi's `train()` returns: the estimator, with the best weights in it.
     """
+    refuse_nested_training(trainer)
     if active_call(trainer) is not None:
         return sbi_train(trainer, *args, **kwargs)
     check_sbi_version()

@@ -76,10 +76,15 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = [
         *_simple(saved, now),
         *_settings(saved, now),
+        *_objects(saved, now),
         *_network(saved, now),
         *_loss(saved, now),
     ]
-    return [f"{sentence} {_ADVICE}" for sentence in found] + _data(saved, now)
+    data = [
+        *_data(saved.get("data"), now.get("data"), "data"),
+        *_data(saved.get("validation_data"), now.get("validation_data"), "validation data"),
+    ]
+    return [f"{sentence} {_ADVICE}" for sentence in found] + data
 
 
 def _simple(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -109,6 +114,24 @@ def _is_same(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
     return same(before["value"], after["value"])
 
 
+def _objects(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Compare the options of the user's optimizer and scheduler."""
+    for kind in ("optimizer", "scheduler"):
+        before, after = saved.get(kind), now.get(kind)
+        if not before or not after:
+            continue
+        # One is a list of parameter groups.
+        groups = zip(*(v if isinstance(v, list) else [v] for v in (before, after)), strict=False)
+        for i, (old, new) in enumerate(groups):
+            where = f" of parameter group {i}" if isinstance(after, list) and len(after) > 1 else ""
+            for name in old.keys() & new.keys():
+                if old[name] != new[name]:
+                    yield (
+                        f"The {kind}'s {name.lstrip('_')}{where} differs: the run has "
+                        f"{old[name]!r}, now it is {new[name]!r}."
+                    )
+
+
 def _network(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     before, after = saved.get("network"), now.get("network")
     if not before or not after or before["digest"] == after["digest"]:
@@ -131,8 +154,9 @@ def _loss(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def _data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    before, after = saved.get("data"), now.get("data")
+def _data(
+    before: Sequence[Mapping[str, Any]] | None, after: Sequence[Mapping[str, Any]] | None, name: str
+) -> list[str]:
     if not before or not after or before == after:
         return []
     kinds = [[(t["dtype"], t["shape"]) for t in tensors] for tensors in (before, after)]
@@ -142,7 +166,7 @@ def _data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     else:
         what = f"the run has {_shapes(before)}, now it is {_shapes(after)}"
     return [
-        f"The data differ: {what}. If the script simulates anew without a seed, seed it "
+        f"The {name} differ: {what}. If the script simulates anew without a seed, seed it "
         "(torch.manual_seed) or save the simulations; or start with "
         'resume="never", which moves the old run\'s files aside, or in another directory.'
     ]

@@ -41,6 +41,9 @@ def make_manifest(
     settings: Mapping[str, Any],
     seed: int | None = None,
     data: Sequence[Mapping[str, Any]] | None = None,
+    validation_data: Sequence[Mapping[str, Any]] | None = None,
+    optimizer: Sequence[Mapping[str, Any]] | None = None,
+    scheduler: Mapping[str, Any] | None = None,
     network: nn.Module | None = None,
     estimator: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -51,6 +54,9 @@ def make_manifest(
         settings: `Resolved.to_dict()`.
         seed: Seed of the training, None without one.
         data: Fingerprint of the data; None for data that has none.
+        validation_data: Likewise, where they are not part of the data.
+        optimizer: Options of a user's optimizer, from `describe_optimizer`; None for our own.
+        scheduler: Options of a user's scheduler, from `describe_scheduler`; None for our own.
         network: The network.
         estimator: How to build the network again, from `describe_network`.
     """
@@ -61,6 +67,9 @@ def make_manifest(
         "seed": seed,
         TORCH_SEED: torch.initial_seed(),
         "data": None if data is None else list(data),
+        "validation_data": None if validation_data is None else list(validation_data),
+        "optimizer": None if optimizer is None else list(optimizer),
+        "scheduler": None if scheduler is None else dict(scheduler),
         "network": None if network is None else fingerprint_network(network),
         "settings": dict(settings),
         "versions": versions(),

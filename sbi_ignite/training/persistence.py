@@ -73,9 +73,22 @@ def _manifest(training: Training) -> dict[str, Any]:
         settings=training.settings.to_dict(),
         seed=training.settings.train.seed,
         data=training.train_batches.fingerprint(),
+        validation_data=_validation_data(training),
+        optimizer=training.users_optimizer,
+        scheduler=training.users_scheduler,
         network=training.model,
     )
     return {**manifest, **training.hooks.place.manifest}
+
+
+def _validation_data(training: Training) -> list[dict[str, Any]] | None:
+    """Return the fingerprint of validation data that are not part of the training data."""
+    batches, known = training.val_batches, training.train_batches.tensors
+    if batches is None or batches.tensors is None:
+        return None
+    if known is not None and set(map(id, batches.tensors)) <= set(map(id, known)):
+        return None  # a trainer's rows, or subsets of one dataset
+    return batches.fingerprint()
 
 
 class NoPersistence:

@@ -32,6 +32,7 @@ from sbi_ignite.optim.make import make_optimizer
 from sbi_ignite.random_state import OwnRandomState
 from sbi_ignite.runs.fingerprint import LOSS
 from sbi_ignite.runs.loss_record import describe_loss
+from sbi_ignite.runs.objects import describe_optimizer, describe_scheduler
 from sbi_ignite.settings import Resolved
 from sbi_ignite.training.checks import check_model, check_optimizer, check_schedulers
 from sbi_ignite.training.epochs import Epochs
@@ -87,6 +88,8 @@ class Training:
         compiler: Decides how steps are computed.
         budget: Maximum number of epochs, counted over all legs of the training.
         rate_may_change: Whether a schedule or a callback may change the learning rate.
+        users_optimizer: Options of the user's own optimizer; None for one of ours.
+        users_scheduler: Options of the user's own scheduler; None for one of ours.
         random: The random states in which it was put together, for trainings that take turns.
     """
 
@@ -115,6 +118,8 @@ class Training:
     compiler: Compiler
     budget: int
     rate_may_change: bool
+    users_optimizer: list[dict[str, Any]] | None
+    users_scheduler: dict[str, Any] | None
     random: OwnRandomState
 
     def how_computed(self) -> Report:
@@ -190,6 +195,8 @@ def assemble(
     optimizer = optimizer or make_optimizer(config, model.parameters())
     check_optimizer(model, optimizer)
     settings = observed(settings, optimizer, train_batches, val_batches, arguments)
+    made_by_user = callable(config.optimizer) or arguments.get("optimizer") is not None
+    users_optimizer = describe_optimizer(optimizer) if made_by_user else None
     state = hooks.state(model)
     state.validated = val_batches is not None
     signals = signals_to_stop_on(settings, state, hooks.keep_snapshot is not None)
@@ -199,6 +206,8 @@ def assemble(
         else make_schedulers(config, optimizer, train_batches)
     )
     check_schedulers(filter(None, (schedulers.main, schedulers.warmup)), optimizer, given)
+    made_by_user = callable(config.lr_schedule) or scheduler is not None
+    users_scheduler = describe_scheduler(schedulers.main) if made_by_user else None
     schedule = Schedule(schedulers, optimizer, state)
     stepping = FlatOptimizer(optimizer)
     averages = AveragedWeights(model, config.averages.share, stepping) if config.averages else None
@@ -334,6 +343,8 @@ def assemble(
         compiler=compiler,
         budget=budget,
         rate_may_change=bool(callbacks) or schedulers != Schedulers(),
+        users_optimizer=users_optimizer,
+        users_scheduler=users_scheduler,
         random=OwnRandomState(),
     )
 
