@@ -329,6 +329,18 @@ def _conclude(
     training.hooks.on_end(training.loggers.state_dict())
     training.callbacks.on_train_end(summary)
     files.conclude(summary)
+    if (
+        not summary.epochs_trained
+        and state.stop_reason == "time_limit"
+        and training.settings.checkpoint is None
+    ):
+        warnings.warn(
+            "The time limit ended training before its first epoch was complete: the network is "
+            "returned with the weights of the last step, and nothing was validated. Take a longer "
+            "TrainConfig(max_time=...), or checkpoint=... to continue later.",
+            SbiIgniteWarning,
+            stacklevel=5,
+        )
     return summary
 
 

@@ -15,6 +15,7 @@ from sbi_ignite import (
     ArgumentError,
     EarlyStopping,
     NonFiniteLossError,
+    SbiIgniteWarning,
     TrainConfig,
     TrainingSummary,
     run_training,
@@ -443,3 +444,12 @@ def test_ctrl_c_reaches_the_caller_and_the_callbacks():
     with pytest.raises(KeyboardInterrupt):
         run_training(TrainConfig(), mlp(), per_row, BATCHES, callbacks=[Interrupt()])
     assert seen == [(KeyboardInterrupt, 2)]
+
+
+def test_a_time_limit_before_the_end_of_the_first_epoch_is_told():
+    """The network that is returned has never been validated."""
+    config = TrainConfig(max_epochs=5, max_time=1e-6)
+    with pytest.warns(SbiIgniteWarning, match="before its first epoch was complete"):
+        _, summary = run_training(config, mlp(), per_row, BATCHES, BATCHES)
+    assert summary.epochs_trained == 0
+    assert summary.stop_reason == "time_limit"
