@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
+import sbi_ignite.bridge.version
 import torch
 
-import sbi_ignite.bridge.version
 from sbi_ignite import (
     DataError,
     LossArgsNPE,
