@@ -168,7 +168,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 def python_path() -> str:
-    """Return this tree, and the folder of the sbi in use if it is on PYTHONPATH and not installed."""
+    """Return this tree, and the folder of the sbi in use if PYTHONPATH has it."""
     folder = str(Path(str(sbi.__file__)).parents[1])
     given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path == folder]
     return os.pathsep.join([str(ROOT), *given])

@@ -8,6 +8,7 @@ from typing import Any
 import sbi.inference as sbi_inference
 
 from sbi_ignite.bridge import marginal, train
+from sbi_ignite.bridge.lines import ReplacedLoop
 from sbi_ignite.bridge.options import refuse_arguments
 from sbi_ignite.summary import TrainingSummary
 
@@ -72,10 +73,10 @@ class IgniteTrainer:
         return carry_out(self, method_behind(type(self), "train"), args, {**new, **kwargs})
 
 
-class IgniteLoop(IgniteTrainer):
+class IgniteLoop(IgniteTrainer, ReplacedLoop):
     """`IgniteTrainer` for the trainers that share sbi's loop: all but MarginalTrainer."""
 
-    def _run_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def train_where_sbi_would(self, *args: Any, **kwargs: Any) -> Any:
         """Train by `run_training` where sbi would run its loop."""
         return train.run_training_loop(self, *args, **kwargs)
 

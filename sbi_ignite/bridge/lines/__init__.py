@@ -8,6 +8,7 @@ from typing import Any
 from sbi_ignite.bridge.lines.classes import (
     LOOP,
     TRAINERS,
+    ReplacedLoop,
     SbiLossArgsVF,
     SbiTrainConfig,
     can_train,
@@ -26,6 +27,7 @@ __all__ = [
     "LOOP",
     "TRAINERS",
     "NetworkCall",
+    "ReplacedLoop",
     "SbiLossArgsVF",
     "SbiTrainConfig",
     "SbiTrainer",

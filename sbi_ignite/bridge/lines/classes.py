@@ -15,6 +15,7 @@ from sbi.inference.trainers.vfpe.base_vf_inference import VectorFieldTrainer
 __all__ = [
     "LOOP",
     "TRAINERS",
+    "ReplacedLoop",
     "SbiLossArgsVF",
     "SbiTrainConfig",
     "can_train",
@@ -43,6 +44,17 @@ TRAINERS: tuple[type, ...] = (
     sbi_inference.NPSE,
 )
 """The trainers that share it, and their bases."""
+
+
+class ReplacedLoop:
+    """A trainer whose loop, where sbi would run its own, is `train_where_sbi_would`."""
+
+    def _run_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        return self.train_where_sbi_would(*args, **kwargs)
+
+    def train_where_sbi_would(self, *args: Any, **kwargs: Any) -> Any:
+        """Train with what sbi hands to its loop, and return the network."""
+        raise NotImplementedError
 
 
 def can_train(candidate: Any) -> bool:

@@ -181,6 +181,40 @@ class SbiTrainer:
         trainer = self.trainer
         return all(is_sbis_own(trainer, name) for name in names if hasattr(trainer, name))
 
+    # --- computing the loss
+
+    @property
+    def pairs_as_sbi(self) -> bool:
+        """Whether sbi's own method pairs theta and x (ratio estimation)."""
+        return is_sbis_own(self.trainer, "_classifier_logits")
+
+    @property
+    def classifier_logits(self) -> Callable[[Tensor, Tensor, int], Tensor]:
+        """The trainer's own way to pair theta and x (ratio estimation)."""
+        return self.trainer._classifier_logits
+
+    def proposal_log_prob(self, theta: Tensor, x: Tensor, masks: Tensor, proposal: Any) -> Tensor:
+        """Return the trainer's log-probability of the proposal posterior, shape (batch,).
+
+        Args:
+            theta: Parameters, shape (batch, dim_theta).
+            x: Data, shape (batch, ...).
+            masks: Whether a row is from the prior, shape (batch, 1).
+            proposal: What the last round was drawn from.
+        """
+        return self.trainer._log_prob_proposal_posterior(theta, x, masks, proposal)
+
+    def losses(self, batch: Any, args: Any) -> Tensor:
+        """Return the losses of a batch as the trainer itself computes them, shape (batch,).
+
+        Args:
+            batch: The tensors of the batch.
+            args: sbi's loss arguments; None for likelihood estimation.
+        """
+        if args is None:
+            return self.trainer._get_losses(batch=batch)
+        return self.trainer._get_losses(batch=batch, loss_args=args)
+
     # --- building the network
 
     @contextmanager
