@@ -135,6 +135,8 @@ class Backend:
     name: str = "backend"
     package: ClassVar[str | None] = None
     """The optional package that it needs, also the name of the extra that installs it."""
+    in_own_process: ClassVar[bool] = False
+    """Whether its library may hang, fail, draw random numbers or hold up the exit."""
     shows_progress: bool = False
 
     waited: float = 0.0

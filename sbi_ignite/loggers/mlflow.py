@@ -71,6 +71,7 @@ class Mlflow(Backend):
 
     name: str = "mlflow"
     package = "mlflow"
+    in_own_process = True
 
     def __init__(
         self,

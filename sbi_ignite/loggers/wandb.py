@@ -63,6 +63,7 @@ class Wandb(Backend):
 
     name: str = "wandb"
     package = "wandb"
+    in_own_process = True
 
     def __init__(
         self,
