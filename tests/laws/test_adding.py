@@ -231,6 +231,14 @@ trainer.train(TrainConfig(max_epochs=3), logging=LoggingConfig("csv", log_dir=sy
 lines = [line.split(",") for line in open(sys.argv[1] + "/losses.csv")]
 assert [int(step) for step, _ in lines] == [1, 2, 3]
 assert [float(loss) for _, loss in lines] == list(trainer.training_summary.validation_loss)
+from sbi_ignite.loggers import make_loggers
+assert len(make_loggers([LoggingConfig("csv", log_dir=name) for name in "ab"]).backends) == 2
+try:
+    make_loggers([LoggingConfig("csv", log_dir=name) for name in "aa"])
+except TypeError as error:
+    assert "csv in a" in str(error)
+else:
+    raise SystemExit("the same place was taken twice")
 """,
 }
 
