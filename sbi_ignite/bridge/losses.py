@@ -18,7 +18,7 @@ from sbi_ignite.methods.table import known_class, method_of
 def loss_of(trainer: Any, args: Any, as_sbi: bool) -> Loss:
     """Return the loss of a trainer's method.
 
-    A trainer that overrides one of `LOSS_METHODS` keeps its own.
+    A trainer that overrides a method of its loss keeps its own.
 
     Args:
         trainer: One of sbi's trainers, or of a user's subclass.

@@ -385,13 +385,18 @@ class SbiTrainer:
 
     # --- its tracker
 
+    @property
+    def tracker(self) -> Any:
+        """sbi's tracker, to which it reports how training went."""
+        return self.trainer._tracker
+
     def track(self, name: str, value: Any, step: int) -> None:
         """Tell the tracker a number."""
-        self.trainer._tracker.log_metric(name=name, value=value, step=step)
+        self.tracker.log_metric(name=name, value=value, step=step)
 
     def flush_tracker(self) -> None:
         """Let the tracker write what it was told."""
-        self.trainer._tracker.flush()
+        self.tracker.flush()
 
     def summarize(self) -> None:
         """Tell the tracker about the whole training, by sbi's method or the user's."""
