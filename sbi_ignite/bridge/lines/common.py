@@ -387,7 +387,7 @@ class SbiTrainer:
 
     @property
     def tracker(self) -> Any:
-        """sbi's tracker, to which it reports how training went."""
+        """The tracker of sbi's, to which it reports how training went."""
         return self.trainer._tracker
 
     def track(self, name: str, value: Any, step: int) -> None:
