@@ -55,4 +55,5 @@ NPE = _trainers["NPE_C"]
 NLE = _trainers["NLE_A"]
 NRE = _trainers["NRE_B"]
 
-__all__ = ["NLE", "NPE", "NRE", *_trainers]
+# pyright cannot see through the names of the table.
+__all__ = ["NLE", "NPE", "NRE", *_trainers]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -691,8 +691,6 @@ class MarginalTrainer(IgniteTrainer, sbi_inference.MarginalTrainer):
 class NPE_PFN(sbi_inference.NPE_PFN):
     def train(self) -> None: ...
 
-def refuse_arguments(trainer: Any, args: Any, kwargs: Any) -> None: ...
-
 NPE = NPE_C
 NLE = NLE_A
 NRE = NRE_B

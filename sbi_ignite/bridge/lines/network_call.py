@@ -103,7 +103,9 @@ class NetworkCall:
         keywords = {n: v for n, v in {**other, **self.keywords}.items() if n not in idle}
 
         def build(*batches: Any) -> Any:
-            named = dict(zip(("theta", "x") if len(batches) == 2 else ("x",), batches, strict=True))
+            named: dict[str, Any] = dict(
+                zip(("theta", "x") if len(batches) == 2 else ("x",), batches, strict=True)
+            )
             given = {to: named[of] for to, of in zip(_BATCHES, self.batches, strict=False)}
             return functions[0](**given, **keywords)
 
