@@ -111,6 +111,7 @@ TRAINERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Passing a string for:FutureWarning")  # sbi after 0.27
 @pytest.mark.parametrize("name", TRAINERS)
 def test_the_estimator_of_every_method_is_rebuilt_bit_for_bit(name, tmp_path, monkeypatch):
     """Without pickle, without data and without a change of the random state."""
