@@ -62,6 +62,8 @@ def _patch() -> None:
     try:
         if importlib.util.find_spec("sbi_ignite") is None:
             _load_package()
+        # Before the patch is on: it checks sbi's version, and reads the signatures of sbi's own.
+        import sbi_ignite.inference.trainers  # noqa: F401
         from sbi_ignite.bridge.workers import inherit_patch
 
         inherit_patch()

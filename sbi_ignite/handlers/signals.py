@@ -38,20 +38,119 @@ _WORKER_ERRORS = (RuntimeError, OSError, EOFError)
 """What a loader raises when its workers, or their pipes, are gone."""
 
 
-_entered: weakref.WeakSet[StopOnSignals] = weakref.WeakSet()
+_entered: weakref.WeakSet[HeldSignals] = weakref.WeakSet()
 
 
 class StoppedInLoader(Exception):  # noqa: N818 # a request, not an error
     """A signal that asked training to stop also ended the workers that a loader reads with."""
 
 
+class HeldSignals:
+    """Hold signals off for a training, or for several that take turns in one process.
+
+    While the context is entered, the first signal is only noted. A second Ctrl-C raises
+    KeyboardInterrupt at once; the third SIGTERM or SIGUSR1 does what the first would have done
+    without it. Signals that the process ignores stay ignored. Off the main thread, where python
+    takes no signals, nothing happens. Entered several times, it ends with the last exit.
+
+    Args:
+        names: The signals.
+        only_deadly: Leave alone signals that already have a handler, other than python's own.
+
+    Attributes:
+        received: The signal that arrived; None if none has.
+        workers: Holds back torch's errors about workers that have died.
+    """
+
+    def __init__(self, names: Sequence[str] = NAMES, only_deadly: bool = False) -> None:
+        self.received: signal.Signals | None = None
+        self.workers = _WorkerErrors()
+        self.names, self.only_deadly = tuple(names), only_deadly
+        self._originals: dict[signal.Signals, Any] = {}
+        self._counts: Counter[int] = Counter()
+        self._entered = 0
+
+    @property
+    def are_held(self) -> bool:
+        """Whether any signal is held off now."""
+        return bool(self._originals)
+
+    def __enter__(self) -> Self:
+        self._entered += 1
+        if self._entered == 1 and threading.current_thread() is threading.main_thread():
+            self._hold()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._entered -= 1
+        if not self._entered:
+            self._let_go()
+
+    def let_child_end(self) -> None:
+        """Restore SIGTERM in a forked child, which its parent must be able to end.
+
+        Other signals are for the training to handle.
+        """
+        original = self._originals.pop(signal.SIGTERM, None)
+        if original is not None:
+            signal.signal(signal.SIGTERM, original)
+
+    def came(self, seconds: float) -> bool:
+        """Return whether a signal has arrived, or arrives within this many seconds."""
+        until = time.monotonic() + (seconds if self._originals else 0.0)
+        while self.received is None and time.monotonic() < until:
+            time.sleep(0.01)
+        return self.received is not None
+
+    def _hold(self) -> None:
+        for name in self.names:
+            number: signal.Signals | None = getattr(signal, name, None)
+            if number is None:
+                continue
+            before = signal.getsignal(number)
+            # A handler that C code installed (None) cannot be put back, and is left alone. Ignored
+            # signals stay ignored, above all Ctrl-C in a script that runs in the background.
+            if before in (None, signal.SIG_IGN):
+                continue
+            if self.only_deadly and before not in (signal.SIG_DFL, signal.default_int_handler):
+                continue
+            self._originals[number] = signal.signal(number, self._note)
+        if self._originals:
+            _entered.add(self)
+            self.workers.hold()
+
+    def _let_go(self) -> None:
+        _entered.discard(self)
+        self.workers.let_go()
+        for number, original in self._originals.items():
+            signal.signal(number, original)
+        self._originals.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        received = signal.Signals(number)
+        self._counts[number] += 1
+        if self._counts[number] >= AT_ONCE.get(received.name, _AT_ONCE):
+            if received == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._do_as_before(received)
+        elif self.received is None or received == signal.SIGINT:
+            self.received = received
+
+    def _do_as_before(self, number: signal.Signals) -> None:
+        """Let the signal do what it did before the context was entered."""
+        signal.signal(number, self._originals.get(number, signal.SIG_DFL))
+        os.kill(os.getpid(), number)
+
+
 class StopOnSignals:
     """End training after the current batch when a signal arrives: SIGTERM, SIGUSR1 or Ctrl-C.
 
-    While the context is entered, the first signal only sets a flag. A second Ctrl-C raises
-    KeyboardInterrupt at once; the third SIGTERM or SIGUSR1 does what the first would have done
-    without it. Signals that the process ignores stay ignored. Off the main thread, where python
-    takes no signals, nothing happens.
+    While the context is entered, signals are held off, see `HeldSignals`.
 
     A signal often reaches all processes of a job, including those of data loaders. `guard` turns
     what a loader then raises into the stop that was asked for.
@@ -62,7 +161,6 @@ class StopOnSignals:
         only_deadly: Leave alone signals that already have a handler, other than python's own.
 
     Attributes:
-        received: The signal that arrived; None if none has.
         may_cut: Says whether training may end before the end of its epoch, when a signal came.
         cut_in_loader: Whether training was ended while it waited for a batch that never came.
     """
@@ -70,13 +168,14 @@ class StopOnSignals:
     def __init__(
         self, state: TrainingState, names: Sequence[str] = NAMES, only_deadly: bool = False
     ) -> None:
-        self.received: signal.Signals | None = None
         self.may_cut: Callable[[], bool] = lambda: True
         self.cut_in_loader = False
-        self._state, self._names, self._only_deadly = state, names, only_deadly
-        self._originals: dict[signal.Signals, Any] = {}
-        self._counts: Counter[int] = Counter()
-        self._workers = _WorkerErrors()
+        self._state, self._held = state, HeldSignals(names, only_deadly)
+
+    @property
+    def received(self) -> signal.Signals | None:
+        """The signal that arrived; None if none has."""
+        return self._held.received
 
     @property
     def exit_code(self) -> int | None:
@@ -98,7 +197,7 @@ class StopOnSignals:
 
     def attach(self, engine: Engine) -> None:
         """Check the flag after every batch and after every validation."""
-        if not self._names:
+        if not self._held.names:
             return
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
@@ -116,9 +215,10 @@ class StopOnSignals:
         Args:
             loader: Any iterable of batches.
         """
-        if not self._originals or isinstance(loader, InMemoryBatches):  # those need no workers
+        # Batches in memory need no workers.
+        if not self._held.are_held or isinstance(loader, InMemoryBatches):
             return loader
-        return GuardedLoader(loader, self._guarded, self._workers)
+        return GuardedLoader(loader, self._guarded, self._held.workers)
 
     def guard_step(self, step: Step | None) -> Step | None:
         """Guard a step that reads from loaders itself, as `guard` does a loader; None stays None.
@@ -129,23 +229,7 @@ class StopOnSignals:
         return None if step is None else lambda *args: self._guarded(step, *args)
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is not threading.main_thread():
-            return self
-        for name in self._names:
-            number: signal.Signals | None = getattr(signal, name, None)
-            if number is None:
-                continue
-            before = signal.getsignal(number)
-            # A handler that C code installed (None) cannot be put back, and is left alone. Ignored
-            # signals stay ignored, above all Ctrl-C in a script that runs in the background.
-            if before in (None, signal.SIG_IGN):
-                continue
-            if self._only_deadly and before not in (signal.SIG_DFL, signal.default_int_handler):
-                continue
-            self._originals[number] = signal.signal(number, self._note)
-        if self._originals:
-            _entered.add(self)
-            self._workers.hold()
+        self._held.__enter__()
         return self
 
     def __exit__(
@@ -154,65 +238,46 @@ class StopOnSignals:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _entered.discard(self)
-        self._workers.let_go()
-        for number, original in self._originals.items():
-            signal.signal(number, original)
-        self._originals.clear()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        received = signal.Signals(number)
-        self._counts[number] += 1
-        if self._counts[number] >= AT_ONCE.get(received.name, _AT_ONCE):
-            if received == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._do_as_before(received)
-        elif self.received is None or received == signal.SIGINT:
-            self.received = received
-
-    def let_child_end(self) -> None:
-        """Restore SIGTERM in a forked child, which its parent must be able to end.
-
-        Other signals are for the training to handle.
-        """
-        original = self._originals.pop(signal.SIGTERM, None)
-        if original is not None:
-            signal.signal(signal.SIGTERM, original)
-
-    def _do_as_before(self, number: signal.Signals) -> None:
-        """Let the signal do what it did before the context was entered."""
-        signal.signal(number, self._originals.get(number, signal.SIG_DFL))
-        os.kill(os.getpid(), number)
+        self._held.__exit__(kind, error, traceback)
 
     def _iteration_completed(self, engine: Engine) -> None:
-        if self.received is not None and self.may_cut():
+        if self._held.received is not None and self.may_cut():
             stop_after_batch(engine, self._state, "signal")
 
     def _epoch_completed(self, engine: Engine) -> None:
-        if self.received is not None:
+        if self._held.received is not None:
             self._state.stop("signal")
             engine.terminate()
 
     def _guarded(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call what reads from a loader; after a signal, its errors count as the requested stop."""
         try:
-            with self._workers.allowed():
+            with self._held.workers.allowed():
                 return function(*args)
         except StopIteration:
             raise
         except Exception as error:
-            if not self._came(MOMENT if isinstance(error, _WORKER_ERRORS) else 0.0):
+            if not self._held.came(MOMENT if isinstance(error, _WORKER_ERRORS) else 0.0):
                 raise
             self.cut_in_loader = True
             self._state.stop("signal")
             raise StoppedInLoader(str(error)) from error
 
-    def _came(self, seconds: float) -> bool:
-        """Say whether a signal has arrived, or arrives within this many seconds."""
-        until = time.monotonic() + (seconds if self._originals else 0.0)
-        while self.received is None and time.monotonic() < until:
-            time.sleep(0.01)
-        return self.received is not None
+
+def hold_together(several: Sequence[StopOnSignals]) -> None:
+    """Let one signal end all of several trainings; call it before any of them is entered.
+
+    They hold off what any of them does: one that is saved on SIGTERM must not be lost because
+    another, which is not saved, leaves SIGTERM alone.
+
+    Args:
+        several: What stops each of them.
+    """
+    holds = [signals._held for signals in several]
+    names = dict.fromkeys(name for held in holds for name in held.names)
+    together = HeldSignals(tuple(names), all(held.only_deadly for held in holds))
+    for signals in several:
+        signals._held = together
 
 
 def signals_to_stop_on(
@@ -335,8 +400,8 @@ def _is_torchs(handler: Any) -> bool:
 
 
 def _let_children_end() -> None:
-    for signals in list(_entered):
-        signals.let_child_end()
+    for held in list(_entered):
+        held.let_child_end()
 
 
 if hasattr(os, "register_at_fork"):

@@ -51,7 +51,7 @@ class StageRule:
     def __init__(self, stages: Sequence[Stage], weight_decay: float = 0.0) -> None:
         self.stages, self._default_decay = tuple(stages), weight_decay
         self.number = 0
-        self.best = self.stage_best = math.inf
+        self.stage_best = math.inf
         self.best_weight_decay = weight_decay
         self.earlier_epochs = self.epochs = self.fruitless_epochs = 0
         self.iteration = self.fruitful_iteration = 0
@@ -88,18 +88,21 @@ class StageRule:
             left = max(left, math.ceil(Fraction(steps * epochs_done, self.iteration)))
         return max(left, 0)
 
-    def observe(self, loss: float, iteration: int, error: float = math.nan) -> bool:
+    def observe(
+        self, loss: float, iteration: int, error: float = math.nan, is_best: bool = False
+    ) -> bool:
         """Take in an epoch and say whether the stage ends with it.
 
         Args:
             loss: Its validation loss.
             iteration: Optimizer steps so far.
             error: The uncertainty of that loss; NaN where it is unknown.
+            is_best: Whether the epoch has the best weights so far.
         """
         least = self.stage.min_improvement * error if math.isfinite(error) else 0.0
         self.epochs, self.iteration = self.epochs + 1, iteration
-        if loss < self.best:
-            self.best, self.best_weight_decay = loss, self.weight_decay
+        if is_best:
+            self.best_weight_decay = self.weight_decay
         if loss < self.stage_best - least:
             self.stage_best = loss
             self.fruitless_epochs, self.fruitful_iteration = 0, iteration
@@ -120,10 +123,9 @@ class StageRule:
 
     def should_stop(self, state: TrainingState) -> bool:
         """Observe the loss of the epoch and say whether the last stage has ended."""
-        return self._observe(state) and self.is_last
-
-    def _observe(self, state: TrainingState) -> bool:
-        return self.observe(watched_loss(state), state.iteration, state.validation_error)
+        is_best = state.best_epoch == state.epoch
+        ended = self.observe(watched_loss(state), state.iteration, state.validation_error, is_best)
+        return ended and self.is_last
 
     def already_stopped(self, state: TrainingState) -> bool:
         """Say whether the last stage had ended."""
@@ -145,7 +147,6 @@ class StageRule:
 
     _REMEMBERED = (
         "number",
-        "best",
         "stage_best",
         "best_weight_decay",
         "earlier_epochs",
@@ -253,7 +254,6 @@ class StageChanges:
             loss = validate()
             if loss <= worst:
                 best.take(loss, self._state)
-                self._rule.best = loss
                 self._keep(loss)
 
     def _restart(self) -> None:

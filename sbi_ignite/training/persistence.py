@@ -227,7 +227,7 @@ class Persistence:
                 'with the new ones; start with resume="never" or in another directory to train '
                 "with them from the beginning.",
                 SbiIgniteWarning,
-                stacklevel=7,
+                stacklevel=8,
             )
 
     @property
@@ -319,7 +319,7 @@ class Persistence:
                 "end the process without saving first; it can be continued from the last "
                 "checkpoint. Train on the main thread, of another process if need be.",
                 SbiIgniteWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         saved = {} if trains else directory.read_manifest() or {}
         # A complete run stays complete at every moment, for others that may be reading it.

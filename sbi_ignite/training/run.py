@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from sbi_ignite.training.checks import check_arguments
 from sbi_ignite.training.options import check_options
 from sbi_ignite.training.persistence import NoPersistence, Persistence, persistence
 from sbi_ignite.training.schedules import continue_schedule, warn_of_idle
+from sbi_ignite.training.shared_pass import PausesBeforeBatches, Share
 from sbi_ignite.training.steps import reads_later
 from sbi_ignite.training.training import Training, assemble
 
@@ -152,26 +153,54 @@ def run(training: Training) -> TrainingSummary:
         training: What `assemble` put together; it runs once.
 
     Raises:
+        ArgumentError: If it shares its batches with other trainings.
         DataError: If a pass does not yield as many batches as their length promises.
         NonFiniteLossError: If a training or validation loss is NaN or infinite; the model has the
             best weights so far.
         KeyboardInterrupt: After Ctrl-C, when everything is saved.
         SystemExit: After SIGTERM or SIGUSR1, when everything is saved.
     """
+    if isinstance(training.train_batches, Share):
+        raise ArgumentError(
+            "training: expected batches of its own, got a share of a SharedPass. Pass the training "
+            "to run_together(), in a list."
+        )
+    turns = in_turns(training)
+    while True:
+        try:
+            next(turns)
+        except StopIteration as end:
+            summary: TrainingSummary = end.value
+            break
+    training.signals.pass_on()
+    return summary
+
+
+def in_turns(training: Training) -> Generator[None, None, TrainingSummary]:
+    """Run a training that pauses, so that several can take turns; see `run`.
+
+    It pauses once when it stands where it continues, before loggers and callbacks are told; then,
+    if its batches are shared, before each batch. A signal that ended it is not passed on.
+
+    Args:
+        training: What `assemble` put together; it runs once.
+
+    Returns:
+        The summary.
+    """
     with training_in_this_thread(), training.signals, persistence(training) as files:
         files.attach(training.engine)
         resumed_from = _resume(training, files)
-        began_at, trains = training.state.iteration, _has_epochs_left(training)
+        yield
+        began_at, trains = training.state.iteration, training.has_epochs_left
         if trains:
             files.require_writable()
         _begin(training, files, trains)
         with _errors_reported(training), files.running(trains):
-            _loop(training)
+            yield from _loop(training)
         took_steps = training.state.iteration > began_at
         how = training.how_computed() if took_steps else Report(*files.earlier_report)
-        summary = _conclude(training, files, resumed_from, how)
-    training.signals.pass_on()
-    return summary
+        return _conclude(training, files, resumed_from, how)
 
 
 def _resume(training: Training, files: Persistence | NoPersistence) -> int:
@@ -187,7 +216,7 @@ def _resume(training: Training, files: Persistence | NoPersistence) -> int:
                 training.passes.continue_after(state.iteration % epoch_length)
         training.stopping.ask_before_training()
         _warn_of_resume(training, files)
-        if _has_epochs_left(training):
+        if training.has_epochs_left:
             files.note_resume()
             settings, budget = training.settings, training.budget
             continue_schedule(settings, schedule, budget, epoch_length)
@@ -209,15 +238,15 @@ def _warn_of_resume(training: Training, files: Persistence | NoPersistence) -> N
             f"{training.settings.train.max_epochs} changes nothing. Its result is returned as it "
             "is; take another directory to train anew.",
             SbiIgniteWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
-    elif batches.unsaved_state and _has_epochs_left(training):
+    elif batches.unsaved_state and training.has_epochs_left:
         warnings.warn(
             f"{files.path}: this run continues with other batches than an uninterrupted one, "
             f"because {batches.unsaved_state} ({batches.name}). Take persistent_workers=False for "
             "an exact resume.",
             SbiIgniteWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -227,7 +256,7 @@ def _warn_of_seed(training: Training, files: Persistence) -> None:
     A run that is continued restores its random states anyway, whatever the script has drawn.
     """
     before, now = files.torch_seeds
-    if training.settings.train.seed is not None or before == now or _has_epochs_left(training):
+    if training.settings.train.seed is not None or before == now or training.has_epochs_left:
         return
     # Without a seed, torch takes one with more digits than people write.
     if before is None or now is None or max(before, now) >= _LARGEST_SEED_OF_A_USER:
@@ -237,7 +266,7 @@ def _warn_of_seed(training: Training, files: Persistence) -> None:
         f"torch.manual_seed({before}); this script's torch.manual_seed({now}) changes nothing. "
         'Take another directory, or resume="never", for a training with that seed.',
         SbiIgniteWarning,
-        stacklevel=5,
+        stacklevel=6,
     )
 
 
@@ -254,30 +283,32 @@ def _best_weights_if_refused(
         raise
 
 
-def _has_epochs_left(training: Training) -> bool:
-    return training.state.stop_reason is None and training.state.epoch < training.budget
-
-
 def _begin(training: Training, files: Persistence | NoPersistence, trains: bool) -> None:
     """Tell loggers and callbacks that training begins."""
     training.loggers.start(_run_info(training, files, trains))
     training.callbacks.on_train_start()
 
 
-def _loop(training: Training) -> None:
-    """Train until a rule, the budget, a limit or a signal ends it."""
+def _loop(training: Training) -> Iterator[None]:
+    """Train until a rule, the budget, a limit or a signal ends it; pause where others take part."""
     epochs_left = training.budget - training.epochs.before_this_engine
-    with (
-        denormals_as_zeros(wanted=not training.settings.train.sbi_compat),
-        training.stepping.lent_memory(),
-    ):
+    share = training.train_batches if isinstance(training.train_batches, Share) else None
+    pauses = None if share is None else PausesBeforeBatches(training.engine)
+    with training.stepping.lent_memory(), suppress(StoppedInLoader):
         training.signals.ask_before_training()
-        if _has_epochs_left(training):
-            with suppress(StoppedInLoader):
+        goes_on = training.has_epochs_left
+        while goes_on:
+            with denormals_as_zeros(wanted=not training.settings.train.sbi_compat):
                 training.engine.run(
                     training.passes, max_epochs=epochs_left, epoch_length=len(training.passes)
                 )
-        training.train_loss.read()
+            goes_on = pauses is not None and pauses.is_waiting()
+            if goes_on:
+                yield
+            if share is not None and share.is_ahead:  # it has not trained yet
+                training.signals.ask_before_training()
+                goes_on = training.has_epochs_left
+    training.train_loss.read()
 
 
 def _conclude(

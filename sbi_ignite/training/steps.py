@@ -145,19 +145,29 @@ def on_device(batch: Any, device: torch.device) -> Any:
     # Batches from our own loaders are already there and need not be rebuilt.
     if type(batch) is tuple and all(isinstance(t, Tensor) and t.device == device for t in batch):
         return batch
-    return _moved(batch, device)
+    return mapped(batch, "to", device)
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    """Move tensors, and objects that have a way to move, in containers nested to any depth."""
-    if callable(getattr(value, "to", None)):
-        return value.to(device)
+def mapped(value: Any, method: str, *args: Any) -> Any:
+    """Call a method of all tensors, and other objects that have it, in a batch of any structure.
+
+    Args:
+        value: The batch: containers nested to any depth. What has no such method stays.
+        method: Name of the method.
+        *args: Its arguments.
+
+    Example:
+        >>> mapped({"x": torch.ones(1), "name": "a"}, "mul", 2)
+        {'x': tensor([2.]), 'name': 'a'}
+    """
+    if callable(getattr(value, method, None)):
+        return getattr(value, method)(*args)
     if isinstance(value, Mapping):
-        return type(value)({name: _moved(item, device) for name, item in value.items()})  # type: ignore[call-arg] # as all mappings do
+        return type(value)({name: mapped(item, method, *args) for name, item in value.items()})  # type: ignore[call-arg] # as all mappings do
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_moved(item, device) for item in value))
+        return type(value)(*(mapped(item, method, *args) for item in value))
     if isinstance(value, list | tuple):
-        return type(value)([_moved(item, device) for item in value])
+        return type(value)([mapped(item, method, *args) for item in value])
     return value
 
 

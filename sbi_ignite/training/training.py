@@ -29,6 +29,7 @@ from sbi_ignite.handlers.time_limit import TimeLimit
 from sbi_ignite.loggers import Loggers, make_loggers
 from sbi_ignite.optim.flat import FlatOptimizer
 from sbi_ignite.optim.make import make_optimizer
+from sbi_ignite.random_state import OwnRandomState
 from sbi_ignite.runs.fingerprint import LOSS
 from sbi_ignite.runs.loss_record import describe_loss
 from sbi_ignite.settings import Resolved
@@ -86,6 +87,7 @@ class Training:
         compiler: Decides how steps are computed.
         budget: Maximum number of epochs, counted over all legs of the training.
         rate_may_change: Whether a schedule or a callback may change the learning rate.
+        random: The random states in which it was put together, for trainings that take turns.
     """
 
     settings: Resolved
@@ -113,6 +115,7 @@ class Training:
     compiler: Compiler
     budget: int
     rate_may_change: bool
+    random: OwnRandomState
 
     def how_computed(self) -> Report:
         """Return how steps were computed, and what made them slower than they could be."""
@@ -121,6 +124,11 @@ class Training:
             found = Report("eager", "the trainer's own epoch method was asked")
         slower = self.stepping.slower and f"optimizer: {self.stepping.slower}"
         return Report(found.executor, "; ".join(filter(None, (found.reason, slower))))
+
+    @property
+    def has_epochs_left(self) -> bool:
+        """Whether there is anything left to train."""
+        return self.state.stop_reason is None and self.state.epoch < self.budget
 
     @property
     def method(self) -> str:
@@ -326,6 +334,7 @@ def assemble(
         compiler=compiler,
         budget=budget,
         rate_may_change=bool(callbacks) or schedulers != Schedulers(),
+        random=OwnRandomState(),
     )
 
 

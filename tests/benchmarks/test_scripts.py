@@ -43,6 +43,7 @@ def test_epoch_time_says_when_a_training_fails():
         epoch_time.Training(fails, "cpu").epoch()
 
 
+@pytest.mark.slow
 def test_scaling_measures_every_point_in_its_own_process(tmp_path):
     file = tmp_path / "scaling.json"
     arguments = ["--max-rows", "1000", "--widths", "8", "--width-rows", "300"]

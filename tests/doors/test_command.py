@@ -70,6 +70,7 @@ def test_a_script_finds_what_it_would_find_under_python(script):
     assert expected["name"] == "__main__"
 
 
+@pytest.mark.slow
 def test_a_module_finds_what_it_would_find_under_python(script):
     """`-m module ARG...` sees the current folder first, and its own file as argv[0]."""
     path = script(SHOW)
@@ -83,6 +84,7 @@ def test_a_module_finds_what_it_would_find_under_python(script):
     assert found["argv"][1:] == ["one", "--two"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "code"),
     [
@@ -142,6 +144,7 @@ def test_a_misspelt_variable_ends_a_script_with_the_valid_names(script):
     assert "SBI_IGNITE_TRAIN__LEARNING_RATE" in done.stderr
 
 
+@pytest.mark.slow
 def test_tests_run_as_a_module_with_the_patch_on(script):
     """So runs `python -m sbi_ignite -m pytest`, the way to run somebody's suite."""
     path = script("")

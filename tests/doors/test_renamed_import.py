@@ -79,6 +79,7 @@ def test_npe_pfn_without_arguments_does_what_sbi_does():
     assert outcome(ours) == outcome(theirs)
 
 
+@pytest.mark.slow
 def test_import_survives_warnings_as_errors():
     """As sbi does, so must the import with one word changed."""
     assert python("-W", "error", "-c", "import sbi.inference").returncode == 0

@@ -168,6 +168,7 @@ def test_workers_are_patched_while_the_patch_is_on_and_not_afterwards():
     assert not asked_in_a_new_worker()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_unpatched")
 def test_workers_that_run_already_are_named_in_one_warning():
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -200,6 +201,7 @@ def test_a_process_that_does_not_use_sbi_loads_nothing(tmp_path):
     assert started(tmp_path, script) == "set()\n"
 
 
+@pytest.mark.slow
 def test_sbis_module_is_what_it_is_without_us(tmp_path):
     """Its loader and spec, too, which other tools look at."""
     script = (
@@ -211,6 +213,7 @@ def test_sbis_module_is_what_it_is_without_us(tmp_path):
     assert started(tmp_path, script).split() == ["SourceFileLoader", "True", "True", "True"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["sbi_ignite.inference", "sbi_ignite", "sbi.inference"])
 def test_the_patch_is_on_whatever_is_imported_first_with_warnings_as_errors(tmp_path, first):
     script = (

@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.programs import PROGRAMS
 
-ORDINARY = ("npe", "nre", "fmpe_as_sbi", "npe_two_rounds_typed")
+ORDINARY = ("npe", "fmpe_as_sbi", "npe_two_rounds_typed")
 KILLS_EACH = 3
 SLOW_KILLS_EACH = 12
 

@@ -141,7 +141,9 @@ def trainings(tmp_path_factory) -> Iterator[Trainings]:
 # --- while the last checkpoint is being written
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+)
 def test_a_second_signal_during_the_last_write_costs_no_batch(trainings, tmp_path, number):
     training = trainings.start(tmp_path)
     training.wait_for_batch(30)
@@ -171,7 +173,11 @@ def test_sigterm_during_the_last_write_after_a_warning_signal_costs_no_batch(tra
     assert training.saved_iteration == int((tmp_path / "iteration").read_text())
 
 
-@pytest.mark.parametrize("workers", [0, 1], ids=["in the background", "in the main thread"])
+@pytest.mark.parametrize(
+    "workers",
+    [0, pytest.param(1, marks=pytest.mark.slow)],
+    ids=["in the background", "in the main thread"],
+)
 @pytest.mark.parametrize(
     ("number", "times"), [(signal.SIGTERM, 3), (signal.SIGINT, 2)], ids=["third", "second Ctrl-C"]
 )
@@ -210,8 +216,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     ("loader", "number"),
     [
         *[("forked workers", number) for number in SIGNALS],
-        ("forked workers that began before", signal.SIGTERM),
-        ("workers for validation alone", signal.SIGTERM),
+        *[
+            pytest.param(loader, signal.SIGTERM, marks=pytest.mark.slow)
+            for loader in ("forked workers that began before", "workers for validation alone")
+        ],
     ],
 )
 def test_a_signal_to_all_processes_is_a_request_to_stop(trainings, tmp_path, number, loader):
@@ -241,6 +249,7 @@ def test_a_signal_to_all_processes_may_come_at_any_moment(trainings, tmp_path, n
         trainings.check_resume(training, **loader)
 
 
+@pytest.mark.slow
 def test_a_worker_that_nobody_asked_to_end_is_an_error(trainings, tmp_path):
     """The training has failed and can be continued."""
     training = trainings.start(tmp_path, seconds=0.05, workers=1)
@@ -257,6 +266,7 @@ def test_a_worker_that_nobody_asked_to_end_is_an_error(trainings, tmp_path):
     trainings.check_resume(training, workers=1)
 
 
+@pytest.mark.slow
 def test_what_is_forked_during_a_training_can_be_ended(tmp_path):
     """A pool of processes that a callback starts ends when it is told to, by SIGTERM."""
     script = """

@@ -119,7 +119,8 @@ def test_best_is_the_weight_decay_of_the_stage_with_the_best_loss():
         rule, seen = StageRule(stages, weight_decay=0.3), []
         for step, loss in enumerate(losses):
             seen.append(rule.weight_decay)
-            if rule.observe(loss, step) and not rule.is_last:
+            is_best = loss < min(losses[:step], default=math.inf)
+            if rule.observe(loss, step, is_best=is_best) and not rule.is_last:
                 rule.advance()
         return seen
 

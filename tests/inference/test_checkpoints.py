@@ -182,6 +182,7 @@ def run_script(tmp_path, epochs, out, directory, **popen):
     return subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, **popen)
 
 
+@pytest.mark.slow
 def test_an_unchanged_script_becomes_resumable_by_a_variable_alone(tmp_path):
     """SIGTERM ends it with the shell's code; the same command goes on; a third trains nothing."""
     calm = run_script(tmp_path, 8, tmp_path / "calm.pt", tmp_path / "calm")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,23 +52,35 @@ def imports(path: Path, top_level_only: bool = False):
     yield from visit(ast.parse(path.read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_run_one_way(path):
+def imported(rooms: Container[str], top_level_only: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield each file of the rooms with each module that it imports."""
+    for path in FILES:
+        if room_of(path) in rooms:
+            name = path.relative_to(PACKAGE).as_posix()
+            yield from ((name, module) for module in imports(path, top_level_only))
+
+
+def test_imports_run_one_way():
     """From inference down to words, in the order of `FLOORS`."""
-    room = room_of(path)
-    if room not in FLOOR:
-        return
-    for module in imports(path):
-        parts = module.split(".")
-        if parts[0] == "sbi_ignite" and len(parts) > 1 and parts[1] in FLOOR:
-            assert FLOOR[parts[1]] <= FLOOR[room], f"{path} imports {module}"
+    inside = [
+        (name, module)
+        for name, module in imported(FLOOR)
+        if module.startswith("sbi_ignite.") and module.split(".")[1] in FLOOR
+    ]
+    assert len(inside) > len(FLOOR)
+    upwards = [
+        f"{name} imports {module}"
+        for name, module in inside
+        if FLOOR[module.split(".")[1]] > FLOOR[name.split("/")[0].removesuffix(".py")]
+    ]
+    assert upwards == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_words_know_neither_sbi_nor_ignite_nor_torch(path):
-    if FLOOR.get(room_of(path)) == 0:
-        foreign = {module.split(".")[0] for module in imports(path)} & {"sbi", "ignite", "torch"}
-        assert not foreign, f"{path} imports {foreign}"
+def test_words_know_neither_sbi_nor_ignite_nor_torch():
+    words = list(imported(FLOORS["words"]))
+    assert {name.split("/")[0].removesuffix(".py") for name, _ in words} >= {"settings", "callback"}
+    foreign = ("sbi", "ignite", "torch")
+    assert [f"{n} imports {m}" for n, m in words if m.split(".")[0] in foreign] == []
 
 
 def private_names_of_sbi() -> frozenset[str]:
@@ -109,19 +122,21 @@ SPEAKERS = ("bridge/probe.py", "bridge/lines/")
 """Where sbi's private names stand."""
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_private_names_of_sbi_are_spoken_in_one_room(path):
+def test_private_names_of_sbi_are_spoken_in_one_room():
     """In `bridge/lines/`, and by what asks whether the installed sbi has them."""
-    if path.relative_to(PACKAGE).as_posix().startswith(SPEAKERS):
-        return
-    for module in imports(path):
-        if module.split(".")[0] == "sbi":
+    offenders = []
+    for path in FILES:
+        if path.relative_to(PACKAGE).as_posix().startswith(SPEAKERS):
+            continue
+        knows_trainers = room_of(path) in ("bridge", "inference", "cli", "__main__")
+        for module in imports(path):
             private = any(part.startswith("_") for part in module.split("."))
-            assert not private, f"{path} imports {module}"
-            allowed = room_of(path) in ("bridge", "inference", "cli", "__main__")
-            assert allowed or not module.startswith("sbi.inference"), f"{path} imports {module}"
-    touched = spoken(ast.parse(path.read_text(encoding="utf-8")), PRIVATE)
-    assert not touched, f"{path} reaches into a trainer: {touched}"
+            trainers = module.startswith("sbi.inference") and not knows_trainers
+            if module.split(".")[0] == "sbi" and (private or trainers):
+                offenders.append(f"{path} imports {module}")
+        touched = spoken(ast.parse(path.read_text(encoding="utf-8")), PRIVATE)
+        offenders += [f"{path} reaches into a trainer, line {place}" for place in touched]
+    assert not offenders, "\n".join(offenders)
 
 
 @pytest.mark.parametrize(
@@ -140,13 +155,20 @@ def test_the_law_sees_a_private_name_whatever_it_is_asked_of(line):
     assert not spoken(ast.parse("self._device = other._something_else"), PRIVATE)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_optional_libraries_are_imported_where_they_are_used(path):
+def test_optional_libraries_are_imported_where_they_are_used():
     """Never when a module is imported, only inside functions."""
-    optional = {"wandb", "mlflow", "tensorboard"}
-    for module in imports(path, top_level_only=True):
-        assert module.split(".")[0] not in optional, f"{path} imports {module}"
-        assert module != "torch.utils.tensorboard", f"{path} imports {module}"
+    optional = ("wandb", "mlflow", "tensorboard", "torch.utils.tensorboard")
+
+    def used(top_level_only: bool) -> list[str]:
+        every_room = {room_of(path) for path in FILES}
+        return [
+            f"{name} imports {module}"
+            for name, module in imported(every_room, top_level_only)
+            if module.startswith(optional)
+        ]
+
+    assert used(top_level_only=True) == []
+    assert used(top_level_only=False)
 
 
 def loaded(statement: str) -> set[str]:

@@ -74,6 +74,7 @@ def epoch(number: int) -> TrainingState:
         model=model,
         epoch=number,
         validation_loss=LOSSES[number - 1],
+        best_epoch=min((loss, i) for i, loss in enumerate(LOSSES[:number], 1) if loss == loss)[1],
         learning_rate=2.0**-number,
     )
     state.history.validation_loss = LOSSES[:number]

@@ -64,6 +64,7 @@ def _in_order(times: list[float], began: float, name: str) -> None:
     assert began - 0.001 <= times[0] <= times[-1] <= began + 300, name
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("patient")
 def test_every_timestamp_is_real_and_none_goes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_clock: Callable[[float], None]

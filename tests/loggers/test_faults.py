@@ -252,6 +252,7 @@ for folder in ("writable", "logs"):  # first as root, which imports everything
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody who may not write")
 def test_a_read_only_directory() -> None:
     """A directory that belongs to somebody else."""

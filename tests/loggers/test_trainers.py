@@ -222,6 +222,7 @@ def _what_was_shown(text: str) -> dict[str, list[bool]]:
     }
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_exactly_one_of_bar_and_lines() -> None:
     """The bar where it is welcome, else the lines, and sbi's progress only without ours."""
     assert _what_was_shown(_in_a_terminal(_ON_SCREEN)) == {
