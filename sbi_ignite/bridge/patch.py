@@ -11,12 +11,11 @@ from typing import Any
 
 import sbi
 import sbi.inference as sbi_inference
-from sbi.inference.trainers.base import NeuralInference
 
 from sbi_ignite.bridge import marginal, train
+from sbi_ignite.bridge.lines import LOOP, check_sbi, trainers_without_training
 from sbi_ignite.bridge.options import refuse_arguments
 from sbi_ignite.bridge.signatures import sbis_first
-from sbi_ignite.bridge.version import check_sbi_version
 from sbi_ignite.bridge.workers import pass_on_patch
 from sbi_ignite.methods.table import TRAINERS
 
@@ -80,14 +79,14 @@ def patch_sbi() -> Patch:
         A context manager.
 
     Raises:
-        UnsupportedSbiError: If the installed sbi is of an unknown release series.
+        UnsupportedSbiError: If the installed sbi lacks what is needed here.
 
     Example:
         >>> with patch_sbi():
         ...     pass  # a script that uses sbi
     """
     global _permanent
-    check_sbi_version()
+    check_sbi()
     with _lock:
         first = not _undo
         if first:
@@ -116,10 +115,12 @@ def _apply() -> None:
             _replace(cls, "train", _training(cls, train.train))
     marginals = sbi_inference.MarginalTrainer
     _replace(marginals, "train", _training(marginals, marginal.train))
-    _replace(sbi_inference.NPE_PFN, "train", _refusing(vars(sbi_inference.NPE_PFN)["train"]))
-    _replace(NeuralInference, "get_dataloaders", _loading(NeuralInference.get_dataloaders))
-    _replace(NeuralInference, "_run_training_loop", _looping(NeuralInference._run_training_loop))
-    for cls in (NeuralInference, sbi_inference.MarginalTrainer):
+    for cls in trainers_without_training():
+        _replace(cls, "train", _refusing(vars(cls)["train"]))
+    base = sbi_inference.NeuralInference
+    _replace(base, "get_dataloaders", _loading(base.get_dataloaders))
+    _replace(base, LOOP, _looping(getattr(base, LOOP)))
+    for cls in (base, sbi_inference.MarginalTrainer):
         _replace(cls, "training_summary", None)
     _offer_training_module()
 
@@ -128,9 +129,8 @@ def _sharing_the_loop() -> tuple[type, ...]:
     """Return the trainers that share sbi's loop, and their bases."""
     known = [getattr(sbi_inference, name) for name in TRAINERS if hasattr(sbi_inference, name)]
     ancestors = dict.fromkeys(ancestor for cls in known for ancestor in cls.__mro__)
-    return tuple(
-        cls for cls in ancestors if issubclass(cls, NeuralInference) and cls is not NeuralInference
-    )
+    base = sbi_inference.NeuralInference
+    return tuple(cls for cls in ancestors if issubclass(cls, base) and cls is not base)
 
 
 def _restore() -> None:
@@ -178,10 +178,10 @@ def _loading(sbi_get_dataloaders: Callable[..., Any]) -> Callable[..., Any]:
 
 def _looping(sbi_loop: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(sbi_loop)
-    def _run_training_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def loop(self: Any, *args: Any, **kwargs: Any) -> Any:
         return train.run_training_loop(self, *args, **kwargs)
 
-    return _run_training_loop
+    return loop
 
 
 def _offer_training_module() -> None:

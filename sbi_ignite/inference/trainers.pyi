@@ -691,28 +691,26 @@ class MarginalTrainer(IgniteTrainer, sbi_inference.MarginalTrainer):
 class NPE_PFN(sbi_inference.NPE_PFN):
     def train(self) -> None: ...
 
-def refuse_arguments(trainer: Any, args: Any, kwargs: Any) -> None: ...
-
 NPE = NPE_C
 NLE = NLE_A
 NRE = NRE_B
 
 __all__ = [
+    "BNRE",
+    "FMPE",
+    "MNLE",
+    "MNPE",
     "NLE",
+    "NLE_A",
     "NPE",
-    "NPE_PFN",
-    "NRE",
     "NPE_A",
     "NPE_B",
     "NPE_C",
-    "MNPE",
-    "NLE_A",
-    "MNLE",
+    "NPE_PFN",
+    "NPSE",
+    "NRE",
     "NRE_A",
     "NRE_B",
     "NRE_C",
-    "BNRE",
-    "FMPE",
-    "NPSE",
     "MarginalTrainer",
 ]

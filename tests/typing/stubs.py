@@ -46,8 +46,6 @@ TAIL = """\
 class NPE_PFN(sbi_inference.NPE_PFN):
     def train(self) -> None: ...
 
-def refuse_arguments(trainer: Any, args: Any, kwargs: Any) -> None: ...
-
 NPE = NPE_C
 NLE = NLE_A
 NRE = NRE_B
