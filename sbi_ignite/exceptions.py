@@ -102,4 +102,4 @@ class CheckpointError(SbiIgniteError, RuntimeError):
 
 
 class CheckpointMismatchError(CheckpointError):
-    """The run directory belongs to other data, another method or another network."""
+    """The run directory belongs to other data, another method, network or loss function."""

@@ -127,8 +127,7 @@ class TrainingSummary:
         seconds = sum(self.epoch_durations_sec)
         rows = {
             "method": self.method,
-            "epochs trained": str(self.epochs_trained)
-            + (f" (resumed from {self.resumed_from_epoch})" if self.resumed_from_epoch else ""),
+            "epochs trained": f"{self.epochs_trained}{self._resumed()}",
             "best epoch": str(self.best_epoch),
             f"best {self.best_kind} loss": f"{self.best_validation_loss:.4f}",
             **{f"final {kind} loss": f"{loss:.4f}" for kind, loss in self.last_losses.items()},
@@ -144,6 +143,13 @@ class TrainingSummary:
         if self.run_directory is not None:
             rows["run directory"] = self.run_directory
         return rows
+
+    def _resumed(self) -> str:
+        if not self.resumed_from_epoch:
+            return ""
+        if self.resumed_from_epoch == self.epochs_trained and self.complete:
+            return " (none in this call: the run was complete and is returned as it was)"
+        return f" (resumed from {self.resumed_from_epoch})"
 
     def plot(self) -> Figure:
         """Return a figure of the loss curves with the best epoch marked.

@@ -25,7 +25,7 @@ from sbi_ignite.data.in_memory import (
 from sbi_ignite.data.split import check_split, split_rows
 from sbi_ignite.data.transfer import indexed, placed
 from sbi_ignite.exceptions import DataError, SbiIgniteError, WrongTypeError
-from sbi_ignite.settings.plain import shorten
+from sbi_ignite.settings.redaction import shorten
 
 _LOSS_PARTS = ("_loss", "_get_losses", "_classifier_logits")
 """What a trainer of sbi computes its loss with."""

@@ -26,8 +26,9 @@ from sbi_ignite.bridge.arguments import Call
 from sbi_ignite.bridge.losses import is_sbis_own
 from sbi_ignite.exceptions import ArgumentError, SbiIgniteWarning, SettingsError
 from sbi_ignite.settings import Resolved
-from sbi_ignite.settings.plain import plain, shorten
+from sbi_ignite.settings.redaction import shorten
 from sbi_ignite.settings.schedule import same_course
+from sbi_ignite.settings.serialization import plain
 from sbi_ignite.training.options import check_loader_kwargs
 
 _KEPT_ON_RESUME = ("optimizer", "weight_decay", "lr_schedule", "validation_fraction", "seed")

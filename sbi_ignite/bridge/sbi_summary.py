@@ -96,6 +96,11 @@ class TrainersTracker(Backend):
         super().__init__()
         self._trainer = trainer
 
+    @property
+    def tracker(self) -> Any:
+        """The trainer's tracker."""
+        return self._trainer._tracker
+
     def log_epoch(self, row: EpochRow) -> None:
         """Pass on sbi's own numbers for the epoch, which for vector fields are averages."""
         if row.replayed or not is_sbis_own(self._trainer, "_summarize"):

@@ -13,7 +13,10 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 from sbi_ignite.callback import TrainingState, watched_loss
+from sbi_ignite.explain import PLAIN_ERRORS, explain
 from sbi_ignite.handlers.events import TrainingEvents
+
+_ADVICE = "Give it the length of the training, lower max_epochs, or take another scheduler."
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Schedule:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._warm_up)
         if self._main is None:
             return
-        if self._steps_by_iteration():
+        if self.by_iteration:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._step_until_end)
         else:
             engine.add_event_handler(TrainingEvents.VALIDATED, self._step_after_epoch)
@@ -97,6 +100,24 @@ class Schedule:
     def last_step(self) -> int | None:
         """Steps of the schedule in force after which the rate stays; None: it never ends."""
         return self._last_step
+
+    @property
+    def by_iteration(self) -> bool:
+        """Whether the main scheduler is stepped after every iteration, not after every epoch."""
+        asked = self._per_iteration
+        return steps_by_iteration(self._main) if asked is None else asked
+
+    @property
+    def steps_done(self) -> int:
+        """Steps that the main scheduler has taken in this training."""
+        return self._state.iteration if self.by_iteration else self._state.epoch
+
+    @property
+    def steps_until_error(self) -> int | None:
+        """Steps after which the main scheduler raises at the next one; None if it never does."""
+        if not isinstance(self._main, OneCycleLR) or self._last_step is not None:
+            return None
+        return self._main.total_steps - self._main.last_epoch
 
     def stretch(self) -> None:
         """Continue with the rates of a schedule that had this call's length from the start."""
@@ -138,12 +159,6 @@ class Schedule:
         self.factor, self._rates = state["factor"], list(state["rates"])
         self._last_step = state["last_step"]
 
-    def _steps_by_iteration(self) -> bool:
-        if self._per_iteration is not None:
-            return self._per_iteration
-        of_its_kind = isinstance(self._main, OneCycleLR | CyclicLR)
-        return bool(getattr(self._main, "per_iteration", of_its_kind))
-
     def _warm_up(self) -> None:
         if self._is_warm():
             self._state.learning_rate_rises = False
@@ -170,7 +185,16 @@ class Schedule:
         before = self._own_rates()
         if self.factor != 1.0:
             self._set_rates(before)
-        scheduler.step(*loss)
+        try:
+            scheduler.step(*loss)
+        except PLAIN_ERRORS as error:
+            state, often = self._state, "iteration" if self.by_iteration else "epoch"
+            what = (
+                f"scheduler: expected one that can be stepped after every {often} to the end of "
+                f"the training, {type(scheduler).__name__}.step() failed in epoch "
+                f"{max(state.epoch, 1)}, after iteration {state.iteration}"
+            )
+            explain(error, what, "The best weights so far are kept. " + _ADVICE)
         self._rates = self._rates_in_force()
         if self.factor != 1.0:
             self._set_rates(rate * self.factor for rate in self._rates)
@@ -194,6 +218,16 @@ class Schedule:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
+
+
+def steps_by_iteration(scheduler: Any) -> bool:
+    """Return whether a scheduler is made to be stepped after every iteration.
+
+    Args:
+        scheduler: torch's, or a user's own with or without an attribute `per_iteration`.
+    """
+    of_its_kind = isinstance(scheduler, OneCycleLR | CyclicLR)
+    return bool(getattr(scheduler, "per_iteration", of_its_kind))
 
 
 def _state_of(scheduler: Any) -> Any:

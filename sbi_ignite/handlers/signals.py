@@ -59,10 +59,11 @@ class StopOnSignals:
     Args:
         state: Where the request to stop is made.
         names: The signals.
-        only_deadly: Leave alone signals that already have a handler.
+        only_deadly: Leave alone signals that already have a handler, other than python's own.
 
     Attributes:
         received: The signal that arrived; None if none has.
+        may_cut: Says whether training may end before the end of its epoch, when a signal came.
         cut_in_loader: Whether training was ended while it waited for a batch that never came.
     """
 
@@ -70,6 +71,7 @@ class StopOnSignals:
         self, state: TrainingState, names: Sequence[str] = NAMES, only_deadly: bool = False
     ) -> None:
         self.received: signal.Signals | None = None
+        self.may_cut: Callable[[], bool] = lambda: True
         self.cut_in_loader = False
         self._state, self._names, self._only_deadly = state, names, only_deadly
         self._originals: dict[signal.Signals, Any] = {}
@@ -138,7 +140,7 @@ class StopOnSignals:
             # signals stay ignored, above all Ctrl-C in a script that runs in the background.
             if before in (None, signal.SIG_IGN):
                 continue
-            if self._only_deadly and before != signal.SIG_DFL:
+            if self._only_deadly and before not in (signal.SIG_DFL, signal.default_int_handler):
                 continue
             self._originals[number] = signal.signal(number, self._note)
         if self._originals:
@@ -183,7 +185,7 @@ class StopOnSignals:
         os.kill(os.getpid(), number)
 
     def _iteration_completed(self, engine: Engine) -> None:
-        if self.received is not None:
+        if self.received is not None and self.may_cut():
             stop_after_batch(engine, self._state, "signal")
 
     def _epoch_completed(self, engine: Engine) -> None:
@@ -213,17 +215,21 @@ class StopOnSignals:
         return self.received is not None
 
 
-def signals_to_stop_on(settings: Resolved, state: TrainingState) -> StopOnSignals:
+def signals_to_stop_on(
+    settings: Resolved, state: TrainingState, in_process: bool = False
+) -> StopOnSignals:
     """Return what holds signals off until everything about a training is saved and logged.
 
     Args:
         settings: All settings.
         state: The training's numbers.
+        in_process: Whether a later call of this process may continue the training.
     """
     if settings.checkpoint is not None:
         return StopOnSignals(state)
-    # There is nothing to continue from, but logged runs end with the right status.
-    return StopOnSignals(state, ("SIGTERM",) if settings.logging else (), only_deadly=True)
+    # SIGTERM leaves nothing to continue from, but logged runs end with the right status.
+    names = (*(("SIGTERM",) if settings.logging else ()), *(("SIGINT",) if in_process else ()))
+    return StopOnSignals(state, names, only_deadly=True)
 
 
 class GuardedLoader:

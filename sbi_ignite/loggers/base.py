@@ -35,8 +35,9 @@ EPOCH_METRICS = (
 ITERATION_METRICS = ("iteration_loss", "iteration_learning_rate")
 """What every backend gets every n iterations, if asked, over iterations instead of epochs."""
 
-_NO_PARAMETERS = ("settings", "status", "inexact_resumes")
-"""What a manifest says besides parameters: the settings again, and the course of the run."""
+_NO_PARAMETERS = ("settings", "status", "inexact_resumes", "torch_seed")
+"""What a manifest says besides parameters: the settings again, and the course of the run.
+Nor a seed that nobody may have set."""
 
 
 @dataclass(frozen=True)

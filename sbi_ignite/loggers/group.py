@@ -15,7 +15,7 @@ from sbi_ignite.exceptions import SbiIgniteWarning
 from sbi_ignite.loggers.base import Backend, EpochRow, RunInfo
 from sbi_ignite.loggers.clock import now
 from sbi_ignite.loggers.waiting import Patience
-from sbi_ignite.settings.plain import redact
+from sbi_ignite.settings.redaction import redact
 
 if TYPE_CHECKING:
     from ignite.engine import Engine

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
-from typing import Any
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.exceptions import ArgumentError, MissingPackageError
 from sbi_ignite.loggers.base import Backend
@@ -13,6 +15,9 @@ from sbi_ignite.loggers.group import Loggers
 from sbi_ignite.loggers.helper_thread import OnHelperThread
 from sbi_ignite.loggers.ignite_logger import IgniteLogger, is_ignite_logger
 from sbi_ignite.loggers.tracker import SbiTracker, is_tracker
+
+if TYPE_CHECKING:
+    from sbi_ignite.settings import LoggingConfig
 
 BACKENDS: Mapping[str, str] = {
     "stdout": "stdout:Stdout",
@@ -29,22 +34,35 @@ IN_OWN_PROCESS = frozenset({"wandb", "mlflow"})
 """Those whose libraries may hang, fail, draw random numbers or hold up the exit."""
 
 
-def make_loggers(asked: Sequence[object]) -> Loggers:
+_REMEDIES: Mapping[str, str] = {
+    "jsonl": "another log_dir or run_name",
+    "tensorboard": "another log_dir or run_name",
+    "wandb": "another project or run_name",
+    "mlflow": "another experiment_name, tracking_uri or run_name",
+}
+
+
+def make_loggers(
+    asked: Sequence[object], run_directory: str | os.PathLike[str] | None = None
+) -> Loggers:
     """Return an object that logs to everything that was asked for.
 
     Args:
         asked: `LoggingConfig` values, names of backends, sbi `Tracker` objects, loggers of
             `ignite.handlers`, or our own `Backend` objects.
+        run_directory: Where the run's files are; None without checkpoints.
 
     Raises:
         MissingPackageError: If a backend's package is not installed.
-        ArgumentError: If an object is none of these.
+        ArgumentError: If an object is none of these, or two of them write to the same place.
 
     Example:
         >>> make_loggers(["memory"]).backends[0].name
         'memory'
     """
-    return Loggers([make_backend(item) for item in asked])
+    backends = [make_backend(item) for item in asked]
+    _refuse_equal(asked, run_directory)
+    return Loggers(backends)
 
 
 def make_backend(asked: object) -> Backend:
@@ -66,6 +84,60 @@ def make_backend(asked: object) -> Backend:
         f"logging: expected a LoggingConfig, one of the names {', '.join(BACKENDS)}, an sbi "
         f"Tracker, a logger of ignite.handlers or a list of these, got {asked!r}."
     )
+
+
+def _refuse_equal(asked: Sequence[object], run_directory: str | os.PathLike[str] | None) -> None:
+    """Refuse two loggers that would write everything twice."""
+    seen: dict[Hashable, object] = {}
+    for item in asked:
+        place, where, remedy = _place(item, run_directory)
+        if place in seen:
+            raise ArgumentError(
+                f"logging: expected every place once, got {seen[place]!r} and {item!r}, which both "
+                f"write to {where}. Leave one of them out{remedy}."
+            )
+        seen[place] = item
+
+
+def _place(item: object, run_directory: str | os.PathLike[str] | None) -> tuple[Hashable, str, str]:
+    """Return where a logger writes: to compare, in words, and how to say another place."""
+    from sbi_ignite.settings import LoggingConfig
+
+    if isinstance(item, str):
+        item = LoggingConfig(backend=item)  # type: ignore[arg-type] # checked by LoggingConfig
+    if not isinstance(item, LoggingConfig):
+        # The trainer's own tracker comes wrapped, the user's does not.
+        target = getattr(item, "tracker", item) if isinstance(item, Backend) else item
+        return id(target), f"the same {type(target).__name__}", ""
+    name = item.backend
+    remedy = f", or give one {_REMEDIES[name]}" if name in _REMEDIES else ""
+    if name in ("jsonl", "tensorboard"):
+        if item.log_dir is None and run_directory is not None:
+            folder, run = Path(run_directory) / "logs", None
+            remedy = ", or give one a log_dir"
+        else:
+            folder, run = Path(item.log_dir or "sbi-logs"), item.run_name
+        return (name, folder.resolve(), run), f"{name} in {folder}", remedy
+    return (name, *_remote_place(item)), name, remedy
+
+
+def _remote_place(item: LoggingConfig) -> tuple[str | None, ...]:
+    """Return what tells two runs of a tracking service apart; () for all other backends."""
+    known = os.environ.get
+    if item.backend == "wandb":
+        entity, project = item.entity, item.project
+        return (
+            entity or known("WANDB_ENTITY"),
+            project or known("WANDB_PROJECT"),
+            item.run_name or known("WANDB_NAME"),
+        )
+    if item.backend == "mlflow":
+        return (
+            item.tracking_uri or known("MLFLOW_TRACKING_URI"),
+            item.experiment_name or known("MLFLOW_EXPERIMENT_NAME"),
+            item.run_name,
+        )
+    return ()
 
 
 def backend_by_name(name: str, fields: Mapping[str, Any]) -> Backend:

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sbi_ignite.exceptions import ArgumentError
+from sbi_ignite.explain import PLAIN_ERRORS, explain
 from sbi_ignite.settings import TrainConfig
+from sbi_ignite.settings.serialization import qualified_name
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -28,11 +30,19 @@ def make_optimizer(config: TrainConfig, parameters: Iterable[Tensor]) -> Optimiz
         parameters: The network's parameters.
 
     Raises:
-        ArgumentError: If a callable returns something other than an optimizer.
+        ArgumentError: If a callable fails, or returns something other than an optimizer.
     """
     parameters = list(parameters)
     if callable(config.optimizer):
-        optimizer = config.optimizer(parameters)
+        try:
+            optimizer = config.optimizer(parameters)
+        except PLAIN_ERRORS as error:
+            name = qualified_name(config.optimizer)
+            what = (
+                f"optimizer: expected a callable that makes a torch optimizer of the "
+                f"{len(parameters)} parameters that it is given, {name} failed"
+            )
+            explain(error, what, "Bind its other arguments with functools.partial or a lambda.")
         if not isinstance(optimizer, Optimizer):
             raise ArgumentError(
                 "optimizer: expected a callable that returns a torch optimizer, it returned "

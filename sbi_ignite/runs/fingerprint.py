@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sbi_ignite.runs.loss_record import loss_differences
 from sbi_ignite.settings.schedule import same_course
 
 BUDGETS = frozenset(
@@ -23,6 +24,9 @@ BUDGETS = frozenset(
     }
 )
 """Fields of TrainConfig that may change between two starts of a run."""
+
+LOSS = "loss"
+"""Key of the manifest that holds what `describe_loss` returned, where a user gave the loss."""
 
 OBSERVED = ("optimizer", "loader")
 """Origins of what no setting decides, such as the rate of a callable optimizer."""
@@ -69,7 +73,12 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     Returns:
         Sentences, each with advice on what to do; none if the run may be continued.
     """
-    found = [*_simple(saved, now), *_settings(saved, now), *_network(saved, now)]
+    found = [
+        *_simple(saved, now),
+        *_settings(saved, now),
+        *_network(saved, now),
+        *_loss(saved, now),
+    ]
     return [f"{sentence} {_ADVICE}" for sentence in found] + _data(saved, now)
 
 
@@ -108,6 +117,18 @@ def _network(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     if shown[0] == shown[1]:
         shown[1] = "another structure of the same size"
     yield f"The network differs: the run has {shown[0]}, now it is {shown[1]}."
+
+
+def _loss(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    if LOSS in saved and LOSS in now:
+        yield from loss_differences(saved[LOSS], now[LOSS])
+    before, after = saved.get("loss_arguments") or {}, now.get("loss_arguments") or {}
+    for name in before.keys() & after.keys():
+        if before[name] != after[name]:
+            yield (
+                f"The loss argument {name} differs: the run has {before[name]!r}, now it is "
+                f"{after[name]!r}."
+            )
 
 
 def _data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

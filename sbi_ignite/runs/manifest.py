@@ -15,6 +15,9 @@ from sbi_ignite.runs.machine import describe_machine
 
 STATUSES = ("running", "complete", "interrupted", "failed")
 
+TORCH_SEED = "torch_seed"
+"""Name of the seed of torch's generator when the run began."""
+
 RESUMES = "inexact_resumes"
 """Name of the resumes that may have changed the last bits: where they began, and what changed."""
 
@@ -56,6 +59,7 @@ def make_manifest(
         "stop_reason": None,
         "method": method,
         "seed": seed,
+        TORCH_SEED: torch.initial_seed(),
         "data": None if data is None else list(data),
         "network": None if network is None else fingerprint_network(network),
         "settings": dict(settings),

@@ -15,8 +15,9 @@ from sbi_ignite.exceptions import ArgumentError, SettingsError
 from sbi_ignite.html import table
 from sbi_ignite.settings.errors import translate
 from sbi_ignite.settings.field_types import from_text
+from sbi_ignite.settings.frozen_dict import content_hash
 from sbi_ignite.settings.origin import Origin
-from sbi_ignite.settings.plain import content_hash, shorten
+from sbi_ignite.settings.redaction import shorten
 
 __all__ = ["Settings"]
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from sbi_ignite.exceptions import SettingsError, WrongTypeError
 from sbi_ignite.settings.origin import Origin
-from sbi_ignite.settings.plain import shorten
+from sbi_ignite.settings.redaction import shorten
 
 __all__ = ["closest", "refuse_foreign", "suggestion", "translate"]
 

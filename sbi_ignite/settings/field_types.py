@@ -20,8 +20,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, PlainValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from sbi_ignite.settings.frozen_dict import FrozenDict
 from sbi_ignite.settings.origin import Origin
-from sbi_ignite.settings.plain import FrozenDict
 
 __all__ = [
     "Bool",

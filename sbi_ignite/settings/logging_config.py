@@ -45,6 +45,9 @@ class LoggingConfig(Settings):
     training and later rounds of the same inference keep writing where they wrote before. Without a
     `log_dir`, files go to `logs` in the run directory, or else to `sbi-logs/RUN_NAME`.
 
+    One training may log to several backends, and to one backend at several places; the same place
+    twice is refused.
+
     Raises:
         SettingsError: If a value is wrong or the backend does not take a field.
 

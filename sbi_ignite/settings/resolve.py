@@ -15,9 +15,10 @@ from sbi_ignite.settings.base import Settings
 from sbi_ignite.settings.checkpoint import CheckpointConfig
 from sbi_ignite.settings.early_stopping import EarlyStopping
 from sbi_ignite.settings.errors import suggestion
+from sbi_ignite.settings.frozen_dict import FrozenDict
 from sbi_ignite.settings.logging_config import LoggingConfig
 from sbi_ignite.settings.origin import DEFAULT, Origin
-from sbi_ignite.settings.plain import FrozenDict, shorten
+from sbi_ignite.settings.redaction import shorten
 from sbi_ignite.settings.resolved import Resolved, fields_of, item_prefixes
 from sbi_ignite.settings.sources import Layer, read_layers
 from sbi_ignite.settings.train import TrainConfig

@@ -9,10 +9,12 @@ from typing import Any
 from sbi_ignite.settings.base import Settings
 from sbi_ignite.settings.checkpoint import CheckpointConfig
 from sbi_ignite.settings.early_stopping import EarlyStopping
+from sbi_ignite.settings.frozen_dict import FrozenDict
 from sbi_ignite.settings.logging_config import LoggingConfig
 from sbi_ignite.settings.origin import DEFAULT, Origin
-from sbi_ignite.settings.plain import FrozenDict, plain, qualified_name, shorten
 from sbi_ignite.settings.recipe import RECIPES
+from sbi_ignite.settings.redaction import qualified_name, shorten
+from sbi_ignite.settings.serialization import plain
 from sbi_ignite.settings.train import TrainConfig
 
 __all__ = ["Resolved"]

@@ -20,7 +20,7 @@ from sbi_ignite.settings.field_types import (
     choice,
 )
 from sbi_ignite.settings.origin import Origin
-from sbi_ignite.settings.plain import plain
+from sbi_ignite.settings.serialization import plain
 
 __all__ = ["KINDS", "Kind", "LRSchedule", "same_course"]
 

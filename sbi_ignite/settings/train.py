@@ -28,8 +28,8 @@ from sbi_ignite.settings.field_types import (
     several,
 )
 from sbi_ignite.settings.origin import Origin
-from sbi_ignite.settings.plain import shorten
 from sbi_ignite.settings.recipe import RECIPES
+from sbi_ignite.settings.redaction import shorten
 from sbi_ignite.settings.schedule import KINDS, Kind, LRSchedule
 from sbi_ignite.settings.stage import Stage
 

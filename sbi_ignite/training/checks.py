@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sbi_ignite.exceptions import ArgumentError, SbiIgniteWarning
 
@@ -148,7 +149,8 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
         optimizer: Its optimizer.
 
     Raises:
-        ArgumentError: If it holds none of the trainable parameters, or needs a closure.
+        ArgumentError: If it holds none of the trainable parameters, needs a closure, or raises the
+            loss.
     """
     name = type(optimizer).__name__
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
@@ -159,6 +161,13 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
         )
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    rising = {id(p) for g in optimizer.param_groups if g.get("maximize") for p in g["params"]}
+    if trainable and trainable & held and trainable & held <= rising:
+        raise ArgumentError(
+            f"optimizer: expected one that lowers the loss, whose lowest value decides about the "
+            f"best weights and when to stop, got {name} with maximize=True. Leave it out, and "
+            "return -value from loss_fn for a value to be maximized."
+        )
     missing = len(trainable - held)
     if missing == len(trainable):
         raise ArgumentError(
@@ -176,7 +185,7 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
 
 
 def check_schedulers(schedulers: Iterable[Any], optimizer: Optimizer, given: bool) -> None:
-    """Refuse schedulers that set the rates of another optimizer.
+    """Refuse schedulers that set the rates of another optimizer, or watch the loss upside down.
 
     Args:
         schedulers: torch's, or users' own, which need not say whose rates they set.
@@ -188,6 +197,13 @@ def check_schedulers(schedulers: Iterable[Any], optimizer: Optimizer, given: boo
     """
     groups = {id(group) for group in optimizer.param_groups}
     for scheduler in schedulers:
+        if getattr(scheduler, "mode", "min") == "max" and isinstance(scheduler, ReduceLROnPlateau):
+            raise ArgumentError(
+                f"scheduler: expected "
+                f'{type(scheduler).__name__}(mode="min"), because it is stepped with the '
+                'validation loss, got mode="max", which lowers the rate while the loss falls. '
+                'Leave mode out, or take mode="min".'
+            )
         other = getattr(scheduler, "optimizer", None)
         if not isinstance(other, Optimizer) or other is optimizer:
             continue
@@ -214,10 +230,24 @@ def check_scheduler(scheduler: Any, name: str) -> None:
         name: Where it came from, for the error.
 
     Raises:
-        ArgumentError: If it has no method `step`.
+        ArgumentError: If it has no method `step`, or one that needs arguments.
     """
     if not callable(getattr(scheduler, "step", None)):
         raise ArgumentError(
             f"{name}: expected a torch scheduler, got {scheduler!r}. Names such as 'plateau' and "
             "callables that make a scheduler go into TrainConfig(lr_schedule=...)."
         )
+    if isinstance(scheduler, ReduceLROnPlateau):
+        return  # which gets the validation loss
+    try:
+        signature = inspect.signature(scheduler.step)
+    except (TypeError, ValueError):
+        return  # built-in functions may have no signature
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise ArgumentError(
+            f"{name}: expected a scheduler whose step() needs no argument, got "
+            f"{type(scheduler).__name__} with step{signature} ({error}). Derive it from torch's "
+            "ReduceLROnPlateau, whose step() gets the validation loss, or wrap it."
+        ) from None

@@ -75,7 +75,8 @@ def check_gradients(model: nn.Module, optimizer: Optimizer, clip_max_norm: float
         clip_max_norm: What the gradients' norm is clipped to, if it is.
 
     Raises:
-        ArgumentError: If no parameter of the model has a gradient, or a sparse one is in the way.
+        ArgumentError: If no parameter of the model has a gradient, or one is of a kind, sparse or
+            dense, that is in the way.
     """
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     gradients = {
@@ -88,6 +89,13 @@ def check_gradients(model: nn.Module, optimizer: Optimizer, clip_max_norm: float
             "loss_fn: expected losses that depend on the parameters of `model`, got losses that "
             "depend on none of those that are trained. Compute them from the model that is handed "
             "to loss_fn(model, batch)."
+        )
+    dense = [name for name, grad in gradients.items() if grad.layout == torch.strided]
+    if dense and isinstance(optimizer, SparseAdam):
+        raise ArgumentError(
+            f"optimizer: expected one for dense gradients, such as torch.optim.Adam, got "
+            f"{type(optimizer).__name__} for {_listed(dense)}. It takes sparse gradients alone, "
+            "which nn.Embedding(..., sparse=True) has; torch.optim.Adagrad and SGD take both."
         )
     sparse = [name for name, grad in gradients.items() if grad.layout != torch.strided]
     if not sparse:
@@ -104,6 +112,10 @@ def check_gradients(model: nn.Module, optimizer: Optimizer, clip_max_norm: float
             f"optimizer: expected one for sparse gradients, such as torch.optim.Adagrad, got "
             f"{type(optimizer).__name__} for {named}. Or make the embedding with sparse=False."
         )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} others" if len(names) > 4 else "")
 
 
 def _takes_sparse(optimizer: Optimizer) -> bool:

@@ -41,7 +41,8 @@ from sbi_ignite.data.transfer import indexed
 from sbi_ignite.exceptions import SbiIgniteWarning, SettingsError, WrongTypeError
 from sbi_ignite.settings import Origin, Resolved, TrainConfig
 from sbi_ignite.settings.errors import suggestion
-from sbi_ignite.settings.plain import plain, qualified_name, shorten
+from sbi_ignite.settings.redaction import qualified_name, shorten
+from sbi_ignite.settings.serialization import plain
 
 _DECIDED_BY_OPTIMIZER = ("optimizer", "learning_rate", "weight_decay")
 _FOR_TRAINERS = ("resume_training", "retrain_from_scratch", "discard_prior_samples")

@@ -17,9 +17,10 @@ from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError, SbiI
 from sbi_ignite.handlers.checkpoint import CheckpointHandler, ends_epoch
 from sbi_ignite.handlers.signals import StopOnSignals
 from sbi_ignite.runs.directory import RunDirectory
-from sbi_ignite.runs.fingerprint import differences
+from sbi_ignite.runs.fingerprint import LOSS, differences
+from sbi_ignite.runs.loss_record import changed_variables
 from sbi_ignite.runs.machine import changes, in_words
-from sbi_ignite.runs.manifest import RESUMES, make_manifest
+from sbi_ignite.runs.manifest import RESUMES, TORCH_SEED, make_manifest
 from sbi_ignite.runs.remembered import recall, remember
 from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.settings import CheckpointConfig
@@ -153,6 +154,8 @@ class Persistence:
         found: The states of the checkpoint that is continued; None in a fresh run.
         earlier_report: How steps of earlier calls were computed, and why; for a run that is
             already complete.
+        torch_seeds: The seed of torch's generator when the run in the directory began, and the one
+            in this process.
     """
 
     def __init__(
@@ -181,6 +184,7 @@ class Persistence:
             directory, config, self._take, state, mid_epoch, background
         )
         self.earlier_report: tuple[str, str] = ("", "")
+        self.torch_seeds: tuple[int | None, int | None] = (None, None)
         saved = self._find()
         self._saved_logs = (saved or {}).get("loggers", {})
         self.found = saved or earlier
@@ -198,8 +202,11 @@ class Persistence:
             raise CheckpointMismatchError(f"{directory.path}: " + "\n".join(different))
         if saved is not None:
             self._changed = changes(saved, self.manifest)
-            if RESUMES in saved:
-                self.manifest = {**self.manifest, RESUMES: saved[RESUMES]}
+            self._warn_of_loss(saved)
+            now = self.manifest.get(TORCH_SEED)
+            self.torch_seeds = saved.get(TORCH_SEED, now), now
+            kept = {name: saved[name] for name in (RESUMES, TORCH_SEED) if name in saved}
+            self.manifest = {**self.manifest, **kept}
         checkpoint = directory.latest()
         if checkpoint is None and self._config.resume == "must":
             raise CheckpointError(
@@ -207,6 +214,21 @@ class Persistence:
                 'Use resume="auto" to start anew.'
             )
         return None if checkpoint is None else checkpoint.states
+
+    def _warn_of_loss(self, saved: Mapping[str, Any]) -> None:
+        """Say if variables differ that the loss function reads."""
+        if LOSS not in saved or LOSS not in self.manifest:
+            return
+        changed = changed_variables(saved[LOSS], self.manifest[LOSS])
+        if changed:
+            warnings.warn(
+                f"{self._directory.path}: the loss function {self.manifest[LOSS]['name']} reads "
+                f"other values than when this run was last started: {changed}. The run goes on "
+                'with the new ones; start with resume="never" or in another directory to train '
+                "with them from the beginning.",
+                SbiIgniteWarning,
+                stacklevel=7,
+            )
 
     @property
     def remembered(self) -> dict[str, Any]:

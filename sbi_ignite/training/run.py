@@ -35,6 +35,8 @@ from sbi_ignite.training.schedules import continue_schedule, warn_of_idle
 from sbi_ignite.training.steps import reads_later
 from sbi_ignite.training.training import Training, assemble
 
+_LARGEST_SEED_OF_A_USER = 2**32
+
 
 def run_training(
     config: TrainConfig | None,
@@ -79,14 +81,19 @@ def run_training(
             others too, such as a weight inside the loss; parameters it does not hold stay as they
             are, with a warning.
         scheduler: A torch scheduler of that optimizer, stepped after every epoch (`OneCycleLR` and
-            `CyclicLR`: after every iteration); None makes what `config` asks for.
+            `CyclicLR`: after every iteration); None makes what `config` asks for. A `OneCycleLR`
+            ends a training without `max_epochs`. `ReduceLROnPlateau` gets the validation loss, so
+            its `mode` must be "min".
         callbacks: Objects with methods of `Callback`, or anything with ignite's `attach(engine)`;
             a single one needs no list.
         device: Where to train; None takes `config.device`, else the model's device.
         logging: A `LoggingConfig`, the name of a backend, or a list of these.
         early_stopping: One rule or several, of which any one stops; None waits 20 epochs for a
             lower validation loss.
-        checkpoint: Where to keep the run's files; False keeps none.
+        checkpoint: Where to keep the run's files; False keeps none. A run that is found there is
+            continued, or returned if it is complete, provided that settings, network, data and
+            `loss_fn` (its code, arguments bound to it, variables of enclosing functions) are those
+            that it began with.
 
     Returns:
         The model and a `TrainingSummary`.
@@ -95,7 +102,10 @@ def run_training(
         SettingsError: If a setting is not valid; nothing has been trained.
         ArgumentError: If an argument has the wrong type, the model or the optimizer has nothing to
             train, or the losses of the first batch have the wrong shape; nothing has been trained.
+            Later, if a step of the optimizer or the scheduler fails; the model has the best weights
+            so far.
         DataError: If a loader does not yield the promised number of batches, or an empty one.
+        CheckpointMismatchError: If the run directory holds a training of something else.
         NonFiniteLossError: If a training or validation loss is NaN or infinite; the model has the
             best weights so far.
 
@@ -189,9 +199,10 @@ def _resume(training: Training, files: Persistence | NoPersistence) -> int:
 
 def _warn_of_resume(training: Training, files: Persistence | NoPersistence) -> None:
     """Say what a run that is resumed from its directory does otherwise than one would expect."""
-    if files.path is None or files.found is None:
+    if isinstance(files, NoPersistence) or files.found is None:
         return
     state, batches = training.state, training.train_batches
+    _warn_of_seed(training, files)
     if state.epoch > training.budget:
         warnings.warn(
             f"{files.path}: this run has {state.epoch} epochs already, so max_epochs="
@@ -208,6 +219,26 @@ def _warn_of_resume(training: Training, files: Persistence | NoPersistence) -> N
             SbiIgniteWarning,
             stacklevel=4,
         )
+
+
+def _warn_of_seed(training: Training, files: Persistence) -> None:
+    """Say that a complete run is returned although the script has asked for another seed.
+
+    A run that is continued restores its random states anyway, whatever the script has drawn.
+    """
+    before, now = files.torch_seeds
+    if training.settings.train.seed is not None or before == now or _has_epochs_left(training):
+        return
+    # Without a seed, torch takes one with more digits than people write.
+    if before is None or now is None or max(before, now) >= _LARGEST_SEED_OF_A_USER:
+        return
+    warnings.warn(
+        f"{files.path}: the run here is complete and is returned as it is. It began after "
+        f"torch.manual_seed({before}); this script's torch.manual_seed({now}) changes nothing. "
+        'Take another directory, or resume="never", for a training with that seed.',
+        SbiIgniteWarning,
+        stacklevel=5,
+    )
 
 
 @contextmanager
@@ -272,12 +303,12 @@ def _conclude(
 
 @contextmanager
 def _errors_reported(training: Training) -> Iterator[None]:
-    """Keep the best weights when a loss is not finite; tell callbacks and loggers about errors."""
+    """Keep the best weights when a step fails; tell callbacks and loggers about errors."""
     undo = _undo(training) if reads_later(training.device) else _nothing
     try:
         yield
     except BaseException as error:
-        if isinstance(error, NonFiniteLossError):
+        if isinstance(error, NonFiniteLossError | ArgumentError):
             undo()
             training.best.restore(training.model)
             training.model.zero_grad(set_to_none=True)

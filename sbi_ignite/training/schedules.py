@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -17,9 +18,11 @@ from torch.optim.lr_scheduler import (
 )
 
 from sbi_ignite.data.source import Batches
-from sbi_ignite.exceptions import SbiIgniteWarning, SettingsError
-from sbi_ignite.handlers.schedule import Schedule, Schedulers
+from sbi_ignite.exceptions import ArgumentError, SbiIgniteWarning, SettingsError
+from sbi_ignite.explain import PLAIN_ERRORS, explain
+from sbi_ignite.handlers.schedule import Schedule, Schedulers, steps_by_iteration
 from sbi_ignite.settings import LRSchedule, Resolved, TrainConfig
+from sbi_ignite.settings.serialization import qualified_name
 from sbi_ignite.training.checks import check_scheduler
 
 UNBOUNDED = TrainConfig.model_fields["max_epochs"].default
@@ -42,15 +45,22 @@ def make_schedulers(config: TrainConfig, optimizer: Optimizer, batches: Batches)
 
     Raises:
         SettingsError: If a schedule needs a length and none can be derived.
-        ArgumentError: If a callable returns something other than a scheduler.
+        ArgumentError: If a callable fails, or returns something other than a scheduler.
     """
     wanted = config.schedule
     if wanted is None:
         return Schedulers()
     if not isinstance(wanted, LRSchedule):
-        scheduler = wanted(optimizer)
+        try:
+            scheduler = wanted(optimizer)
+        except PLAIN_ERRORS as error:
+            what = (
+                f"lr_schedule: expected a callable that makes a scheduler for "
+                f"{type(optimizer).__name__}, {qualified_name(wanted)} failed"
+            )
+            explain(error, what, "Bind its other arguments with functools.partial or a lambda.")
         check_scheduler(scheduler, "lr_schedule")
-        return Schedulers(scheduler)
+        return of_user(scheduler, len(batches))
     if wanted.kind == "plateau":
         return _plateau(wanted, optimizer)
     if wanted.kind == "constant":
@@ -66,6 +76,19 @@ def make_schedulers(config: TrainConfig, optimizer: Optimizer, batches: Batches)
         epochs=epochs,
         remake=lambda other: make(wanted, other, steps)[0],
     )
+
+
+def of_user(scheduler: Any, steps_per_epoch: int) -> Schedulers:
+    """Return a user's scheduler with its length, if it raises after its last step.
+
+    Args:
+        scheduler: The scheduler.
+        steps_per_epoch: Batches in an epoch.
+    """
+    if not isinstance(scheduler, OneCycleLR):
+        return Schedulers(scheduler)
+    per_epoch = steps_per_epoch if steps_by_iteration(scheduler) else 1
+    return Schedulers(scheduler, epochs=max(scheduler.total_steps // per_epoch, 1))
 
 
 def length_in_epochs(schedule: LRSchedule, config: TrainConfig, batches: Batches) -> int:
@@ -131,7 +154,9 @@ def continue_schedule(
 
     Raises:
         SettingsError: If a resumed training has more epochs than its schedule.
+        ArgumentError: If a user's scheduler would raise before the last epoch.
     """
+    _refuse_short_cycle(settings, schedule, budget, steps_per_epoch)
     wanted = settings.train.schedule
     if not isinstance(wanted, LRSchedule) or not wanted.needs_length:
         return
@@ -158,6 +183,32 @@ def continue_schedule(
             f"less than the {budget} epochs from {_budget_origin(settings)}: the rate {stays} "
             f"after epoch {length}. Leave total_epochs out, or name a min_lr above 0."
         )
+
+
+def _refuse_short_cycle(
+    settings: Resolved, schedule: Schedule, budget: int, steps_per_epoch: int
+) -> None:
+    """Refuse a user's OneCycleLR that has fewer steps than the training, and raises after them."""
+    left = schedule.steps_until_error
+    if left is None:
+        return
+    by_iteration, resumed = schedule.by_iteration, schedule.steps_done > 0
+    wanted = budget * (steps_per_epoch if by_iteration else 1)
+    total = schedule.steps_done + left
+    if wanted <= total:
+        return
+    each = f"epochs of {steps_per_epoch} batches" if by_iteration else "epochs"
+    total_epochs = total // steps_per_epoch if by_iteration else total
+    longer = (
+        "A run that is resumed keeps the length that it began with: train anew with"
+        if resumed
+        else "Make it with"
+    )
+    raise ArgumentError(
+        f"scheduler: expected total_steps of at least {wanted} ({budget} {each}, from "
+        f"{_budget_origin(settings)}), got a OneCycleLR of {total}, which fails after its last "
+        f"step. {longer} total_steps={wanted}, or set max_epochs={max(total_epochs, 1)}."
+    )
 
 
 def _budget_origin(settings: Resolved) -> str:

@@ -11,12 +11,13 @@ import torch
 from ignite.engine import Engine, Events
 
 from sbi_ignite.callback import TrainingState
+from sbi_ignite.handlers.stop_mid_epoch import ends_epoch
 from sbi_ignite.random_state import random_states, set_random_states
 from sbi_ignite.runs.snapshot import Snapshot
 
-SECONDS_BETWEEN = 1.0
-"""The most that an exception can undo of a training that continues in the same process: a snapshot
-takes a tenth of a small network's epoch, and training again gives the same result."""
+SHARE = 0.01
+"""The part of a training's time that snapshots at ends of epochs may take. An exception undoes at
+most a hundred times what a snapshot takes, or one epoch; Ctrl-C undoes nothing."""
 
 
 class Saved(Protocol):
@@ -83,9 +84,11 @@ class Snapshots:
     Args:
         parts: The parts of the training that have state.
         state: The training's numbers.
-        keep: Receives snapshots taken at ends of epochs: the first, the last, and in between one
-            every `SECONDS_BETWEEN`; also all that others ask for.
+        keep: Receives snapshots of the beginning, of the end, and of as many ends of epochs in
+            between as fit into `SHARE` of the time; also all that others ask for.
         extra: More to save, which `restore` does not put back.
+        mid_epoch: Whether a training can be continued between two batches; if not, its last
+            snapshot is that of an epoch's end.
     """
 
     def __init__(
@@ -94,35 +97,51 @@ class Snapshots:
         state: TrainingState,
         keep: Callable[[Snapshot], None] | None = None,
         extra: Mapping[str, Saved] | None = None,
+        mid_epoch: bool = True,
     ) -> None:
         self._parts, self._state, self._keep = parts, state, keep
+        self._mid_epoch = mid_epoch
+        self._engine: Engine | None = None
         self._extra = dict(extra or {})
         self._latest: Snapshot | None = None
         self._moment = (-1, -1)
         self._due = 0.0
 
+    @property
+    def up_to_date(self) -> bool:
+        """Whether training can end between two batches without losing a finished epoch."""
+        return self._mid_epoch or self._keep is None or self._moment[0] == self._state.epoch
+
     def attach(self, engine: Engine) -> None:
         """Listen to the training engine; attach it after what changes at the end of an epoch."""
+        self._engine = engine
         if self._keep is not None:
+            engine.add_event_handler(Events.STARTED, self.take)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
     def conclude(self) -> None:
-        """Keep a snapshot of the end of the training."""
-        if self._keep is not None:
+        """Keep a snapshot of the end of the training, if it can be continued from there."""
+        if self._keep is not None and (self._mid_epoch or self._is_between_epochs()):
             self.take()
 
     def take(self) -> Snapshot:
         """Return a snapshot of the training as it is now."""
         moment = (self._state.epoch, self._state.iteration)
         if self._latest is None or moment != self._moment:
+            began = time.perf_counter()
             extra = {name: part.state_dict() for name, part in self._extra.items()}
             self._latest = Snapshot.of({**states_of(self._parts), **extra}, self._latest)
             self._moment = moment
             if self._keep is not None:
                 self._keep(self._latest)
-            self._due = time.monotonic() + SECONDS_BETWEEN
+            ended = time.perf_counter()
+            self._due = ended + (ended - began) / SHARE
         return self._latest
 
     def _epoch_completed(self) -> None:
-        if time.monotonic() >= self._due:
+        if time.perf_counter() >= self._due:
             self.take()
+
+    def _is_between_epochs(self) -> bool:
+        engine = self._engine
+        return engine is None or engine.state.epoch_length is None or ends_epoch(engine)

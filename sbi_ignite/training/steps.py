@@ -18,6 +18,7 @@ from sbi_ignite.capture.gradients import Gradients
 from sbi_ignite.capture.loss_values import check_losses
 from sbi_ignite.data.source import Batches, num_rows
 from sbi_ignite.exceptions import DataError, NonFiniteLossError
+from sbi_ignite.explain import PLAIN_ERRORS, explain
 from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.training.first_batch import check_batch, check_shape
@@ -79,7 +80,17 @@ class TrainStep:
             self.check_gradients()
         self._first = False
         engine.fire_event(TrainingEvents.BACKWARD_COMPLETED)
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except PLAIN_ERRORS as error:
+            epoch, iteration = self.now()
+            name = type(getattr(self.optimizer, "optimizer", self.optimizer)).__name__
+            what = (
+                "optimizer: expected one that steps on the gradients of loss.backward() on "
+                f"{self.device}, {name}.step() failed in epoch {epoch}, iteration {iteration}"
+            )
+            advice = "It fails likewise in a plain torch loop; make it with other arguments, or "
+            explain(error, what, advice + "take Adam, AdamW or SGD.")
         return output
 
 

@@ -29,11 +29,13 @@ from sbi_ignite.handlers.time_limit import TimeLimit
 from sbi_ignite.loggers import Loggers, make_loggers
 from sbi_ignite.optim.flat import FlatOptimizer
 from sbi_ignite.optim.make import make_optimizer
+from sbi_ignite.runs.fingerprint import LOSS
+from sbi_ignite.runs.loss_record import describe_loss
 from sbi_ignite.settings import Resolved
 from sbi_ignite.training.checks import check_model, check_optimizer, check_schedulers
 from sbi_ignite.training.epochs import Epochs
 from sbi_ignite.training.first_batch import check_gradients
-from sbi_ignite.training.hooks import TrainingHooks
+from sbi_ignite.training.hooks import Place, TrainingHooks
 from sbi_ignite.training.make_engine import make_engine
 from sbi_ignite.training.minimum_epochs import sure_epochs
 from sbi_ignite.training.mode import FrozenParts, set_training
@@ -46,7 +48,7 @@ from sbi_ignite.training.options import (
 )
 from sbi_ignite.training.passes import Passes
 from sbi_ignite.training.recipe import filled_in
-from sbi_ignite.training.schedules import epochs_to_train, make_schedulers
+from sbi_ignite.training.schedules import epochs_to_train, make_schedulers, of_user
 from sbi_ignite.training.state import Snapshots, Stateful
 from sbi_ignite.training.steps import TrainStep, ValidationStep, summed, summed_as_sbi
 from sbi_ignite.training.validation import Validation
@@ -155,17 +157,20 @@ def assemble(
 
     Raises:
         SettingsError: If settings and arguments are incompatible.
-        ArgumentError: If there is nothing to train, or optimizer or scheduler belong to something
-            else.
+        ArgumentError: If there is nothing to train, optimizer or scheduler belong to something
+            else, or two loggers write to the same place.
     """
     check_model(model)
     arguments: dict[str, Any] = {}
     if hooks is None:
         arguments = {"optimizer": optimizer, "scheduler": scheduler, "device": device}
         hooks = TrainingHooks()
+        hooks.place = Place(manifest={LOSS: describe_loss(loss_fn)})
     settings = filled_in(settings, train_batches, left_out_of_recipe(arguments))
     config, as_sbi = settings.train, settings.train.sbi_compat
-    loggers = make_loggers((*settings.logging, *hooks.loggers))
+    kept = settings.checkpoint
+    directory = hooks.place.directory or (None if kept is None else kept.directory)
+    loggers = make_loggers((*settings.logging, *hooks.loggers), directory)
 
     # What is trained, and by which rules.
     device = _device(settings, device, model)
@@ -177,9 +182,11 @@ def assemble(
     settings = observed(settings, optimizer, train_batches, val_batches, arguments)
     state = hooks.state(model)
     state.validated = val_batches is not None
-    signals = signals_to_stop_on(settings, state)
+    signals = signals_to_stop_on(settings, state, hooks.keep_snapshot is not None)
     schedulers = (
-        Schedulers(scheduler) if scheduler else make_schedulers(config, optimizer, train_batches)
+        of_user(scheduler, len(train_batches))
+        if scheduler
+        else make_schedulers(config, optimizer, train_batches)
     )
     check_schedulers(filter(None, (schedulers.main, schedulers.warmup)), optimizer, given)
     schedule = Schedule(schedulers, optimizer, state)
@@ -282,8 +289,16 @@ def assemble(
             **hooks.parts,
         }
     )
-    snapshots = Snapshots(parts, state, hooks.keep_snapshot, extra={"loggers": loggers})
+    snapshots = Snapshots(
+        parts,
+        state,
+        hooks.keep_snapshot,
+        extra={"loggers": loggers},
+        mid_epoch=train_batches.resumes_inside_epoch,
+    )
     snapshots.attach(engine)
+    if settings.checkpoint is None:
+        signals.may_cut = lambda: snapshots.up_to_date
     return Training(
         settings=settings,
         hooks=hooks,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import signal
 
 import pytest
 import torch
+from ignite.engine import Events
 
 from sbi_ignite import (
     ArgumentError,
@@ -17,6 +19,7 @@ from sbi_ignite import (
     SbiIgniteWarning,
     TrainConfig,
 )
+from sbi_ignite.handlers.time_limit import TimeLimit
 from sbi_ignite.training import state
 from tests.small import SBI_WARNS, append, draw, ready, same, standing_still, train
 
@@ -246,10 +249,12 @@ def test_after_ctrl_c_training_goes_on(typed):
     trainer.build_posterior().sample((3,), x=torch.zeros(1, 2), show_progress_bars=False)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["every epoch kept", "the first kept"])
-def test_after_ctrl_c_the_end_is_that_of_an_undisturbed_training(seconds, monkeypatch):
+@pytest.mark.parametrize(
+    ("share", "kept"), [(1e9, 3), (1e-9, 0)], ids=["every epoch kept", "only the start kept"]
+)
+def test_after_an_exception_the_end_is_that_of_an_undisturbed_training(share, kept, monkeypatch):
     """However much the exception has undone: it is trained again, with the same result."""
-    monkeypatch.setattr(state, "SECONDS_BETWEEN", seconds)
+    monkeypatch.setattr(state, "SHARE", share)
     resumed_from = []
     for name in ("NPE_C", "NRE_B"):
         whole, broken = ready(name), ready(name)
@@ -261,7 +266,72 @@ def test_after_ctrl_c_the_end_is_that_of_an_undisturbed_training(seconds, monkey
         assert broken.training_summary.validation_loss == whole.training_summary.validation_loss
         resumed_from.append(broken.training_summary.resumed_from_epoch)
     # The fourth epoch was over, but what was called at its end did not come to its own.
-    assert resumed_from == ([3, 3] if seconds == 0 else [1, 1])
+    assert resumed_from == [kept, kept]
+
+
+class PressesCtrlC:
+    """Send the process real SIGINTs after an iteration."""
+
+    def __init__(self, iteration, times=1):
+        self.iteration, self.times, self.epochs_over = iteration, times, 0
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.iteration), self.press)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.count)
+
+    def press(self):
+        for _ in range(self.times):
+            signal.raise_signal(signal.SIGINT)
+
+    def count(self):
+        self.epochs_over += 1
+
+
+@pytest.mark.parametrize("share", [1e9, 1e-9], ids=["every epoch kept", "only the start kept"])
+@pytest.mark.parametrize("kwargs", [None, {}], ids=["rows in memory", "torch's DataLoader"])
+@pytest.mark.parametrize("iteration", [2, 15, 16, 17])
+def test_ctrl_c_undoes_no_finished_epoch_and_the_training_goes_on_exactly(
+    kwargs, iteration, share, monkeypatch
+):
+    """With 4 batches an epoch: in the first epoch, before, at and after the end of the fourth."""
+    monkeypatch.setattr(state, "SHARE", share)
+    fields = {"max_epochs": 6, "batch_size": 27, "dataloader_kwargs": kwargs}
+    whole, broken = ready(), ready()
+    whole.train(TrainConfig(seed=3, **fields))
+    ctrl_c = PressesCtrlC(iteration)
+    with pytest.raises(KeyboardInterrupt):
+        broken.train(TrainConfig(seed=3, **fields), callbacks=[ctrl_c])
+    broken.train(TrainConfig(resume_training=True, **fields))
+
+    assert broken.training_summary.resumed_from_epoch == ctrl_c.epochs_over >= iteration // 4
+    assert same(whole, broken)
+    assert broken.training_summary.validation_loss == whole.training_summary.validation_loss
+
+
+def test_a_time_limit_inside_an_epoch_of_a_foreign_loader_is_continued_exactly(monkeypatch):
+    """The epoch is trained again from its beginning, because its loader cannot continue inside."""
+    monkeypatch.setattr(state, "SHARE", 1e9)
+    ticks = iter([0.0] * 12 + [100.0] * 99)
+    fields = {"max_epochs": 5, "batch_size": 27, "dataloader_kwargs": {}}
+    whole, broken = ready(), ready()
+    whole.train(TrainConfig(seed=3, **fields))
+    with monkeypatch.context() as patch:
+        patch.setattr(TimeLimit.__init__, "__defaults__", (lambda: next(ticks),))
+        broken.train(TrainConfig(seed=3, max_time="00:00:10", **fields))
+    assert broken.training_summary.stop_reason == "time_limit"
+    broken.train(TrainConfig(resume_training=True, **fields))
+    assert broken.training_summary.resumed_from_epoch == 2
+    assert same(whole, broken)
+
+
+def test_a_second_ctrl_c_ends_a_training_that_can_be_continued_at_once():
+    trainer, ctrl_c = ready(), PressesCtrlC(iteration=5, times=2)
+    with pytest.raises(KeyboardInterrupt) as pressed:
+        trainer.train(TrainConfig(max_epochs=6, seed=3), callbacks=[ctrl_c])
+    assert pressed.traceback[-1].name == "_note"  # where it was, not after the end of the training
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    trainer.train(TrainConfig(max_epochs=6, resume_training=True))
+    assert trainer.training_summary.epochs_trained == 6
 
 
 def test_ctrl_c_in_a_resumed_leg_forgets_no_epoch_and_counts_none_twice():

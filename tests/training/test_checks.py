@@ -38,7 +38,7 @@ def loss(model, batch):
 
 def go(model=None, loss_fn=loss, train=BATCHES, validation=None, compile="auto", **arguments):
     fields = arguments.pop("fields", {})
-    config = TrainConfig(max_epochs=1, compile=compile, **fields)
+    config = TrainConfig(**{"max_epochs": 1, "compile": compile, **fields})
     return run_training(config, model or mlp(), loss_fn, train, validation, **arguments)[1]
 
 
@@ -451,3 +451,172 @@ def test_trainers_refuse_what_is_no_loss(name):
     trainer.__class__ = Changed
     with pytest.raises(ArgumentError, match=rf"^loss_fn: .*{message}"):
         trainer.train(TrainConfig(max_epochs=1), LossArgsNPE())
+
+
+# --- schedulers and optimizers that cannot work here
+
+
+def stepper(act=lambda optimizer: None, make=torch.optim.SGD, **arguments):
+    """Return a model, and an optimizer and what `act` makes of it as arguments."""
+    model = mlp()
+    optimizer = make(model.parameters(), **{"lr": 0.01, **arguments})
+    return {"model": model, "optimizer": optimizer, "scheduler": act(optimizer)}
+
+
+def one_cycle(total_steps):
+    return lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=total_steps, cycle_momentum=False)
+
+
+def test_a_one_cycle_that_would_end_in_mid_training_is_refused_with_both_lengths():
+    """The step after its last one would raise, here in the third of four epochs."""
+    message = (
+        r"^scheduler: .*at least 12 \(4 epochs of 3 batches, from .*max_epochs.*OneCycleLR of 7"
+        r".*total_steps=12, or set max_epochs=2\."
+    )
+    given = stepper(one_cycle(7))
+    before = [p.detach().clone() for p in given["model"].parameters()]
+    with pytest.raises(ArgumentError, match=message):
+        go(**given, fields={"max_epochs": 4})
+    assert all(map(torch.equal, before, given["model"].parameters()))
+    with pytest.raises(ArgumentError, match=message):
+        go(fields={"max_epochs": 4, "lr_schedule": one_cycle(7)})
+    with pytest.raises(ArgumentError, match=r"^scheduler: .*OneCycleLR of 3"):
+        ready("NPE_C").train(TrainConfig(max_epochs=4, lr_schedule=one_cycle(3)))
+    assert go(**stepper(one_cycle(12)), fields={"max_epochs": 4}).epochs_trained == 4
+
+
+def test_without_max_epochs_a_training_ends_with_a_users_one_cycle():
+    argument, field = stepper(one_cycle(11)), {"lr_schedule": one_cycle(11)}
+    for config, arguments in (
+        (TrainConfig(), {"loss_fn": loss, "train_loader": BATCHES, **argument}),
+        (TrainConfig(**field), {"model": mlp(), "loss_fn": loss, "train_loader": BATCHES}),
+    ):
+        summary = run_training(config, **arguments)[1]
+        assert (summary.epochs_trained, summary.stop_reason) == (3, "max_epochs")
+
+
+def test_a_resumed_one_cycle_keeps_the_length_of_its_run_and_says_so(tmp_path):
+    def leg(epochs, steps):
+        where = str(tmp_path / "run")
+        return go(**stepper(one_cycle(steps)), fields={"max_epochs": epochs}, checkpoint=where)
+
+    leg(2, 9)
+    with pytest.raises(ArgumentError, match=r"15 \(5 epochs.*OneCycleLR of 9.*train anew"):
+        leg(5, 15)
+    assert leg(3, 9).epochs_trained == 3
+
+
+class Fails:
+    """A scheduler that works for some steps."""
+
+    def __init__(self, steps, error):
+        self.left, self.error = steps, error
+
+    def step(self):
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+
+
+def test_a_scheduler_that_fails_in_a_step_is_named_with_the_cause_and_the_best_weights_stay():
+    model, cause = mlp(), ValueError("tried to step 3 times")
+    reference = mlp()
+    go(reference, fields={"max_epochs": 2})
+    message = (
+        r"^scheduler: .*after every epoch.*Fails\.step\(\) failed in epoch 3, after iteration 9 "
+        r"\(ValueError: tried to step 3 times\)\. The best weights so far"
+    )
+    with pytest.raises(ArgumentError, match=message) as raised:
+        go(
+            model,
+            fields={"max_epochs": 5, "lr_schedule": lambda optimizer: Fails(2, cause)},
+        )
+    assert raised.value.__cause__ is cause
+    go(reference := mlp(), fields={"max_epochs": 3})
+    assert all(map(torch.equal, reference.parameters(), model.parameters()))
+
+
+def test_errors_of_a_users_own_kind_pass_through_a_step_unchanged():
+    class Pruned(Exception):  # noqa: N818 # as optuna names it
+        """What a user's search for hyperparameters catches."""
+
+    with pytest.raises(Pruned):
+        go(fields={"lr_schedule": lambda optimizer: Fails(0, Pruned())})
+
+
+def test_a_sequence_with_a_one_cycle_inside_fails_in_our_words():
+    def sequence(optimizer):
+        first = lr_scheduler.ConstantLR(optimizer, total_iters=1)
+        return lr_scheduler.SequentialLR(optimizer, [first, one_cycle(2)(optimizer)], [1])
+
+    with pytest.raises(ArgumentError, match=r"^scheduler: .*SequentialLR\.step\(\).*ValueError"):
+        go(fields={"lr_schedule": sequence, "max_epochs": 6})
+
+
+def test_a_plateau_that_watches_for_the_highest_loss_is_refused():
+    def plateau(optimizer):
+        return lr_scheduler.ReduceLROnPlateau(optimizer, mode="max")
+
+    for arguments in (stepper(plateau), {"fields": {"lr_schedule": plateau}}):
+        with pytest.raises(ArgumentError, match=r'^scheduler: .*mode="min".*got mode="max".*falls'):
+            go(**arguments)
+
+
+def test_a_scheduler_whose_step_needs_an_argument_is_refused_with_its_signature():
+    class Timm:
+        def step(self, epoch, metric=None):
+            raise AssertionError("it was stepped")
+
+    with pytest.raises(ArgumentError, match=r"^scheduler: .*no argument.*Timm.*\(epoch, metric"):
+        go(**stepper(lambda optimizer: Timm()))
+    with pytest.raises(ArgumentError, match=r"^lr_schedule: .*no argument.*'epoch'"):
+        go(fields={"lr_schedule": lambda optimizer: Timm()})
+
+
+def test_callables_that_make_nothing_are_named_with_the_cause():
+    def no_length(optimizer):
+        return lr_scheduler.OneCycleLR(optimizer, 0.1)
+
+    with pytest.raises(ArgumentError, match=r"^lr_schedule: .*for SGD, .*no_length failed.*steps"):
+        go(fields={"lr_schedule": no_length, "optimizer": "sgd"})
+    with pytest.raises(ArgumentError, match=r"^optimizer: .*4 parameters.*Muon failed") as raised:
+        go(fields={"optimizer": torch.optim.Muon})
+    assert isinstance(raised.value.__cause__, ValueError)
+
+
+def test_an_optimizer_for_sparse_gradients_is_refused_for_dense_ones():
+    """With an embedding that has sparse ones beside dense ones, too."""
+    embedding = nn.Sequential(nn.Embedding(3, 2, sparse=True), nn.Flatten(), nn.Linear(2, 1))
+    batches = [(torch.tensor([[0], [1], [2]]), torch.zeros(3, 1))]
+    for model, train, named in ((mlp(), BATCHES, "0.weight, 0.bias"), (embedding, batches, "2.w")):
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer = torch.optim.SparseAdam(list(model.parameters()))
+        message = rf"^optimizer: .*dense gradients.*SparseAdam for {named}.*Adagrad"
+        with pytest.raises(ArgumentError, match=message):
+            go(model, train=train, optimizer=optimizer, fields={"clip_max_norm": None})
+        assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_an_optimizer_that_maximizes_the_loss_is_refused():
+    with pytest.raises(ArgumentError, match=r"^optimizer: .*lowers the loss.*SGD with maximize"):
+        go(**stepper(maximize=True))
+    with pytest.raises(ArgumentError, match=r"^optimizer: .*lowers the loss.*Adam with maximize"):
+        go(**stepper(make=torch.optim.Adam, maximize=True))
+
+
+def test_an_optimizer_may_maximize_what_is_not_in_the_model():
+    """A multiplier of a constraint rises while the model's own parameters fall."""
+    model, multiplier = mlp(), torch.ones((), requires_grad=True)
+    groups = [{"params": [*model.parameters()]}, {"params": [multiplier], "maximize": True}]
+    optimizer = torch.optim.SGD(groups, lr=0.01)
+    go(model, lambda m, batch: multiplier * loss(m, batch), optimizer=optimizer)
+    assert multiplier.item() > 1
+
+
+def test_an_optimizer_that_fails_in_a_step_is_named_with_the_cause():
+    """A capturable Adam needs a GPU, which torch notices at the first step only."""
+    given = stepper(make=torch.optim.Adam, capturable=True)
+    message = r"^optimizer: .*on cpu, Adam\.step\(\) failed in epoch 1, iteration 1 \(\w+Error: "
+    with pytest.raises(ArgumentError, match=message) as raised:
+        go(**given)
+    assert raised.value.__cause__ is not None
