@@ -33,11 +33,13 @@ def squared(model, batch):
     return (model(x[:, torch.tensor([1, 0])]) * 2.0 - y).square().mean(dim=1)
 
 
-def trained(compile="trace", **config):
+def trained(compile="trace", checkpoint=None, callbacks=None, **config):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 8), nn.ELU(), nn.Dropout(0.1), nn.Linear(8, 1))
     config = TrainConfig(compile=compile, max_epochs=6, **config)
-    model, summary = run_training(config, model, squared, BATCHES, BATCHES)
+    model, summary = run_training(
+        config, model, squared, BATCHES, BATCHES, callbacks=callbacks, checkpoint=checkpoint
+    )
     return [tensor.clone() for tensor in model.state_dict().values()], summary
 
 
@@ -354,3 +356,18 @@ def test_a_network_that_is_not_known_is_a_reason_that_is_given_and_logged(caplog
     assert summary.executor == "eager"
     said = [record for record in caplog.records if summary.executor_reason in record.message]
     assert len(said) == 1
+
+
+def test_the_manifest_of_a_training_that_failed_says_how_its_steps_were_computed(tmp_path):
+    class Fails:
+        def on_epoch_end(self, state):
+            if state.epoch == 4:
+                raise OSError("gone")
+
+    name = next(iter(TORCHSCRIPT))
+    with without(name), pytest.raises(OSError, match="gone"):
+        trained(checkpoint=str(tmp_path), callbacks=[Fails()])
+    manifest = json.loads((tmp_path / "run.json").read_text())
+    assert manifest["status"] == "failed"
+    assert manifest["executor"] == "generated_python"
+    assert name in manifest["executor_reason"]
