@@ -54,7 +54,7 @@ PARTS: Mapping[str, Part] = {
     "settings": Part(("tests/settings",)),
     "loggers": Part(("tests/loggers/test_laws.py",)),
     "doors": Part(
-        ("tests/doors",), "test_command or test_patch or test_renamed_import or test_workers"
+        ("tests/doors",), "test_patch or test_renamed_import or unmodified_script or by_joblib"
     ),
 }
 """Chosen parts, by the heading of their column in the table."""
