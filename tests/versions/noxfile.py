@@ -17,11 +17,8 @@ import nox
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from tests.versions.outcomes import PROBE, outcome, report_of  # noqa: E402
+from tests.versions.outcomes import PROBE, SECONDS, outcome, report_of  # noqa: E402
 from tests.versions.rows import PARTS, ROOT, ROWS, SHOWN, Row  # noqa: E402
-
-SECONDS = 240
-"""After this time no further test of a part is started."""
 
 nox.options.sessions = []  # several gigabytes each: they run only if named
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+SECONDS = 240
+"""After this time no further test of a part is started."""
+
 PROBE = "probe.json"
 """The file that holds what `probe.py` printed."""
 
@@ -21,12 +24,14 @@ class Outcome:
         failed: How many failed or ended with an error.
         skipped: How many were skipped.
         missing: Whether there is no report, because pytest itself failed.
+        cut: Whether time was up before all tests had run.
     """
 
     passed: int = 0
     failed: int = 0
     skipped: int = 0
     missing: bool = False
+    cut: bool = False
 
     @property
     def good(self) -> bool:
@@ -39,7 +44,8 @@ class Outcome:
             return "did not run"
         ran = self.passed + self.failed
         words = f"**{self.failed} of {ran} failed**" if self.failed else str(self.passed)
-        return words + (f" ({self.skipped} skipped)" if self.skipped else "")
+        words += f" ({self.skipped} skipped)" if self.skipped else ""
+        return words + (f", time was up after {SECONDS} s" if self.cut else "")
 
 
 def report_of(results: Path, part: str) -> Path:
@@ -63,7 +69,8 @@ def outcome(report: Path) -> Outcome:
         return sum(int(suite.get(name, 0)) for suite in suites for name in names)
 
     failed, skipped = total("failures", "errors"), total("skipped")
-    return Outcome(total("tests") - failed - skipped, failed, skipped)
+    cut = sum(float(suite.get("time", 0)) for suite in suites) >= SECONDS
+    return Outcome(total("tests") - failed - skipped, failed, skipped, cut=cut)
 
 
 def probe(results: Path) -> dict[str, Any] | None:

@@ -71,6 +71,7 @@ def write_report(path, **numbers):
         ({"tests": 9, "failures": 0, "errors": 0, "skipped": 0}, True, "9"),
         ({"tests": 9, "failures": 0, "errors": 0, "skipped": 2}, True, "7 (2 skipped)"),
         ({"tests": 9, "failures": 1, "errors": 1, "skipped": 2}, False, "**2 of 7 failed** (2 sk"),
+        ({"tests": 9, "time": 241.5}, True, "9, time was up after 240 s"),
         ({"tests": 2, "failures": 0, "errors": 0, "skipped": 2}, False, "0 (2 skipped)"),
     ],
 )
