@@ -10,11 +10,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sbi_ignite._version import __version__
+from sbi_ignite._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from sbi_ignite.bridge.learning_rate import LearningRateRange as LearningRateRange
     from sbi_ignite.bridge.learning_rate import find_learning_rate as find_learning_rate
+    from sbi_ignite.bridge.load import load_estimator as load_estimator
     from sbi_ignite.bridge.patch import patch_sbi as patch_sbi
     from sbi_ignite.bridge.patch import unpatch_sbi as unpatch_sbi
     from sbi_ignite.callback import Callback as Callback
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
     from sbi_ignite.methods.nre import LossArgsNRE_C as LossArgsNRE_C
     from sbi_ignite.methods.vector_field import LossArgsVF as LossArgsVF
     from sbi_ignite.runs.load import Run as Run
-    from sbi_ignite.runs.load import load_estimator as load_estimator
     from sbi_ignite.runs.load import load_run as load_run
     from sbi_ignite.settings import CheckpointConfig as CheckpointConfig
     from sbi_ignite.settings import EarlyStopping as EarlyStopping
@@ -84,6 +84,7 @@ _HOMES = {
         "NRE_A NRE_B NRE_C"
     ),
     "bridge.learning_rate": "LearningRateRange find_learning_rate",
+    "bridge.load": "load_estimator",
     "bridge.patch": "patch_sbi unpatch_sbi",
     "methods.base": "LossArgs",
     "methods.marginal": "LossArgsMarginal",
@@ -91,7 +92,7 @@ _HOMES = {
     "methods.npe": "LossArgsNPE",
     "methods.nre": "LossArgsBNRE LossArgsNRE LossArgsNRE_A LossArgsNRE_C",
     "methods.vector_field": "LossArgsVF",
-    "runs.load": "Run load_estimator load_run",
+    "runs.load": "Run load_run",
     "settings": (
         "CheckpointConfig EarlyStopping LRSchedule LoggingConfig Stage TrainConfig WeightAveraging"
     ),
@@ -117,12 +118,11 @@ EP01_NAMES = (
 )
 """What `sbi.training` offers while the patch is on."""
 
-# pyright cannot see through the lazy names.
-__all__ = ["__version__", *sorted(_MODULE_OF)]  # pyright: ignore[reportUnsupportedDunderAll]
-
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
+    """Import a public name when it is first used; say which there are if asked for `__all__`."""
+    if name == "__all__":
+        return _public_names()
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
@@ -132,4 +132,10 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """List the public names."""
-    return sorted(__all__)
+    return ["__version__", *sorted(_MODULE_OF)]
+
+
+def _public_names() -> list[str]:
+    """Return the public names that the installed sbi allows: not every release has NPE_PFN."""
+    inference = importlib.import_module(f"{__name__}.inference")
+    return [n for n in __dir__() if _MODULE_OF.get(n) != "inference" or hasattr(inference, n)]

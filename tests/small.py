@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sbi
 import torch
 from sbi.neural_nets import (
     classifier_nn,
@@ -166,10 +167,17 @@ def same(first: Any, second: Any) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def python_path() -> str:
+    """Return this tree, and the folder of the sbi in use if PYTHONPATH has it."""
+    folder = str(Path(str(sbi.__file__)).parents[1])
+    given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path == folder]
+    return os.pathsep.join([str(ROOT), *given])
+
+
 def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run python in a process of its own, with this tree importable and without our settings."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SBI_IGNITE", "PYTEST_"))}
-    kept |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
+    kept |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": python_path()}
     command: Sequence[str] = [sys.executable, *arguments]
     return subprocess.run(
         command, env={**kept, **variables}, capture_output=True, text=True, timeout=200

@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sbi.inference.trainers._contracts import TrainConfig as SbiTrainConfig
-
 from sbi_ignite.bridge.families import Family, family_of
+from sbi_ignite.bridge.lines import SbiTrainConfig
 from sbi_ignite.exceptions import ArgumentError
 from sbi_ignite.handlers.callbacks import as_callbacks
 from sbi_ignite.methods.base import LossArgs

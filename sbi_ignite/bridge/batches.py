@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from sbi.inference import NeuralInference
 from sbi.inference.trainers.npe.npe_base import PosteriorEstimatorTrainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from sbi_ignite.bridge.arguments import Call
-from sbi_ignite.bridge.losses import is_sbis_own
+from sbi_ignite.bridge.lines import private
 from sbi_ignite.data.in_memory import (
     BatchIndices,
     InMemoryBatches,
@@ -27,8 +26,6 @@ from sbi_ignite.data.transfer import indexed, placed
 from sbi_ignite.exceptions import DataError, SbiIgniteError, WrongTypeError
 from sbi_ignite.settings.redaction import shorten
 
-_LOSS_PARTS = ("_loss", "_get_losses", "_classifier_logits")
-"""What a trainer of sbi computes its loss with."""
 _VALIDATION_ROWS = 1_024
 _VALIDATION_ROWS_ON_CPU = 256
 _VALIDATION_NUMBERS = 2**17
@@ -139,25 +136,6 @@ def _check_batch_size(call: Call, num_train: int, num_validation: int) -> None:
     )
 
 
-def simulations_of(trainer: Any, starting_round: int) -> tuple[Tensor, ...]:
-    """Return theta, x and prior masks from a round on, as sbi's `get_simulations` does.
-
-    Simulations appended in a single call are not copied; sbi copies them every time.
-
-    Args:
-        trainer: The trainer.
-        starting_round: The first round to include.
-    """
-    own = "get_simulations" in vars(trainer)
-    if own or type(trainer).get_simulations is not NeuralInference.get_simulations:
-        return trainer.get_simulations(starting_round)
-    chosen = [i for i, round_ in enumerate(trainer._data_round_index) if round_ >= starting_round]
-    if len(chosen) != 1:
-        return trainer.get_simulations(starting_round)
-    kept = (trainer._theta_roundwise, trainer._x_roundwise, trainer._prior_masks)
-    return tuple(parts[chosen[0]] for parts in kept)
-
-
 def _grown(before: int, now: int) -> DataError:
     """Return the error for a resumed training whose simulations have become more."""
     return DataError(
@@ -185,7 +163,7 @@ def make_loaders(
         dataloader_kwargs: Users' arguments for torch's DataLoader; None slices batches by index.
     """
     train_rows, val_rows = trainer.train_indices, trainer.val_indices
-    device = indexed(trainer._device)
+    device = indexed(private(trainer).device)
     if dataloader_kwargs is None:
         tensors = placed(tensors, device)
     if call.sbi_compat:
@@ -268,14 +246,15 @@ def _any_batch_will_do(trainer: Any, call: Call, train_size: int) -> bool:
         call: The call, which has arguments for the loss.
         train_size: Rows in a training batch.
     """
-    parts = [name for name in _LOSS_PARTS if hasattr(trainer, name)]
     met = call.family.rows_met
-    if met is None or not all(is_sbis_own(trainer, name) for name in parts):
+    if met is None or not private(trainer).loss_is_sbis_own:
         return False
     if call.keywords.get("calibration_kernel") or train_size < met(call.keywords):
         return False
     # From the second round of NPE on, rows are contrasted with others of their batch.
-    later_round = isinstance(trainer, PosteriorEstimatorTrainer) and trainer._round > 0
+    later_round = (
+        isinstance(trainer, PosteriorEstimatorTrainer) and private(trainer).round_index > 0
+    )
     return not later_round or bool(call.keywords.get("force_first_round_loss"))
 
 

@@ -1,7 +1,6 @@
 """Choose the stopping rules of a call and the keeper of its best weights.
 
-In sbi's form the trainer's own `_converged` decides and keeps the best weights. Private names were
-read in sbi 0.27.0.
+In sbi's form the trainer's own `_converged` decides and keeps the best weights.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from sbi_ignite.bridge.arguments import Call
-from sbi_ignite.bridge.losses import is_sbis_own
+from sbi_ignite.bridge.lines import private
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.stopping import Rule, WithoutPatience, make_rule
@@ -31,7 +30,7 @@ def rules_of(trainer: Any, call: Call, continued: bool) -> tuple[tuple[Rule, ...
         rules = tuple(make_rule(rule, call.ema_loss_decay) for rule in asked)
         return rules, KeptOnTrainer(trainer, continued)
     budget = SbiBudget(trainer, config.max_epochs)
-    own = next((rule for rule in asked if _is_sbis(rule, call)), None)
+    own = sbis_rule(call)
     others = tuple(make_rule(rule, call.ema_loss_decay) for rule in asked if rule is not own)
     if own is None:
         return (budget, *others), KeptOnTrainer(trainer, continued)
@@ -39,16 +38,22 @@ def rules_of(trainer: Any, call: Call, continued: bool) -> tuple[tuple[Rule, ...
     return (budget, converged, *others), KeptBySbi(trainer, converged)
 
 
-def _is_sbis(rule: EarlyStopping, call: Call) -> bool:
-    """Return whether a rule is the one that sbi's `_converged` implements for this family."""
-    return rule.kind == call.family.default_rule.kind and rule.min_delta == 0.0
+def sbis_rule(call: Call) -> EarlyStopping | None:
+    """Return the rule of a call that sbi's `_converged` implements for its method, if there is one.
+
+    Args:
+        call: The call.
+    """
+    kind = call.family.default_rule.kind
+    rules = call.settings.early_stopping
+    return next((rule for rule in rules if rule.kind == kind and rule.min_delta == 0.0), None)
 
 
 class _Trainers:
     """A rule whose state is in the trainer's own attributes, which `TrainerRecords` saves."""
 
     def __init__(self, trainer: Any, max_epochs: int) -> None:
-        self._trainer, self._max_epochs = trainer, max_epochs
+        self._trainer, self._max_epochs = private(trainer), max_epochs
 
     def state_dict(self) -> dict[str, Any]:
         """Return an empty state."""
@@ -60,7 +65,7 @@ class _Trainers:
     @property
     def spent(self) -> bool:
         """Whether the trainer's count is over the budget."""
-        return self._trainer.epoch > self._max_epochs
+        return self._trainer.trainer.epoch > self._max_epochs
 
 
 class SbiBudget(WithoutPatience, _Trainers):
@@ -97,8 +102,8 @@ class SbiConverged(_Trainers):
     @property
     def patience_left(self) -> int | None:
         """Patience left by sbi's count; None if a user's own `_converged` counts."""
-        fruitless = getattr(self._trainer, "_epochs_since_last_improvement", None)
-        if fruitless is None or not is_sbis_own(self._trainer, "_converged"):
+        fruitless = self._trainer.fruitless_epochs
+        if fruitless is None or not self._trainer.converges_as_sbi:
             return None
         return max(self._patience - fruitless, 0)
 
@@ -112,9 +117,9 @@ class SbiConverged(_Trainers):
 
     def should_stop(self, state: TrainingState) -> bool:
         """Call it after an epoch; as in sbi, not after the last one of the budget."""
-        before = getattr(self._trainer, "_best_model_state_dict", None)
+        before = self._trainer.best_weights
         stop = self._ask(state)
-        is_new = self._trainer._best_model_state_dict is not before
+        is_new = self._trainer.best_weights is not before
         state.note_best(state.best_validation_loss, state.epoch if is_new else state.best_epoch)
         return stop
 
@@ -122,17 +127,16 @@ class SbiConverged(_Trainers):
         """Call it before the first epoch, which also resets the trainer's state at epoch 0."""
         if not self._continued:
             return self._ask(state)
-        if is_sbis_own(self._trainer, "_converged"):
-            patient = self._trainer._epochs_since_last_improvement < self._patience
+        if self._trainer.converges_as_sbi:
+            patient = (self._trainer.fruitless_epochs or 0) < self._patience
             self.converged = self.converged and not patient
         return self.converged
 
     def _ask(self, state: TrainingState) -> bool:
         if self.spent:
             return False
-        trainer = self._trainer
-        self.converged = bool(trainer._converged(trainer.epoch, self._patience))
-        state.best_validation_loss = trainer._best_val_loss
+        self.converged = self._trainer.converged(self._patience)
+        state.best_validation_loss = self._trainer.best_loss
         return self.converged
 
 
@@ -146,33 +150,40 @@ class KeptBySbi(BestWeights):
 
     def __init__(self, trainer: Any, rule: SbiConverged) -> None:
         super().__init__()
-        self._trainer, self._rule = trainer, rule
+        self._trainer, self._rule = private(trainer), rule
         self._state = TrainingState(model=None)
+        self._last: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best weights that the trainer has."""
-        weights = getattr(self._trainer, "_best_model_state_dict", None)
+        """Return the best weights: those that the trainer has, or those of the last epoch."""
+        weights = self._trainer.best_weights if self._last is None else self._last
         return {"loss": self._state.best_validation_loss, "epoch": 0, "weights": weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Give the trainer its best weights back."""
-        self._trainer._best_model_state_dict = state["weights"]
+        self._trainer.best_weights = state["weights"]
 
     def update(self, state: TrainingState) -> None:
         """Leave the weights to `_converged`, which never sees the last epoch of a spent budget."""
         trainer, self._state = self._trainer, state
-        if self._rule.spent and trainer._val_loss < trainer._best_val_loss:
-            trainer._best_val_loss = trainer._val_loss
-            trainer._best_model_state_dict = deepcopy(state.model.state_dict())
-            state.note_best(trainer._val_loss, state.epoch)
+        if self._rule.spent and trainer.validation_loss < trainer.best_loss:
+            weights = deepcopy(state.model.state_dict())
+            if trainer.scores_last_epoch:
+                trainer.keep_best(trainer.validation_loss, weights)
+            else:
+                # The trainer itself looks at this epoch when it reports how training ended.
+                self._last = weights
+            state.note_best(trainer.validation_loss, state.epoch)
 
     def restore(self, model: nn.Module) -> None:
         """Load the best weights that the trainer has."""
-        if self._trainer._best_model_state_dict is not None:
-            model.load_state_dict(self._trainer._best_model_state_dict)
+        if self._trainer.best_weights is not None:
+            model.load_state_dict(self._trainer.best_weights)
 
     def conclude(self, model: nn.Module) -> None:
         """Load the best weights, unless `_converged` has ended the training and done so."""
+        if self._rule.spent and not self._trainer.scores_last_epoch:
+            return  # as in sbi, the network keeps the weights of the last epoch
         if not self._rule.converged:
             self.restore(model)
 
@@ -187,10 +198,10 @@ class KeptOnTrainer(BestWeights):
 
     def __init__(self, trainer: Any, continued: bool) -> None:
         super().__init__()
-        self._trainer = trainer
-        if continued and trainer._best_model_state_dict is not None:
-            self.loss, self.weights = trainer._best_val_loss, trainer._best_model_state_dict
-            self.epoch = trainer.epoch - trainer._epochs_since_last_improvement
+        self._trainer = private(trainer)
+        if continued and self._trainer.best_weights is not None:
+            self.loss, self.weights = self._trainer.best_loss, self._trainer.best_weights
+            self.epoch = trainer.epoch - (self._trainer.fruitless_epochs or 0)
 
     def update(self, state: TrainingState) -> None:
         """Look at the epoch and tell the trainer."""
@@ -203,11 +214,9 @@ class KeptOnTrainer(BestWeights):
         self._tell(state)
 
     def _tell(self, state: TrainingState) -> None:
-        self._trainer._best_val_loss = self.loss
-        self._trainer._best_model_state_dict = self.weights
-        self._trainer._epochs_since_last_improvement = state.epoch - self.epoch
+        self._trainer.keep_best(self.loss, self.weights, state.epoch - self.epoch)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue, and give the trainer its best weights back."""
         super().load_state_dict(state)
-        self._trainer._best_model_state_dict = self.weights
+        self._trainer.best_weights = self.weights

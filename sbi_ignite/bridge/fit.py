@@ -1,12 +1,9 @@
-"""Train the network of an sbi trainer and keep sbi's records.
-
-Private names were read in sbi 0.27.0.
-"""
+"""Train the network of an sbi trainer and keep sbi's records."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,15 +11,16 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine
-from sbi.inference import NeuralInference
 
 from sbi_ignite.bridge.arguments import LOSS_KEYWORDS, Call
 from sbi_ignite.bridge.convergence import rules_of
 from sbi_ignite.bridge.in_context import InContext
-from sbi_ignite.bridge.losses import is_sbis_own
+from sbi_ignite.bridge.lines import SbiTrainer, private
+from sbi_ignite.bridge.memory import Round, memory_of
 from sbi_ignite.bridge.network_builder import rows_for_builder
+from sbi_ignite.bridge.networks import describe_network
 from sbi_ignite.bridge.options import kept_on_resume
-from sbi_ignite.bridge.rounds import Round, begin_round, directory_of, end_round
+from sbi_ignite.bridge.rounds import begin_round, directory_of, end_round
 from sbi_ignite.bridge.sbi_summary import TrainerRecords, TrainersTracker
 from sbi_ignite.bridge.traceable import is_traceable
 from sbi_ignite.callback import TrainingState
@@ -40,7 +38,6 @@ from sbi_ignite.kernels.splines import (
 from sbi_ignite.kernels.tanh import TanhBySigmoid, has_tanh
 from sbi_ignite.methods.base import Loss
 from sbi_ignite.optim.make import make_optimizer
-from sbi_ignite.runs.networks import describe_network
 from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.training.checks import check_loader
 from sbi_ignite.training.hooks import Place, Steps, TrainingHooks
@@ -58,7 +55,7 @@ def fit(
     loss_args: Any = None,
     summarization_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train `trainer._neural_net` and keep sbi's records.
+    """Train the network of a trainer and keep sbi's records.
 
     Args:
         trainer: One of sbi's trainers.
@@ -67,10 +64,11 @@ def fit(
         train_loader: Batches of training data.
         val_loader: Batches of validation data.
         loss_args: sbi's own loss arguments, for overridden epoch methods.
-        summarization_kwargs: sbi's arguments for `_summarize_epoch`.
+        summarization_kwargs: sbi's arguments for the summary of an epoch.
     """
-    config, net = call.settings.train, trainer._neural_net
-    net.to(trainer._device)
+    own, memory, config = private(trainer), memory_of(trainer), call.settings.train
+    net = own.network
+    net.to(own.device)
     state, resume_from = _start(trainer, call)
     rules, best = rules_of(trainer, call, continued=state.epoch > 0)
     now = begin_round(trainer, config.resume_training)
@@ -84,17 +82,18 @@ def fit(
         round_index=now.index,
         first_step=now.first_step,
         first_iteration=now.first_iteration,
-        logged_to=getattr(trainer, "_ignite_identity", {}),
-        show_progress=trainer._show_progress_bars,
+        logged_to=memory.logged_to,
+        show_progress=own.shows_progress,
     )
 
     train_step = validation_step = None
     refuse = not config.sbi_compat
-    if hasattr(trainer, "_train_epoch") and not is_sbis_own(trainer, "_train_epoch"):
-        train_step = _WholeEpoch(trainer, "_train_epoch", (config.clip_max_norm, loss_args), refuse)
+    if own.is_overridden(own.TRAIN_EPOCH):
+        args = (config.clip_max_norm, loss_args)
+        train_step = _WholeEpoch(trainer, own.TRAIN_EPOCH, args, refuse)
         train_batches = WholePass(train_batches)
-    if hasattr(trainer, "_validate_epoch") and not is_sbis_own(trainer, "_validate_epoch"):
-        validation_step = _WholeEpoch(trainer, "_validate_epoch", (loss_args,), refuse)
+    if own.is_overridden(own.VALIDATE_EPOCH):
+        validation_step = _WholeEpoch(trainer, own.VALIDATE_EPOCH, (loss_args,), refuse)
         val_batches = WholePass(val_batches, "val_loader")
     steps = Steps(train_step, validation_step, traceable=is_traceable(trainer, loss))
 
@@ -102,7 +101,7 @@ def fit(
     rounds_otherwise = not config.sbi_compat or config.precision != "32"
     if rounds_otherwise and has_splines(net):
         loss, splines = InContext(loss, splines_for_all_values), replaceable_splines()
-    if rounds_otherwise and has_tanh(net) and torch.device(trainer._device).type == "cpu":
+    if rounds_otherwise and has_tanh(net) and torch.device(own.device).type == "cpu":
         loss = InContext(loss, TanhBySigmoid)
     split = (train_batches, val_batches)
     hooks = SbiHooks(
@@ -119,11 +118,11 @@ def fit(
                 val_batches,
                 optimizer=trainer.optimizer,
                 callbacks=call.callbacks,
-                device=trainer._device,
+                device=own.device,
                 hooks=hooks,
             )
         )
-    end_round(trainer, state.iteration)
+    end_round(memory, now, state.iteration)
 
 
 class SbiHooks(TrainingHooks):
@@ -137,7 +136,7 @@ class SbiHooks(TrainingHooks):
         best: Its keeper of the best weights.
         place: Its round, run directory and loggers.
         steps: How its batches are computed.
-        summarization_kwargs: sbi's arguments for `_summarize_epoch`.
+        summarization_kwargs: sbi's arguments for the summary of an epoch.
         batches: Batches of training and of validation data.
     """
 
@@ -160,7 +159,7 @@ class SbiHooks(TrainingHooks):
         self.loggers = _trackers(trainer, call)
         self.parts = {"books": TrainerRecords(trainer, batches)}
         if not call.sbi_compat:
-            self.keep_snapshot = _keep_on(trainer, "_ignite_snapshot")
+            self.keep_snapshot = self._keep_snapshot
 
     def state(self, model: Any) -> TrainingState:
         """Return the numbers that the trainer counts on from."""
@@ -175,24 +174,20 @@ class SbiHooks(TrainingHooks):
         return self._best
 
     def on_epoch_validated(self, epoch_started: float) -> None:
-        """Record the epoch in sbi's summary, as sbi does before it calls `_converged`."""
-        trainer, state = self._trainer, self._state
-        trainer._val_loss = state.validation_loss
-        # MarginalTrainer has no such method and writes the same three lists in its loop.
-        summarize = getattr(trainer, "_summarize_epoch", _summarizer(trainer))
-        summarize(state.train_loss, trainer._val_loss, epoch_started, self._summarization_kwargs)
-        trainer.epoch += 1
-        if not self._call.logs_to_screen:
-            trainer._maybe_show_progress(trainer._show_progress_bars, trainer.epoch)
+        """Record the epoch in sbi's summary, as sbi does before it asks for convergence."""
+        private(self._trainer).end_epoch(
+            (self._state.train_loss, self._state.validation_loss),
+            epoch_started,
+            self._summarization_kwargs,
+            show=not self._call.logs_to_screen,
+        )
 
     def on_end(self, logged_to: Mapping[str, Any]) -> None:
         """Let the next round continue the same loggers."""
-        self._trainer._ignite_identity = logged_to
+        memory_of(self._trainer).logged_to = logged_to
 
-
-def _summarizer(trainer: Any) -> Callable[..., None]:
-    """Return sbi's unmodified method that records an epoch in its summary, bound to a trainer."""
-    return NeuralInference._summarize_epoch.__get__(trainer)
+    def _keep_snapshot(self, snapshot: Snapshot | None) -> None:
+        memory_of(self._trainer).snapshot = snapshot
 
 
 def _manifest(trainer: Any, call: Call, now: Round, batches: Batches) -> dict[str, Any]:
@@ -200,14 +195,13 @@ def _manifest(trainer: Any, call: Call, now: Round, batches: Batches) -> dict[st
     manifest = {"round": now.index, "loss_arguments": _loss_arguments(call)}
     if call.settings.checkpoint is None:
         return manifest
-    known = getattr(trainer, "_ignite_network", None)
-    if known is None or call.settings.train.retrain_from_scratch:
+    memory = memory_of(trainer)
+    if memory.network is None or call.settings.train.retrain_from_scratch:
         # Masks come third and do not concern a builder, which sees only training rows.
         tensors = (batches.tensors or ())[:2]
         rows = rows_for_builder(trainer, call, tensors)
-        known = describe_network(trainer._build_neural_net, *(t[rows] for t in tensors))
-        trainer._ignite_network = known
-    return {**manifest, "estimator": known}
+        memory.network = describe_network(private(trainer).builder, *(t[rows] for t in tensors))
+    return {**manifest, "estimator": memory.network}
 
 
 def _trackers(trainer: Any, call: Call) -> list[TrainersTracker]:
@@ -225,36 +219,29 @@ def _loss_arguments(call: Call) -> dict[str, Any]:
 
 def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] | None]:
     """Return the state from which training counts on, and the snapshot that it continues from."""
-    config = call.settings.train
-    state = TrainingState(model=trainer._neural_net)
+    own, memory, config = private(trainer), memory_of(trainer), call.settings.train
+    state, earlier = TrainingState(model=own.network), memory.state
     if not config.resume_training or not hasattr(trainer, "optimizer"):
-        trainer.optimizer = make_optimizer(config, trainer._neural_net.parameters())
-        trainer.epoch, trainer._val_loss = 0, math.inf
-        trainer._ignite_state, trainer._ignite_snapshot = None, None
-        trainer._ignite_rate = rates_of(trainer.optimizer)[0]
-        trainer._ignite_kept_on_resume = kept_on_resume(call.settings)
-        return _noted(trainer, state), None
+        parameters = own.trained_parameters() if config.sbi_compat else own.network.parameters()
+        trainer.optimizer = make_optimizer(config, parameters)
+        own.reset()
+        memory.state, memory.snapshot = state, None
+        memory.rate = rates_of(trainer.optimizer)[0]
+        memory.kept_on_resume = kept_on_resume(call.settings)
+        return state, None
     state.epoch = trainer.epoch
-    earlier: TrainingState | None = getattr(trainer, "_ignite_state", None)
     if earlier is not None:
         state.history, state.best_epoch = deepcopy(earlier.history), earlier.best_epoch
         state.iteration = earlier.iteration
-    _noted(trainer, state)
-    snapshot: Snapshot | None = getattr(trainer, "_ignite_snapshot", None)
-    if config.sbi_compat or snapshot is None:
+    memory.state = state  # now, so that a later call finds it even after an exception
+    if config.sbi_compat or memory.snapshot is None:
         return state, None
-    states = snapshot.states()
+    states = memory.snapshot.states()
     if call.settings.origin("train.learning_rate").source == "default":
         return state, states
-    factor = config.learning_rate / trainer._ignite_rate
-    trainer._ignite_rate = config.learning_rate
+    factor = config.learning_rate / memory.rate
+    memory.rate = config.learning_rate
     return state, _with_rate(states, factor)
-
-
-def _noted(trainer: Any, state: TrainingState) -> TrainingState:
-    """Keep a state on its trainer, where a later call finds it even after an exception."""
-    trainer._ignite_state = state
-    return state
 
 
 def _with_rate(states: Mapping[str, Any], factor: float) -> Mapping[str, Any]:
@@ -274,15 +261,6 @@ def _scaled(state: Any, factor: float, is_rate: bool = False) -> Any:
     if isinstance(state, list | tuple):
         return type(state)(_scaled(value, factor, is_rate) for value in state)
     return state * factor if is_rate and state is not None else state
-
-
-def _keep_on(trainer: Any, name: str) -> Callable[[Any], None]:
-    """Return a function that stores a value on a trainer, for a later call."""
-
-    def keep(value: Any) -> None:
-        setattr(trainer, name, value)
-
-    return keep
 
 
 @dataclass(frozen=True)
@@ -312,6 +290,6 @@ class _WholeEpoch:
                 f"{type(self.trainer).__name__}.{self.method}() returned the loss {loss} in epoch "
                 f"{epoch}; the best weights so far are kept.",
                 epoch=epoch,
-                validation=self.method == "_validate_epoch",
+                validation=self.method == SbiTrainer.VALIDATE_EPOCH,
             )
         return StepOutput(loss, rows=1)

@@ -1,8 +1,7 @@
 """Suggest a learning rate for a trainer by a range test.
 
 The range test is that of Smith (2017, "Cyclical learning rates for training neural networks",
-section 3.3): the rate grows exponentially from step to step while the loss is watched. Private
-names were read in sbi 0.27.0.
+section 3.3): the rate grows exponentially from step to step while the loss is watched.
 """
 
 from __future__ import annotations
@@ -10,17 +9,18 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from ignite.engine import Engine, Events
-from sbi.inference import NPE_PFN, MarginalTrainer, NeuralInference
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 
+from sbi_ignite.bridge.lines import can_train, private
+from sbi_ignite.bridge.memory import TrainerMemory
 from sbi_ignite.bridge.patch import patch_sbi
 from sbi_ignite.callback import Callback, TrainingState
 from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, SettingsError
@@ -145,7 +145,7 @@ def find_learning_rate(
             "max_time": None,
             "seed": seed,
             "compile": "off",
-            "resume_training": _is_trained_already(twin),
+            "resume_training": private(twin).is_trained_on_newest,
             "show_train_summary": False,
             "sbi_compat": False,
         }
@@ -170,9 +170,7 @@ def find_learning_rate(
 
 def _check(inference: Any, min_rate: float, max_rate: float, num_steps: int) -> None:
     """Refuse arguments with which no range test is possible."""
-    if isinstance(inference, NPE_PFN) or not isinstance(
-        inference, NeuralInference | MarginalTrainer
-    ):
+    if not can_train(inference):
         raise ArgumentError(
             f"find_learning_rate: expected a trainer with a network to train, such as NPE(prior), "
             f"got {type(inference).__name__}."
@@ -190,15 +188,9 @@ def _stand_in(trainer: Any) -> Any:
     """Return a trainer that shares the simulations, with its own networks and records."""
     twin = object.__new__(type(trainer))  # copying the usual way would warn about the tracker
     vars(twin).update({name: _own(value) for name, value in vars(trainer).items()})
-    twin._show_progress_bars, twin._tracker = False, _NoTracker()
+    private(twin).silence(_NoTracker())
     vars(twin).pop("optimizer", None)  # a network already trained gets a fresh one
     return twin
-
-
-def _is_trained_already(trainer: Any) -> bool:
-    """Return whether a network has been trained on the newest simulations."""
-    newest = max(getattr(trainer, "_data_round_index", None) or [0])
-    return getattr(trainer, "_neural_net", None) is not None and newest == trainer._round
 
 
 class _NoTracker:
@@ -214,9 +206,11 @@ class _NoTracker:
 
 
 def _own(value: Any) -> Any:
-    """Return a copy of networks and containers; the contents of containers are shared."""
+    """Return a copy of networks, containers and our memory; what is in containers is shared."""
     if isinstance(value, nn.Module):
         return deepcopy(value)
+    if isinstance(value, TrainerMemory):
+        return copy(value)
     if type(value) is dict:
         return {name: _own(item) for name, item in value.items()}
     return [*value] if type(value) is list else value

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
-import sbi
 from sbi.inference import BNRE, NRE_A, NRE_B, NRE_C
 from sbi.inference.trainers._contracts import LossArgsVF as SbiLossArgsVF
 from sbi.inference.trainers.nle.nle_base import LikelihoodEstimatorTrainer
@@ -17,6 +15,7 @@ from sbi.inference.trainers.npe.npe_base import PosteriorEstimatorTrainer
 from sbi.inference.trainers.vfpe.base_vf_inference import VectorFieldTrainer
 from torch import Tensor
 
+from sbi_ignite.bridge.ownership import is_sbis_own
 from sbi_ignite.methods.base import Loss
 from sbi_ignite.methods.contrasts import InBatchContrasts
 from sbi_ignite.methods.nle import LikelihoodLoss
@@ -25,7 +24,6 @@ from sbi_ignite.methods.nre import BalancedRatioLoss, RatioLossA, RatioLossB, Ra
 from sbi_ignite.methods.vector_field import VectorFieldLoss
 
 _CONTRASTS = "_classifier_logits"
-_NOT_USERS = (f"{Path(str(sbi.__file__)).parent}/", f"{Path(__file__).parents[1]}/")
 
 
 def loss_of(trainer: Any, args: Any, as_sbi: bool) -> Loss:
@@ -49,17 +47,6 @@ def loss_of(trainer: Any, args: Any, as_sbi: bool) -> Loss:
     if is_sbis_own(trainer, _CONTRASTS):
         loss = replace(loss, classifier_logits=InBatchContrasts(trainer))
     return replace(loss, by_row=True)
-
-
-def is_sbis_own(trainer: Any, name: str) -> bool:
-    """Return whether a method is sbi's or ours, overridden by neither a user's class nor instance.
-
-    The file of the code decides: a wrapper made with functools.wraps has the wrapped names.
-    """
-    code = getattr(getattr(type(trainer), name, None), "__code__", None)
-    return (
-        name not in vars(trainer) and code is not None and code.co_filename.startswith(_NOT_USERS)
-    )
 
 
 def as_sbi_hands_it_over(kernel: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

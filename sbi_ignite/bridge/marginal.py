@@ -1,7 +1,6 @@
 """Carry out a `.train()` call of sbi's MarginalTrainer, which estimates the marginal p(x).
 
 sbi's MarginalTrainer has its own loop inside `train()`, so here the whole method is replaced.
-Private names of sbi were read in 0.27.0.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from typing import Any
 from sbi_ignite.bridge.arguments import Call, parse_call
 from sbi_ignite.bridge.batches import make_loaders, split
 from sbi_ignite.bridge.fit import fit
-from sbi_ignite.bridge.losses import is_sbis_own
+from sbi_ignite.bridge.lines import check_sbi, private
 from sbi_ignite.bridge.options import check_call
-from sbi_ignite.bridge.sbi_summary import close_books, say_how_it_ended, warn_budget_spent
+from sbi_ignite.bridge.ownership import is_sbis_own
+from sbi_ignite.bridge.sbi_summary import close_books, say_how_it_ended
 from sbi_ignite.bridge.train import check_simulations, prepare
-from sbi_ignite.bridge.version import check_sbi_version
 from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.methods.marginal import MarginalLoss
@@ -38,7 +37,7 @@ def train(
     Returns:
         The unconditional density estimator, with the best weights in it.
     """
-    check_sbi_version()
+    check_sbi()
     call = parse_call(trainer, sbi_train, args, kwargs)
     check_simulations(trainer)
     check_call(trainer, call)
@@ -49,23 +48,22 @@ def train(
 def carry_out(trainer: Any, call: Call) -> Any:
     """Carry out a call that has been parsed and checked."""
     prepare(trainer, call.settings)
-    trainer._round = 0  # sbi sets it too, for code shared with other trainers
+    own = private(trainer)
+    own.begin_marginal()
 
     call, train_loader, val_loader = _loaders(trainer, call)
     config = call.settings.train
-    if trainer._neural_net is None:
-        trainer._neural_net = trainer._build_neural_net(
-            trainer.get_samples()[trainer.train_indices].to("cpu")
-        )
-    own = is_sbis_own(trainer, "loss")
-    loss = MarginalLoss() if own else (lambda model, batch: trainer.loss(batch[0]))
+    if own.network is None:
+        own.build_marginal(trainer.get_samples()[trainer.train_indices].to("cpu"))
+    sbis_own = is_sbis_own(trainer, "loss")
+    loss = MarginalLoss() if sbis_own else (lambda model, batch: trainer.loss(batch[0]))
     fit(trainer, call, loss, train_loader, val_loader)
     if not config.sbi_compat:
         say_how_it_ended(trainer, call)
-    elif trainer.epoch > config.max_epochs:
-        warn_budget_spent(config.max_epochs)
+    else:
+        own.report_marginal_end(config.max_epochs)
     close_books(trainer, config)
-    return trainer._neural_net
+    return own.network
 
 
 def _loaders(trainer: Any, call: Call) -> tuple[Call, Any, Any]:

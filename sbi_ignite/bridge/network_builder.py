@@ -2,23 +2,23 @@
 
 sbi passes all training rows to the function that builds the network, which copies them several
 times. If that function only takes means and standard deviations from many rows, it gets fewer rows
-in the typed form. Private names were read in sbi 0.27.0.
+in the typed form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sbi_ignite.bridge.arguments import Call
-from sbi_ignite.bridge.batches import chunks_of_rows, simulations_of
-from sbi_ignite.bridge.losses import is_sbis_own
-from sbi_ignite.runs.networks import describe_network
+from sbi_ignite.bridge.batches import chunks_of_rows
+from sbi_ignite.bridge.lines import private
+from sbi_ignite.bridge.networks import describe_network
+from sbi_ignite.bridge.ownership import is_sbis_own
 
 ALL_ROWS_UP_TO = 2**23
 """Numbers in theta or x for training up to which every builder sees all rows."""
@@ -38,37 +38,34 @@ Chance alone stays below this (6 errors of the mean); rare large values, or colu
 constant except in a few rows, do not, and then the builder sees all rows.
 """
 
-_OF_STATISTICS_ALONE: Mapping[str, frozenset[str] | None] = {
-    "posterior_nn": frozenset({"mdn", "mdn_snpe_a", "made", "maf", "maf_rqs", "nsf"}),
-    "likelihood_nn": frozenset({"mdn", "made", "maf", "maf_rqs", "nsf"}),
-    "classifier_nn": frozenset({"linear", "mlp", "resnet"}),
-    "posterior_flow_nn": None,
-    "posterior_score_nn": None,
-}
-"""Models of sbi's factories that use the rows for z-scoring and for nothing else.
+_OF_STATISTICS_ALONE = frozenset(
+    {
+        *("build_mdn", "build_made", "build_maf", "build_maf_rqs", "build_nsf"),
+        *("build_linear_classifier", "build_mlp_classifier", "build_resnet_classifier"),
+        "build_vector_field_estimator",
+    }
+)
+"""Functions of sbi that use the rows for z-scoring and for nothing else.
 
-None stands for all models of a factory. Any model whose name begins with zuko_ belongs to the
-first two as well. Mixed estimators count categories, and tabpfn keeps the rows as its context.
+All whose names begin with build_zuko_ belong to them as well. Mixed estimators count categories,
+and tabpfn keeps the rows as its context.
 """
 
 
 @contextmanager
 def lean_building(trainer: Any, call: Call) -> Iterator[None]:
-    """Make sbi's `_initialize_neural_network` build without copies while a call is carried out.
+    """Make sbi build the network without copies while a call is carried out.
 
     Args:
         trainer: The trainer that was called.
         call: The call.
     """
-    name = "_initialize_neural_network"
-    if not is_sbis_own(trainer, name):
+
+    def build(by_sbi: Callable[..., None], retrain_from_scratch: bool, start_idx: int) -> None:
+        _build(trainer, call, by_sbi, retrain_from_scratch, start_idx)
+
+    with private(trainer).initializing_by(build):
         yield
-        return
-    setattr(trainer, name, partial(_build, trainer, call))
-    try:
-        yield
-    finally:
-        vars(trainer).pop(name, None)
 
 
 def rows_for_builder(trainer: Any, call: Call, tensors: Sequence[Tensor]) -> Tensor:
@@ -78,7 +75,7 @@ def rows_for_builder(trainer: Any, call: Call, tensors: Sequence[Tensor]) -> Ten
     numbers are drawn.
 
     Args:
-        trainer: Has `train_indices` and `_build_neural_net`.
+        trainer: Has `train_indices` and a builder.
         call: The call.
         tensors: theta (num_rows, ...) and x (num_rows, ...).
     """
@@ -90,21 +87,24 @@ def rows_for_builder(trainer: Any, call: Call, tensors: Sequence[Tensor]) -> Ten
         or len(rows) * largest <= ALL_ROWS_UP_TO
         or few >= len(rows)
         or not is_sbis_own(trainer, "get_dataloaders")  # it may not shuffle
-        or not _takes_statistics_alone(trainer._build_neural_net)
+        or not _takes_statistics_alone(private(trainer).builder)
     ):
         return rows
     return rows[:few]
 
 
-def _build(trainer: Any, call: Call, retrain_from_scratch: bool, start_idx: int) -> None:
-    """Do what sbi's `_initialize_neural_network` does, which this replaces."""
-    # Nothing is left on the trainer by the time users' callbacks see it.
-    del trainer._initialize_neural_network
-    build: Callable[..., None] = trainer._initialize_neural_network
-    if trainer._neural_net is not None and not retrain_from_scratch:
+def _build(
+    trainer: Any,
+    call: Call,
+    build: Callable[..., None],
+    retrain_from_scratch: bool,
+    start_idx: int,
+) -> None:
+    """Do what sbi's own `build` does, and show few rows to it if that is enough."""
+    if private(trainer).network is not None and not retrain_from_scratch:
         build(retrain_from_scratch, start_idx)
         return
-    tensors = simulations_of(trainer, start_idx)
+    tensors = private(trainer).simulations(start_idx)
     all_rows = trainer.train_indices
     few = rows_for_builder(trainer, call, tensors[:2])
     if few is not all_rows and not all(_tells_the_same(t, few, all_rows) for t in tensors[:2]):
@@ -129,14 +129,10 @@ def _holding(trainer: Any, **values: Any) -> Iterator[None]:
 def _takes_statistics_alone(build: Any) -> bool:
     """Return whether a builder and its parts are sbi's own and use data for z-scoring only."""
     description = describe_network(build)["builder"]
-    while description is not None and "partial" in description:
-        description = description["partial"]
-    if description is None or description["factory"] not in _OF_STATISTICS_ALONE:
+    if description is None:
         return False
-    known = _OF_STATISTICS_ALONE[description["factory"]]
-    model = "mdn_snpe_a" if description["inner"] == "build_fn_snpe_a" else ""
-    model = str(description["closure"].get("model", model))
-    return known is None or model in known or model.startswith("zuko_")
+    function = description["function"]
+    return function in _OF_STATISTICS_ALONE or function.startswith("build_zuko_")
 
 
 def _tells_the_same(tensor: Tensor, few: Tensor, rows: Tensor) -> bool:

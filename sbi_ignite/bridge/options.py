@@ -23,7 +23,9 @@ import warnings
 from typing import Any
 
 from sbi_ignite.bridge.arguments import Call
-from sbi_ignite.bridge.losses import is_sbis_own
+from sbi_ignite.bridge.lines import SbiTrainer, private
+from sbi_ignite.bridge.memory import memory_of
+from sbi_ignite.bridge.ownership import is_sbis_own
 from sbi_ignite.exceptions import ArgumentError, SbiIgniteWarning, SettingsError
 from sbi_ignite.settings import Resolved
 from sbi_ignite.settings.redaction import shorten
@@ -53,7 +55,7 @@ def check_call(trainer: Any, call: Call) -> None:
     if is_sbis_own(trainer, "get_dataloaders"):
         origin = settings.origin("train.dataloader_kwargs")
         check_loader_kwargs(settings.train.dataloader_kwargs, origin)
-    if hasattr(trainer, "_train_epoch") and not is_sbis_own(trainer, "_train_epoch"):
+    if private(trainer).is_overridden(SbiTrainer.TRAIN_EPOCH):
         _refuse_idle(trainer, settings)
     if settings.train.resume_training:
         _check_resume(trainer, call)
@@ -100,7 +102,7 @@ def _check_resume(trainer: Any, call: Call) -> None:
                 stacklevel=5,
             )
         return
-    earlier = getattr(trainer, "_ignite_kept_on_resume", {})
+    earlier = memory_of(trainer).kept_on_resume
     for name, value in kept_on_resume(settings).items():
         origin = settings.origin(f"train.{name}")
         # If left out, a schedule would be dropped and its last rate would stay for good.

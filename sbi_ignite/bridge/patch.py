@@ -11,36 +11,12 @@ from typing import Any
 
 import sbi
 import sbi.inference as sbi_inference
-from sbi.inference.trainers.base import NeuralInference
-from sbi.inference.trainers.nle.nle_base import LikelihoodEstimatorTrainer
-from sbi.inference.trainers.npe.npe_base import PosteriorEstimatorTrainer
-from sbi.inference.trainers.nre.nre_base import RatioEstimatorTrainer
-from sbi.inference.trainers.vfpe.base_vf_inference import VectorFieldTrainer
 
 from sbi_ignite.bridge import marginal, train
+from sbi_ignite.bridge.lines import LOOP, TRAINERS, check_sbi, trainers_without_training
 from sbi_ignite.bridge.options import refuse_arguments
 from sbi_ignite.bridge.signatures import sbis_first
-from sbi_ignite.bridge.version import check_sbi_version
 from sbi_ignite.bridge.workers import pass_on_patch
-
-_TRAINERS: tuple[type, ...] = (
-    PosteriorEstimatorTrainer,
-    LikelihoodEstimatorTrainer,
-    RatioEstimatorTrainer,
-    VectorFieldTrainer,
-    sbi_inference.NPE_A,
-    sbi_inference.NPE_B,
-    sbi_inference.NPE_C,
-    sbi_inference.MNPE,
-    sbi_inference.NLE_A,
-    sbi_inference.MNLE,
-    sbi_inference.NRE_A,
-    sbi_inference.NRE_B,
-    sbi_inference.NRE_C,
-    sbi_inference.BNRE,
-    sbi_inference.FMPE,
-    sbi_inference.NPSE,
-)
 
 _ABSENT = object()
 _lock = threading.RLock()
@@ -102,14 +78,14 @@ def patch_sbi() -> Patch:
         A context manager.
 
     Raises:
-        UnsupportedSbiError: If the installed sbi is of an unknown release series.
+        UnsupportedSbiError: If the installed sbi lacks what is needed here.
 
     Example:
         >>> with patch_sbi():
         ...     pass  # a script that uses sbi
     """
     global _permanent
-    check_sbi_version()
+    check_sbi()
     with _lock:
         first = not _undo
         if first:
@@ -133,15 +109,17 @@ def is_patched() -> bool:
 
 def _apply() -> None:
     _undo.append(pass_on_patch())
-    for cls in _TRAINERS:
+    for cls in TRAINERS:
         if "train" in vars(cls):
             _replace(cls, "train", _training(cls, train.train))
     marginals = sbi_inference.MarginalTrainer
     _replace(marginals, "train", _training(marginals, marginal.train))
-    _replace(sbi_inference.NPE_PFN, "train", _refusing(vars(sbi_inference.NPE_PFN)["train"]))
-    _replace(NeuralInference, "get_dataloaders", _loading(NeuralInference.get_dataloaders))
-    _replace(NeuralInference, "_run_training_loop", _looping(NeuralInference._run_training_loop))
-    for cls in (NeuralInference, sbi_inference.MarginalTrainer):
+    for cls in trainers_without_training():
+        _replace(cls, "train", _refusing(vars(cls)["train"]))
+    base = sbi_inference.NeuralInference
+    _replace(base, "get_dataloaders", _loading(base.get_dataloaders))
+    _replace(base, LOOP, _looping(getattr(base, LOOP)))
+    for cls in (base, sbi_inference.MarginalTrainer):
         _replace(cls, "training_summary", None)
     _offer_training_module()
 
@@ -191,10 +169,10 @@ def _loading(sbi_get_dataloaders: Callable[..., Any]) -> Callable[..., Any]:
 
 def _looping(sbi_loop: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(sbi_loop)
-    def _run_training_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def loop(self: Any, *args: Any, **kwargs: Any) -> Any:
         return train.run_training_loop(self, *args, **kwargs)
 
-    return _run_training_loop
+    return loop
 
 
 def _offer_training_module() -> None:

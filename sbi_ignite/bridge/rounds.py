@@ -9,36 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sbi_ignite.bridge.arguments import Call
+from sbi_ignite.bridge.lines import private
+from sbi_ignite.bridge.memory import Round, TrainerMemory, memory_of
 from sbi_ignite.bridge.workers import is_worker
 from sbi_ignite.data.fingerprint import fingerprint_data
 from sbi_ignite.data.source import Batches
 from sbi_ignite.runs.fingerprint import BUDGETS, fingerprint_network
-
-
-@dataclass(frozen=True)
-class Round:
-    """One training of a trainer, including all calls that continue it.
-
-    Attributes:
-        index: How many trainings this trainer has completed before.
-        first_step: Epochs of those trainings.
-        first_iteration: Optimizer steps of those trainings.
-        iterations: Optimizer steps of this one, once it is complete.
-        complete: Whether it has ended regularly.
-    """
-
-    index: int = 0
-    first_step: int = 0
-    first_iteration: int = 0
-    iterations: int = 0
-    complete: bool = False
 
 
 def begin_round(trainer: Any, resume: bool) -> Round:
@@ -48,7 +31,8 @@ def begin_round(trainer: Any, resume: bool) -> Round:
         trainer: One of sbi's trainers.
         resume: Whether the call continues the last one.
     """
-    last: Round | None = getattr(trainer, "_ignite_round", None)
+    memory = memory_of(trainer)
+    last = memory.round
     if last is None:
         now = Round(first_step=0 if resume else _epochs_so_far(trainer))
     elif resume or not last.complete:
@@ -59,17 +43,17 @@ def begin_round(trainer: Any, resume: bool) -> Round:
             first_step=_epochs_so_far(trainer),
             first_iteration=last.first_iteration + last.iterations,
         )
-    trainer._ignite_round = now
+    memory.round = now
     return now
 
 
-def end_round(trainer: Any, iterations: int) -> None:
+def end_round(memory: TrainerMemory, now: Round, iterations: int) -> None:
     """Record that a training has ended regularly after this many optimizer steps."""
-    trainer._ignite_round = replace(trainer._ignite_round, iterations=iterations, complete=True)
+    memory.round = replace(now, iterations=iterations, complete=True)
 
 
 def _epochs_so_far(trainer: Any) -> int:
-    return len(trainer._summary["training_loss"])
+    return len(private(trainer).summary["training_loss"])
 
 
 # --- run directories
@@ -120,7 +104,7 @@ def _own_folder(trainer: Any, call: Call, path: Path, batches: Batches) -> str:
 
 def _digest_of(trainer: Any, call: Call, batches: Batches) -> str:
     """Return a digest of everything that determines the numbers of a new training."""
-    net, train = trainer._neural_net, call.settings.to_dict()["train"]
+    net, train = private(trainer).network, call.settings.to_dict()["train"]
     known = {
         "method": type(trainer).__name__,
         "settings": {name: train[name]["value"] for name in train.keys() - BUDGETS},

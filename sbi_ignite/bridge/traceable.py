@@ -2,7 +2,6 @@
 
 It is with networks made by sbi's own factories from sbi's own parts: apart from the values in a
 batch, every forward pass does the same. Foreign parts may do anything; the user must judge them.
-Private names were read in sbi 0.27.0.
 """
 
 from __future__ import annotations
@@ -13,21 +12,13 @@ from typing import Any
 
 from sbi.inference import NPE_C
 
-from sbi_ignite.bridge.losses import TrainersOwnLoss, is_sbis_own
+from sbi_ignite.bridge.lines import private
+from sbi_ignite.bridge.losses import TrainersOwnLoss
 from sbi_ignite.methods.base import Loss
 from sbi_ignite.methods.npe import PosteriorLoss
 
 KNOWN = frozenset(("torch", "sbi", "nflows", "zuko", "builtins", "numpy", "collections"))
 """Packages whose code is known to depend on nothing but its arguments."""
-
-ASKED_BY_LOSSES = (
-    "_loss",
-    "_get_losses",
-    "_classifier_logits",
-    "_log_prob_proposal_posterior",
-    "_log_prob_proposal_posterior_atomic",
-)
-"""Methods of a trainer that take part in its loss."""
 
 
 def is_traceable(trainer: Any, loss: Loss) -> bool:
@@ -37,11 +28,11 @@ def is_traceable(trainer: Any, loss: Loss) -> bool:
         trainer: One of sbi's trainers, with its network.
         loss: The loss it trains with.
     """
-    asked = [name for name in ASKED_BY_LOSSES if hasattr(trainer, name)]
+    own = private(trainer)
     return (
-        all(is_sbis_own(trainer, name) for name in asked)
+        own.loss_and_proposal_are_sbis_own
         and _is_known_loss(trainer, loss)
-        and all(_is_known_part(part) for part in trainer._neural_net.modules())
+        and all(_is_known_part(part) for part in own.network.modules())
     )
 
 
@@ -52,7 +43,7 @@ def _is_known_loss(trainer: Any, loss: Loss) -> bool:
     if kernel is not None and not _is_known(kernel):
         return False
     if isinstance(loss, PosteriorLoss) and loss.proposal_log_prob is not None:
-        return isinstance(trainer, NPE_C) and _is_known_part(trainer._prior)
+        return isinstance(trainer, NPE_C) and _is_known_part(private(trainer).prior)
     return True
 
 

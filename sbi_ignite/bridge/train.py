@@ -2,8 +2,7 @@
 
 sbi's own `train()` still prepares everything (start index, network, loss arguments) and calls two
 methods that are replaced here: `get_dataloaders` and `_run_training_loop`. What the call asked for
-beyond sbi's keywords reaches them through a context variable. Private names were read in sbi
-0.27.0.
+beyond sbi's keywords reaches them through a context variable.
 """
 
 from __future__ import annotations
@@ -15,21 +14,15 @@ from dataclasses import replace
 from typing import Any
 
 from ignite.utils import manual_seed
-from sbi.utils.torchutils import check_if_prior_on_device, process_device
 
 from sbi_ignite.bridge.arguments import Call, parse_call
-from sbi_ignite.bridge.batches import (
-    make_loaders,
-    refused_by_torch,
-    simulations_of,
-    split,
-)
+from sbi_ignite.bridge.batches import make_loaders, refused_by_torch, split
 from sbi_ignite.bridge.fit import fit
-from sbi_ignite.bridge.losses import is_sbis_own, loss_of
+from sbi_ignite.bridge.lines import check_sbi, private
+from sbi_ignite.bridge.losses import loss_of
 from sbi_ignite.bridge.network_builder import lean_building
 from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.sbi_summary import report_end
-from sbi_ignite.bridge.version import check_sbi_version
 from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.exceptions import NoSimulationsError
@@ -56,7 +49,7 @@ def train(
     """
     if active_call(trainer) is not None:
         return sbi_train(trainer, *args, **kwargs)
-    check_sbi_version()
+    check_sbi()
     call = parse_call(trainer, sbi_train, args, kwargs)
     check_simulations(trainer)
     check_call(trainer, call)
@@ -88,16 +81,10 @@ def _activated(call: Call) -> Iterator[None]:
 
 def check_simulations(trainer: Any) -> None:
     """Refuse to train without simulations."""
-    if not getattr(trainer, "_data_round_index", True) or (
-        not hasattr(trainer, "_data_round_index") and not hasattr(trainer, "_x")
-    ):
-        add = (
-            "append_simulations(theta, x)"
-            if hasattr(trainer, "_theta_roundwise")
-            else "append_samples(x)"
-        )
+    if not private(trainer).has_simulations:
         raise NoSimulationsError(
-            f"No simulations found. {type(trainer).__name__}.train() needs data: call .{add} first."
+            f"No simulations found. {type(trainer).__name__}.train() needs data: call "
+            f".{private(trainer).append_call} first."
         )
 
 
@@ -113,8 +100,7 @@ def prepare(trainer: Any, settings: Resolved) -> None:
     if config.seed is not None:
         manual_seed(config.seed)
     if config.device is not None:
-        trainer._device = process_device(config.device)
-        check_if_prior_on_device(trainer._device, getattr(trainer, "_prior", None))
+        private(trainer).move_to(config.device)
 
 
 def get_dataloaders(
@@ -137,14 +123,14 @@ def get_dataloaders(
             resume_training,
             dataloader_kwargs,
         )
-    tensors = simulations_of(trainer, starting_round)
+    tensors = private(trainer).simulations(starting_round)
     split(trainer, call, tensors[1], validation_fraction, resume_training)
     if call.settings.awaits_recipe:
         call = call.with_recipe(len(trainer.train_indices))
         _current.set(call)
         training_batch_size = call.settings.train.batch_size
-    if dataloader_kwargs is None and _looks_into_loaders(trainer):
-        dataloader_kwargs = {}  # torch's own loaders, unchanged
+    if dataloader_kwargs is None and not private(trainer).keeps_loaders_to_itself:
+        dataloader_kwargs = {}  # torch's own loaders, which a user's method may expect
     if call.sbi_compat and dataloader_kwargs is not None:
         # Splits as it stands: the indices have just been drawn.
         with refused_by_torch(dataloader_kwargs, call):
@@ -159,12 +145,6 @@ def get_dataloaders(
     return make_loaders(
         trainer, call, tensors, training_batch_size, validation_fraction, dataloader_kwargs
     )
-
-
-def _looks_into_loaders(trainer: Any) -> bool:
-    """Return whether a user's method gets to see the loaders, and may expect torch's own."""
-    names = ("get_dataloaders", "_train_epoch", "_validate_epoch", "_run_training_loop")
-    return not all(is_sbis_own(trainer, name) for name in names)
 
 
 def run_training_loop(
@@ -183,7 +163,7 @@ def run_training_loop(
         val_loader: Batches of validation data.
         train_config: sbi's own configuration.
         loss_args: sbi's own loss arguments.
-        summarization_kwargs: sbi's arguments for `_summarize_epoch`.
+        summarization_kwargs: sbi's arguments for the summary of an epoch.
 
     Returns:
         The trained network.
@@ -194,7 +174,7 @@ def run_training_loop(
     loss = loss_of(trainer, loss_args, call.sbi_compat)
     fit(trainer, call, loss, train_loader, val_loader, loss_args, summarization_kwargs or {})
     report_end(trainer, call)
-    return trainer._neural_net
+    return private(trainer).network
 
 
 def _implied_call(trainer: Any, train_config: Any) -> Call:

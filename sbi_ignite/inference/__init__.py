@@ -5,11 +5,12 @@ All other names (posteriors, potentials, `simulate_for_sbi`, ABC) refer to sbi's
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
-from sbi_ignite.bridge.version import check_sbi_version
+from sbi_ignite.bridge.probe import check_sbi
 
-check_sbi_version()
+check_sbi()
 
 import sbi.inference as _sbi  # noqa: E402 # after the check: an unknown sbi may lack what is below
 
@@ -26,7 +27,6 @@ from sbi_ignite.inference.trainers import (  # noqa: E402 # likewise
     NPE_A,
     NPE_B,
     NPE_C,
-    NPE_PFN,
     NPSE,
     NRE,
     NRE_A,
@@ -46,7 +46,6 @@ __all__ = [
     "NPE_A",
     "NPE_B",
     "NPE_C",
-    "NPE_PFN",
     "NPSE",
     "NRE",
     "NRE_A",
@@ -56,11 +55,18 @@ __all__ = [
     "infer",
 ]
 
+if hasattr(_sbi, "NPE_PFN"):
+    from sbi_ignite.inference.trainers import NPE_PFN
+
+    __all__ += ["NPE_PFN"]
+
 
 def __getattr__(name: str) -> Any:
     """Return ours for sbi's deprecated aliases, and sbi's own object for any other name."""
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "NPE_PFN":
+        raise AttributeError(f"sbi {version('sbi')} has no NPE_PFN; sbi 0.27 and later do.")
     found = getattr(_sbi, name)
     return globals().get(found.__name__, found) if isinstance(found, type) else found
 

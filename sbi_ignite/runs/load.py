@@ -9,17 +9,13 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError
-from sbi_ignite.runs.directory import metrics_checksum, read_best, read_manifest, read_summary
-from sbi_ignite.runs.fingerprint import fingerprint_network
-from sbi_ignite.runs.networks import rebuild_network
+from sbi_ignite.exceptions import CheckpointError
+from sbi_ignite.runs.directory import metrics_checksum, read_manifest, read_summary
 from sbi_ignite.summary import TrainingSummary
 
 
@@ -70,7 +66,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         'running'
     """
     path = Path(path)
-    rounds = tuple(load_run(folder) for folder in _rounds(path))
+    rounds = tuple(load_run(folder) for folder in rounds_of(path))
     manifest = read_manifest(path)
     if manifest is None and not rounds:
         raise CheckpointError(f"{path} holds no run: there is no run.json in it.")
@@ -85,42 +81,6 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     if summary is not None and summary.run_directory is not None:
         summary = dataclasses.replace(summary, run_directory=str(path))  # it may have been moved
     return Run(path, manifest, _read_metrics(path / "metrics.jsonl"), summary, rounds)
-
-
-def load_estimator(
-    path: str | os.PathLike[str], build: Callable[..., nn.Module] | None = None
-) -> nn.Module:
-    """Rebuild the trained estimator of a run, without pickle and without the training data.
-
-    Args:
-        path: The run directory; of several rounds the last that has weights is taken.
-        build: For networks that sbi's factories did not build from plain arguments: the function
-            `(theta, x) -> network` that was given to the trainer. It is called with made-up batches
-            of the right shapes.
-
-    Returns:
-        The estimator on the CPU with the best weights, in evaluation mode.
-
-    Raises:
-        CheckpointError: If there are no weights, or `build` is needed.
-        CheckpointMismatchError: If `build` makes a different network from the run's.
-    """
-    path = Path(path)
-    folder = next((f for f in (*reversed(_rounds(path)), path) if (f / "best.pt").exists()), path)
-    manifest, best = read_manifest(folder), read_best(folder)
-    if manifest is None or best is None:
-        raise CheckpointError(f"{path} holds no weights yet: there is no best.pt in it.")
-    description = manifest.get("estimator")
-    if description is None:
-        raise CheckpointError(
-            f"{folder / 'run.json'} does not describe the network, because the run was not trained "
-            "by one of sbi's trainers. Make the module yourself and load "
-            f"RunDirectory.open({str(folder)!r}).read_best()['weights'] into it."
-        )
-    network = rebuild_network(description, build)
-    _check_network(network, manifest, best["weights"])
-    network.load_state_dict(best["weights"])
-    return network.eval()
 
 
 def summary_from(plain: Mapping[str, Any]) -> TrainingSummary:
@@ -141,28 +101,12 @@ def summary_from(plain: Mapping[str, Any]) -> TrainingSummary:
     return TrainingSummary(**values)
 
 
-def _check_network(
-    network: nn.Module, manifest: Mapping[str, Any], weights: Mapping[str, Any]
-) -> None:
-    """Refuse a network whose structure is not that of the run."""
-    here = network.state_dict()
-    kinds = [
-        {name: (tuple(t.shape), str(t.dtype)) for name, t in state.items() if hasattr(t, "shape")}
-        for state in (weights, here)
-    ]
-    found, saved = fingerprint_network(network), manifest.get("network")
-    if kinds[0] == kinds[1] and (saved is None or saved["digest"] == found["digest"]):
-        return
-    wanted = saved or {"class": "a network", "parameters": "other"}
-    raise CheckpointMismatchError(
-        f"The network that was built ({found['class']}, {found['parameters']} parameters) is not "
-        f"the one that was trained ({wanted['class']}, {wanted['parameters']} parameters). Pass as "
-        "build= the function that was given to the trainer."
-    )
+def rounds_of(path: Path) -> list[Path]:
+    """Return the folders of rounds in their order.
 
-
-def _rounds(path: Path) -> list[Path]:
-    """Return the folders of rounds in their order."""
+    Args:
+        path: The run directory.
+    """
     folders = [f for f in path.glob("round-*") if f.name.removeprefix("round-").isdecimal()]
     return sorted(folders, key=lambda folder: int(folder.name.removeprefix("round-")))
 

@@ -86,19 +86,6 @@ def test_import_survives_warnings_as_errors():
     assert done.returncode == 0, done.stderr[-500:]
 
 
-def test_an_unknown_sbi_is_refused_at_import():
-    """UnsupportedSbiError, an ImportError, names the found and the supported version."""
-    script = (
-        "import sbi; sbi.__version__ = '0.99.1'\n"
-        "try:\n    import sbi_ignite.inference\n"
-        "except ImportError as error:\n    print(type(error).__name__, error)\n"
-    )
-    done = python("-c", script)
-    assert done.stdout.startswith("UnsupportedSbiError"), done.stderr[-500:]
-    assert "0.99.1" in done.stdout
-    assert "0.27" in done.stdout
-
-
 @pytest.mark.filterwarnings("ignore:We discourage the use the simple interface")
 def test_infer_trains_by_sbi_ignite_and_leaves_sbi_as_it_was(monkeypatch):
     import torch

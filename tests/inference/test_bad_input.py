@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-import sbi_ignite.bridge.version
 from sbi_ignite import (
     DataError,
     LossArgsNPE,
@@ -16,7 +15,6 @@ from sbi_ignite import (
     SbiIgniteError,
     SettingsError,
     TrainConfig,
-    UnsupportedSbiError,
     load_run,
 )
 from sbi_ignite.runs.directory import RunDirectory
@@ -306,33 +304,3 @@ def _always_nan(net):
     loss = net.loss
     net.loss = lambda inputs, condition: loss(inputs, condition) * torch.nan
     return net
-
-
-# --- a version of sbi that is not known
-
-
-@pytest.fixture
-def another_sbi(monkeypatch):
-    import sbi
-
-    monkeypatch.setattr(sbi, "__version__", "0.99.1")
-
-
-@pytest.mark.usefixtures("another_sbi")
-@pytest.mark.parametrize("name", ["NPE_C", "MarginalTrainer"])
-def test_trainers_refuse_a_version_of_sbi_that_they_do_not_know(name):
-    trainer = ready(name)
-    with pytest.raises(UnsupportedSbiError, match=r"0\.99\.1.*0\.27") as caught:
-        trainer.train(TrainConfig())
-    assert isinstance(caught.value, ImportError)
-    assert trainer._neural_net is None
-
-
-def test_a_version_that_only_begins_alike_is_not_taken_for_a_known_one(monkeypatch):
-    import sbi
-
-    monkeypatch.setattr(sbi, "__version__", "0.270.0")
-    with pytest.raises(UnsupportedSbiError):
-        sbi_ignite.bridge.version.check_sbi_version()
-    monkeypatch.setattr(sbi, "__version__", "0.27.9")
-    sbi_ignite.bridge.version.check_sbi_version()

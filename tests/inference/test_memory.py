@@ -29,7 +29,7 @@ from sbi_ignite import (
     patch_sbi,
 )
 from sbi_ignite.bridge import batches, fit, network_builder, train
-from sbi_ignite.runs.networks import describe_network
+from sbi_ignite.bridge.networks import describe_network
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 ROWS = 3_000

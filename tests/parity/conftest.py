@@ -12,9 +12,10 @@ import filelock
 import pytest
 import torch
 
+from tests.small import python_path
+
 from .scenarios import CONTROLS, SCENARIOS
 
-ROOT = Path(__file__).parents[2]
 SECONDS = 800
 """Longest time for all scenarios of one side: a minute on an idle machine, more on a busy one."""
 
@@ -53,7 +54,7 @@ def _environment() -> dict[str, str]:
     """Return an environment with one thread, this tree's modules, and no settings of ours."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SBI_IGNITE", "PYTEST_"))}
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return {**kept, **one_thread, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
+    return {**kept, **one_thread, "PYTHONPATH": python_path(), "MPLBACKEND": "Agg"}
 
 
 def _wanted(request: pytest.FixtureRequest) -> dict[str, list[str]]:

@@ -30,12 +30,13 @@ from sbi.neural_nets.embedding_nets import FCEmbedding
 from sbi.neural_nets.ratio_estimators import RatioEstimator
 from torch import nn
 
+from sbi_ignite.bridge.load import load_estimator
+from sbi_ignite.bridge.networks import describe_network, rebuild_network
 from sbi_ignite.data.fingerprint import fingerprint_data
 from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError
 from sbi_ignite.runs.directory import RunDirectory
-from sbi_ignite.runs.load import load_estimator, load_run
+from sbi_ignite.runs.load import load_run
 from sbi_ignite.runs.manifest import make_manifest
-from sbi_ignite.runs.networks import describe_network, rebuild_network
 from tests.runs.conftest import SUMMARY, states_at, write_run
 
 ROWS = 150

@@ -24,7 +24,8 @@ from sbi_ignite import (
     MarginalTrainer,
     TrainConfig,
 )
-from sbi_ignite.runs.load import load_estimator, load_run
+from sbi_ignite.bridge.load import load_estimator
+from sbi_ignite.runs.load import load_run
 
 PRIOR = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
 WORDY = ["ignore:The mixed neural", "ignore:Inferring num_cat", "ignore:Maximum number of epochs"]

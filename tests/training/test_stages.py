@@ -15,6 +15,7 @@ from sbi_ignite import (
     TrainConfig,
     run_training,
 )
+from sbi_ignite.bridge.memory import memory_of
 from tests.small import SBI_WARNS, ready, same, train, weights
 
 pytestmark = SBI_WARNS
@@ -291,7 +292,7 @@ def test_a_training_broken_off_inside_its_stages_ends_as_if_it_was_not(name, tmp
     """Broken off in every stage and at a stage's last step: bit for bit the same."""
     config, every_step = TrainConfig(**FIELDS), CheckpointConfig(tmp_path, every_seconds=1e-9)
     whole = train(ready(name), config)
-    steps = whole._ignite_state.iteration
+    steps = memory_of(whole).state.iteration
     for break_after in [5, 12, 13, 18, steps - 1]:
         with pytest.raises(KeyboardInterrupt):
             train(ready(name), config, callbacks=[BreakAfter(break_after)], checkpoint=every_step)

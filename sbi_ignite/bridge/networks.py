@@ -1,33 +1,29 @@
 """Describe as plain data how a network was built, and build it again from that.
 
-sbi's factories (`posterior_nn("maf")` and the like) return closures over names and numbers, which
-are recorded. Built on made-up batches of the same shapes, the network has the right structure, and
-its state dict, statistics for z-scoring included, supplies all values. The names in sbi's closures
-are those of 0.27.0.
+sbi's builders (`posterior_nn("maf")` and the like) come down to one call of a function with names
+and numbers, which is recorded. Made on made-up batches of the same shapes, the network has the
+right structure, and its state dict, statistics for z-scoring included, supplies all values.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from types import FunctionType
 from typing import Any
 
 import torch
+from sbi.neural_nets.factory import ZukoFlowType
 from torch import Tensor, nn
 
-from sbi_ignite.exceptions import CheckpointError
-
-FACTORIES = (
-    "posterior_nn",
-    "likelihood_nn",
-    "classifier_nn",
-    "posterior_flow_nn",
-    "posterior_score_nn",
-    "marginal_nn",
+from sbi_ignite.bridge.lines import (
+    NetworkCall,
+    UnbuildableError,
+    UndescribableError,
+    call_of_factory,
+    describe_builder,
+    line_name,
 )
-"""Functions of `sbi.neural_nets.factory` whose closures can be described."""
+from sbi_ignite.exceptions import CheckpointError
 
 NUM_ROWS = 128
 """Rows in made-up batches, at least."""
@@ -36,27 +32,25 @@ MAX_CATEGORIES = 10_000
 """Different values in a column beyond which it is not recorded."""
 
 
-class UndescribableError(Exception):
-    """A builder holds something that plain data cannot."""
-
-
 def describe_network(build: Callable[..., Any], *batches: Tensor) -> dict[str, Any]:
     """Return plain data from which `rebuild_network` builds a network of the same structure.
 
     Args:
-        build: The function that built the network: a trainer's `_build_neural_net`.
+        build: The function that built the network: a trainer's builder.
         *batches: What it was called with: theta (num_rows, ...) and x (num_rows, ...); for
             marginal estimators x alone.
 
     Returns:
-        "inputs": shapes, dtypes and discrete values; "builder": the function, None if it is not
-        one of sbi's factories with plain arguments; "undescribable": in that case, the reason.
+        "inputs": shapes, dtypes and discrete values; "builder": the call of sbi that it makes,
+        None if it is not one of sbi's builders with plain arguments; "undescribable": in that
+        case, the reason; "line": the line of sbi.
     """
     inputs = [_describe_batch(batch) for batch in batches]
+    description = {"inputs": inputs, "undescribable": None, "line": line_name()}
     try:
-        return {"inputs": inputs, "builder": _describe_builder(build), "undescribable": None}
+        return {**description, "builder": _plain_call(describe_builder(build))}
     except UndescribableError as error:
-        return {"inputs": inputs, "builder": None, "undescribable": str(error)}
+        return {**description, "builder": None, "undescribable": str(error)}
 
 
 def rebuild_network(
@@ -69,8 +63,10 @@ def rebuild_network(
         build: A callable `(theta, x) -> network` instead of the described one.
 
     Raises:
-        CheckpointError: If the builder is not described and none is given.
+        CheckpointError: If the builder is not described and none is given, or if the installed
+            sbi cannot build the network.
     """
+    given = build is not None
     if build is None:
         if description.get("builder") is None:
             raise CheckpointError(
@@ -78,70 +74,77 @@ def rebuild_network(
                 f"({description.get('undescribable')}). Pass build=, the function (theta, x) -> "
                 "network that was given to the trainer."
             )
-        build = _builder(description["builder"])
+        build = _builder(description)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # sbi's builders would warn about batches that the user never passed.
         warnings.simplefilter("ignore")
-        return build(*map(_made_up_batch, description["inputs"]))
+        try:
+            return build(*map(_made_up_batch, description["inputs"]))
+        except (TypeError, ValueError, NotImplementedError) as error:
+            if given:
+                raise
+            raise _cannot_build(description, error) from error
 
 
 # --- builders
 
 
-def _describe_builder(build: Any) -> dict[str, Any]:
-    """Return the builder as plain data."""
-    if isinstance(build, partial):
-        return {
-            "partial": _describe_builder(build.func),
-            "args": [_plain(value, "argument") for value in build.args],
-            "keywords": {name: _plain(value, name) for name, value in build.keywords.items()},
-        }
-    name = getattr(build, "__qualname__", type(build).__qualname__)
-    factory, _, inner = name.partition(".<locals>.")
-    known = getattr(build, "__module__", "") == "sbi.neural_nets.factory" and factory in FACTORIES
-    if not known or not isinstance(build, FunctionType):
-        raise UndescribableError(f"{name} is not made by a factory of sbi.neural_nets")
-    cells = {
-        name: _plain(cell.cell_contents, name)
-        for name, cell in zip(build.__code__.co_freevars, build.__closure__ or (), strict=True)
+def _plain_call(call: NetworkCall) -> dict[str, Any]:
+    """Return a call as JSON can hold it."""
+    if call.awaits:
+        raise UndescribableError(f"{call.function} lacks {', '.join(sorted(call.awaits))}")
+    try:
+        defaults = call.defaults()
+    except UnbuildableError as error:
+        raise UndescribableError(str(error)) from error
+    return {
+        "function": call.function,
+        "batches": list(call.batches),
+        "keywords": {name: _plain(value, name) for name, value in call.keywords.items()},
+        "defaults": _those_that_are_plain(defaults),
     }
-    return {"factory": factory, "inner": inner, "closure": cells}
 
 
 def _builder(description: Mapping[str, Any]) -> Callable[..., Any]:
     """Return the builder that was described."""
-    if "partial" in description:
-        keywords = {name: _value(value) for name, value in description["keywords"].items()}
-        return partial(
-            _builder(description["partial"]), *map(_value, description["args"]), **keywords
-        )
-    from sbi.neural_nets import factory
+    plain = description["builder"]
+    try:
+        call = _call(plain)
+        defaults = {name: _value(value) for name, value in plain.get("defaults", {}).items()}
+        return call.builder(defaults)
+    except (UndescribableError, UnbuildableError, KeyError) as error:
+        raise _cannot_build(description, error) from error
 
-    if description["factory"] not in FACTORIES:
-        raise CheckpointError(f"sbi has no factory {description['factory']!r} of networks.")
-    closure = {name: _value(value) for name, value in description["closure"].items()}
-    # Any function of the right kind will do: what it closes over is replaced right after.
-    by_name = {
-        "model": "mdn_snpe_a" if description["inner"] == "build_fn_snpe_a" else closure.get("model")
-    }
-    made = getattr(factory, description["factory"])(
-        **{name: value for name, value in by_name.items() if value is not None}
+
+def _cannot_build(description: Mapping[str, Any], error: Exception) -> CheckpointError:
+    return CheckpointError(
+        "The installed sbi cannot build the network of a run by sbi "
+        f"{description.get('line', '0.27')}: {error}. Install the sbi that is named in run.json, "
+        "or pass build=."
     )
-    cells = dict(zip(made.__code__.co_freevars, made.__closure__ or (), strict=True))
-    if made.__name__ != description["inner"] or cells.keys() != closure.keys():
-        raise CheckpointError(
-            f"This version of sbi builds {description['factory']} networks in another way than the "
-            "one that trained the run. Pass build=, or install the version named in run.json."
-        )
-    for name, value in closure.items():
-        cells[name].cell_contents = value
-    return made
+
+
+def _call(plain: Mapping[str, Any]) -> NetworkCall:
+    """Return the call that was described, also by earlier releases of this package."""
+    if "partial" in plain:
+        return _call(plain["partial"]).with_keywords(_values(plain["keywords"]))
+    if "factory" in plain:
+        return call_of_factory(plain["factory"], plain["inner"], _values(plain["closure"]))
+    return NetworkCall(plain["function"], tuple(plain["batches"]), _values(plain["keywords"]))
+
+
+def _those_that_are_plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, value in values.items():
+        try:
+            found[name] = _plain(value, name)
+        except UndescribableError:
+            continue
+    return found
 
 
 def _plain(value: Any, name: str) -> Any:
     """Return what a builder holds as JSON can hold it; values that are not plain get a tag."""
-    from sbi.neural_nets.factory import ZukoFlowType
-
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
@@ -153,6 +156,8 @@ def _plain(value: Any, name: str) -> Any:
         return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, type) and value is getattr(nn, value.__name__, None):
+        return {"layer": value.__name__}
     if isinstance(value, ZukoFlowType):
         return {"zuko": value.name}
     if type(value) is nn.Identity:
@@ -162,19 +167,23 @@ def _plain(value: Any, name: str) -> Any:
 
 def _value(plain: Any) -> Any:
     """Return what `_plain` was given."""
-    from sbi.neural_nets.factory import ZukoFlowType
-
     if not isinstance(plain, dict):
         return plain
     if "mapping" in plain:
-        return {key: _value(item) for key, item in plain["mapping"].items()}
+        return _values(plain["mapping"])
     if "list" in plain or "tuple" in plain:
         return list(map(_value, plain["list"])) if "list" in plain else _as_tuple(plain["tuple"])
     if "tensor" in plain:
         return torch.tensor(plain["tensor"], dtype=_dtype(plain["dtype"]))
     if "dtype" in plain:
         return _dtype(plain["dtype"])
+    if "layer" in plain:
+        return _layer(plain["layer"])
     return ZukoFlowType[plain["zuko"]] if "zuko" in plain else nn.Identity()
+
+
+def _values(plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _value(value) for name, value in plain.items()}
 
 
 def _as_tuple(items: Sequence[Any]) -> tuple[Any, ...]:
@@ -185,6 +194,13 @@ def _dtype(name: str) -> torch.dtype:
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
         raise CheckpointError(f"run.json names {name!r} as a dtype, which torch does not know.")
+    return found
+
+
+def _layer(name: str) -> type[nn.Module]:
+    found = getattr(nn, name, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise CheckpointError(f"run.json names {name!r} as a layer, which torch does not know.")
     return found
 
 

@@ -1,0 +1,73 @@
+"""What this package remembers of a trainer from one `.train()` call to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sbi_ignite.callback import TrainingState
+from sbi_ignite.runs.snapshot import Snapshot
+
+_ATTRIBUTE = "_sbi_ignite"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One training of a trainer, including all calls that continue it.
+
+    Attributes:
+        index: How many trainings this trainer has completed before.
+        first_step: Epochs of those trainings.
+        first_iteration: Optimizer steps of those trainings.
+        iterations: Optimizer steps of this one, once it is complete.
+        complete: Whether it has ended regularly.
+    """
+
+    index: int = 0
+    first_step: int = 0
+    first_iteration: int = 0
+    iterations: int = 0
+    complete: bool = False
+
+
+@dataclass
+class TrainerMemory:
+    """What is remembered of one trainer.
+
+    Attributes:
+        round: The last round; None before the first.
+        logged_to: What loggers need to continue the same runs.
+        network: How the network was built, as plain data; None if that was not asked for.
+        state: Counters and history of the last training.
+        snapshot: States of the last training in the typed form, from which it can be resumed.
+        rate: Learning rate of the last training.
+        kept_on_resume: Settings of the last training that cannot change when it is resumed.
+    """
+
+    round: Round | None = None
+    logged_to: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, Any] | None = None
+    state: TrainingState | None = None
+    snapshot: Snapshot | None = None
+    rate: float = 0.0
+    kept_on_resume: Mapping[str, Any] = field(default_factory=dict)
+
+
+def memory_of(trainer: Any) -> TrainerMemory:
+    """Return what is remembered of a trainer.
+
+    It is an attribute of the trainer, so that it is pickled and copied with it.
+
+    Args:
+        trainer: One of sbi's trainers.
+
+    Example:
+        >>> class Trainer:
+        ...     pass
+        >>> trainer = Trainer()
+        >>> memory_of(trainer).rate = 0.1
+        >>> memory_of(trainer).rate
+        0.1
+    """
+    return vars(trainer).setdefault(_ATTRIBUTE, TrainerMemory())

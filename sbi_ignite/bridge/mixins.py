@@ -1,0 +1,112 @@
+"""What sbi_ignite puts in front of sbi's trainers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import sbi.inference as sbi_inference
+
+from sbi_ignite.bridge import marginal, train
+from sbi_ignite.bridge.lines import ReplacedLoop
+from sbi_ignite.bridge.options import refuse_arguments
+from sbi_ignite.summary import TrainingSummary
+
+
+class IgniteTrainer:
+    """What sbi_ignite puts in front of an sbi trainer: its `train()` and the two methods below it.
+
+    Attributes:
+        training_summary: Summary of the last `train()`; None before the first.
+    """
+
+    training_summary: TrainingSummary | None = None
+
+    def train(
+        self,
+        *args: Any,
+        logging: Any | None = None,
+        early_stopping: Any | None = None,
+        checkpoint: Any | None = None,
+        callbacks: Iterable[Any] = (),
+        **kwargs: Any,
+    ) -> Any:
+        """Train and return the estimator, with the best weights in it.
+
+        The typed form is `train(TrainConfig(...), LossArgs...(...), ...)`; sbi's own keywords,
+        alone, give sbi's numbers bit for bit. The two can be mixed: a keyword fills what the config
+        left unset.
+
+        Args:
+            *args: `train_config` and `loss_args`, or sbi's own positional arguments.
+            logging: A `LoggingConfig`, the name of a backend, a logger, or a list of these.
+            early_stopping: An `EarlyStopping`, or a list of them of which any one stops.
+            checkpoint: A `CheckpointConfig`, or the directory of the run; False for none.
+            callbacks: Objects with methods of `Callback`, or with ignite's `attach(engine)`.
+            **kwargs: sbi's keywords of this method's `train()`, `exclude_invalid_x`,
+                `train_config`, `loss_args`.
+
+        Returns:
+            What sbi's `train()` returns.
+
+        Raises:
+            ArgumentError: If an argument is unknown, of the wrong type, or given twice.
+            SettingsError: If a value is not valid.
+            NoSimulationsError: If there is nothing to train on.
+            DataError: If the data cannot be split or has invalid rows that may not be dropped.
+            NonFiniteLossError: If a loss is NaN or infinite; the best weights so far are kept.
+
+        Example:
+            >>> inference = NPE()  # doctest: +SKIP
+            >>> inference.append_simulations(theta, x)  # doctest: +SKIP
+            >>> inference.train(TrainConfig(max_epochs=100), LossArgsNPE())  # doctest: +SKIP
+        """
+        new = {
+            "logging": logging,
+            "early_stopping": early_stopping,
+            "checkpoint": checkpoint,
+            "callbacks": callbacks,
+        }
+        carry_out = (
+            marginal.train if isinstance(self, sbi_inference.MarginalTrainer) else train.train
+        )
+        return carry_out(self, method_behind(type(self), "train"), args, {**new, **kwargs})
+
+
+class IgniteLoop(IgniteTrainer, ReplacedLoop):
+    """`IgniteTrainer` for the trainers that share sbi's loop: all but MarginalTrainer."""
+
+    def train_where_sbi_would(self, *args: Any, **kwargs: Any) -> Any:
+        """Train by `run_training` where sbi would run its loop."""
+        return train.run_training_loop(self, *args, **kwargs)
+
+    def get_dataloaders(self, *args: Any, **kwargs: Any) -> Any:
+        """Return loaders; within `train()`, batches sliced by index."""
+        return train.get_dataloaders(
+            self, method_behind(type(self), "get_dataloaders"), *args, **kwargs
+        )
+
+
+class PretrainedTrainer:
+    """`train()` of a trainer whose network is trained already."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Do what sbi does: nothing is trained.
+
+        Raises:
+            ArgumentError: If any argument is passed, because it could change nothing.
+        """
+        refuse_arguments(self, args, kwargs)
+        return method_behind(type(self), "train")(self)
+
+
+def method_behind(cls: type, name: str) -> Any:
+    """Return the function of that name in sbi's classes, past those of this module.
+
+    Args:
+        cls: A class of a trainer.
+        name: The function's name.
+    """
+    mro = cls.__mro__
+    last = max(i for i, parent in enumerate(mro) if parent in (IgniteTrainer, PretrainedTrainer))
+    return next(vars(parent)[name] for parent in mro[last + 1 :] if name in vars(parent))
