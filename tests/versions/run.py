@@ -105,7 +105,8 @@ def run_row(row: Row, place: Path, options: argparse.Namespace) -> dict[str, Any
     # A missing Python is a row that says so, also where CI is set; none is fetched from elsewhere.
     command += ["--no-error-on-missing-interpreters", "--download-python", "never"]
     command += ["--", "--results", str(place / "results"), "--workers", options.workers]
-    command += ["--sbi-main", options.sbi_main] if options.sbi_main else []
+    if options.sbi_main:
+        command += ["--sbi-main", Path(options.sbi_main).resolve().as_uri()]
     command += ["--torch-index", options.torch_index] if options.torch_index else []
     subprocess.run(command, cwd=ROOT, env=_environment(), check=False)
     if not options.keep:
