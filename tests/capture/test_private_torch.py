@@ -371,3 +371,37 @@ def test_the_manifest_of_a_training_that_failed_says_how_its_steps_were_computed
     assert manifest["status"] == "failed"
     assert manifest["executor"] == "generated_python"
     assert name in manifest["executor_reason"]
+
+
+def test_batches_whose_structure_cannot_be_hashed_are_traced_all_the_same(monkeypatch):
+    """As torch 2.6 has it for lists, which torch's own loaders yield."""
+    batches = [list(batch) for batch in BATCHES]
+
+    def trained_on_lists():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 8), nn.ELU(), nn.Linear(8, 1))
+        config = TrainConfig(compile="trace", max_epochs=6)
+        model, summary = run_training(config, model, squared, batches, batches)
+        return [tensor.clone() for tensor in model.state_dict().values()], summary
+
+    whole = trained_on_lists()
+    structure = private_torch.pytree.tree_structure(batches[0])
+    monkeypatch.setattr(type(structure), "__hash__", None)
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(structure)
+    unhashable = trained_on_lists()
+    assert unhashable[1].executor == whole[1].executor == "torchscript"
+    assert same(whole, unhashable)
+
+
+def test_tensors_without_numbers_keep_their_shapes(monkeypatch):
+    """Torch 2.6 parts a flat tensor into (0,) for each of them."""
+    before = torch._utils._unflatten_dense_tensors
+
+    def as_torch_2_6(flat, like):
+        return [t if t.numel() else t.new_empty(0) for t in before(flat, like)]
+
+    monkeypatch.setattr(torch._utils, "_unflatten_dense_tensors", as_torch_2_6)
+    like = [torch.ones(2, 2), torch.ones(0, 3), torch.ones(0), torch.ones(3, 0, 2)]
+    parts = optim_names.parted(torch.arange(4.0), like)
+    assert [part.shape for part in parts] == [tensor.shape for tensor in like]
