@@ -57,12 +57,14 @@ def test(session: nox.Session, row: Row) -> None:
 
 
 def _told_to_uv() -> dict[str, str]:
-    """Return what pip is told by its variables as the variables of uv, which knows none of them."""
+    """Return uv's variables for what pip does by itself, and is told by variables of its own."""
     names = {"PIP_INDEX_URL": "UV_INDEX_URL", "PIP_FIND_LINKS": "UV_FIND_LINKS"}
     told = {uv: os.environ[pip] for pip, uv in names.items() if os.environ.get(pip)}
-    return {uv: ",".join(value.split()) for uv, value in told.items()} | {
-        uv: os.environ[uv] for uv in told if uv in os.environ
-    }
+    as_pip = {uv: ",".join(value.split()) for uv, value in told.items()}
+    # Many tests start processes, each of which would compile all that it imports where Python is
+    # told not to keep what it compiles.
+    own = {name: os.environ[name] for name in as_pip if name in os.environ}
+    return {"UV_COMPILE_BYTECODE": "1", **as_pip, **own}
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
