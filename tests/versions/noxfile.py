@@ -37,6 +37,8 @@ def test(session: nox.Session, row: Row) -> None:
     install = [*index, *constraints, "--editable", ".[test]", *requirements]
     session.install(*install, env=_told_to_uv())
     environment = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
+    # uv leaves compiling to the first import, and every process would do it anew if this were set.
+    environment["PYTHONDONTWRITEBYTECODE"] = ""
     with session.chdir(session.create_tmp()):
         command = ("python", str(HERE / "probe.py"), *SHOWN)
         found = session.run(*command, silent=True, log=False, env=environment, stderr=None)
@@ -57,14 +59,11 @@ def test(session: nox.Session, row: Row) -> None:
 
 
 def _told_to_uv() -> dict[str, str]:
-    """Return uv's variables for what pip does by itself, and is told by variables of its own."""
+    """Return what pip is told by its variables as the variables of uv, which knows none of them."""
     names = {"PIP_INDEX_URL": "UV_INDEX_URL", "PIP_FIND_LINKS": "UV_FIND_LINKS"}
     told = {uv: os.environ[pip] for pip, uv in names.items() if os.environ.get(pip)}
     as_pip = {uv: ",".join(value.split()) for uv, value in told.items()}
-    # Many tests start processes, each of which would compile all that it imports where Python is
-    # told not to keep what it compiles.
-    own = {name: os.environ[name] for name in as_pip if name in os.environ}
-    return {"UV_COMPILE_BYTECODE": "1", **as_pip, **own}
+    return {**as_pip, **{name: os.environ[name] for name in as_pip if name in os.environ}}
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
