@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from sbi_ignite._version import __version__ as __version__
+from sbi_ignite.methods.table import LOSS_ARGS, TRAINERS
 
 if TYPE_CHECKING:
     from sbi_ignite.bridge.learning_rate import LearningRateRange as LearningRateRange
@@ -33,32 +34,8 @@ if TYPE_CHECKING:
     from sbi_ignite.exceptions import SbiIgniteWarning as SbiIgniteWarning
     from sbi_ignite.exceptions import SettingsError as SettingsError
     from sbi_ignite.exceptions import UnsupportedSbiError as UnsupportedSbiError
-    from sbi_ignite.inference import BNRE as BNRE
-    from sbi_ignite.inference import FMPE as FMPE
-    from sbi_ignite.inference import MNLE as MNLE
-    from sbi_ignite.inference import MNPE as MNPE
-    from sbi_ignite.inference import NLE as NLE
-    from sbi_ignite.inference import NLE_A as NLE_A
-    from sbi_ignite.inference import NPE as NPE
-    from sbi_ignite.inference import NPE_A as NPE_A
-    from sbi_ignite.inference import NPE_B as NPE_B
-    from sbi_ignite.inference import NPE_C as NPE_C
-    from sbi_ignite.inference import NPE_PFN as NPE_PFN
-    from sbi_ignite.inference import NPSE as NPSE
-    from sbi_ignite.inference import NRE as NRE
-    from sbi_ignite.inference import NRE_A as NRE_A
-    from sbi_ignite.inference import NRE_B as NRE_B
-    from sbi_ignite.inference import NRE_C as NRE_C
-    from sbi_ignite.inference import MarginalTrainer as MarginalTrainer
-    from sbi_ignite.methods.base import LossArgs as LossArgs
-    from sbi_ignite.methods.marginal import LossArgsMarginal as LossArgsMarginal
-    from sbi_ignite.methods.nle import LossArgsNLE as LossArgsNLE
-    from sbi_ignite.methods.npe import LossArgsNPE as LossArgsNPE
-    from sbi_ignite.methods.nre import LossArgsBNRE as LossArgsBNRE
-    from sbi_ignite.methods.nre import LossArgsNRE as LossArgsNRE
-    from sbi_ignite.methods.nre import LossArgsNRE_A as LossArgsNRE_A
-    from sbi_ignite.methods.nre import LossArgsNRE_C as LossArgsNRE_C
-    from sbi_ignite.methods.vector_field import LossArgsVF as LossArgsVF
+    from sbi_ignite.inference.trainers import *  # noqa: F403 # all trainers in the table of methods
+    from sbi_ignite.methods import *  # noqa: F403 # all loss arguments in it
     from sbi_ignite.runs.load import Run as Run
     from sbi_ignite.runs.load import load_run as load_run
     from sbi_ignite.settings import CheckpointConfig as CheckpointConfig
@@ -79,26 +56,20 @@ _HOMES = {
         "NoSimulationsError NonFiniteLossError NotYetError SbiIgniteError SbiIgniteWarning "
         "SettingsError UnsupportedSbiError"
     ),
-    "inference": (
-        "BNRE FMPE MNLE MNPE MarginalTrainer NLE NLE_A NPE NPE_A NPE_B NPE_C NPE_PFN NPSE NRE "
-        "NRE_A NRE_B NRE_C"
-    ),
     "bridge.learning_rate": "LearningRateRange find_learning_rate",
     "bridge.load": "load_estimator",
     "bridge.patch": "patch_sbi unpatch_sbi",
-    "methods.base": "LossArgs",
-    "methods.marginal": "LossArgsMarginal",
-    "methods.nle": "LossArgsNLE",
-    "methods.npe": "LossArgsNPE",
-    "methods.nre": "LossArgsBNRE LossArgsNRE LossArgsNRE_A LossArgsNRE_C",
-    "methods.vector_field": "LossArgsVF",
     "runs.load": "Run load_run",
     "settings": (
         "CheckpointConfig EarlyStopping LRSchedule LoggingConfig Stage TrainConfig WeightAveraging"
     ),
     "summary": "TrainingSummary",
 }
-_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+_MODULE_OF = {
+    **{name: module for module, names in _HOMES.items() for name in names.split()},
+    **dict.fromkeys((*TRAINERS, "NLE", "NPE", "NPE_PFN", "NRE"), "inference"),
+    **dict.fromkeys(LOSS_ARGS, "methods"),
+}
 
 EP01_NAMES = (
     "Callback",

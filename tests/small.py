@@ -23,24 +23,11 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 
 import sbi_ignite.inference
+from sbi_ignite.methods.table import TRAINERS
 
 ROOT = Path(__file__).parents[1]
 
-METHODS = (
-    "NPE_A",
-    "NPE_B",
-    "NPE_C",
-    "MNPE",
-    "NLE_A",
-    "MNLE",
-    "NRE_A",
-    "NRE_B",
-    "NRE_C",
-    "BNRE",
-    "FMPE",
-    "NPSE",
-    "MarginalTrainer",
-)
+METHODS = tuple(TRAINERS)
 """Every trainer that trains something."""
 
 SBI_WARNS = [

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sbi_ignite.bridge.families import Family, family_of
 from sbi_ignite.bridge.lines import SbiTrainConfig
 from sbi_ignite.exceptions import ArgumentError
 from sbi_ignite.handlers.callbacks import as_callbacks
-from sbi_ignite.methods.base import LossArgs
+from sbi_ignite.methods.base import LossArgs, Method
+from sbi_ignite.methods.table import loss_keywords, method_of
 from sbi_ignite.settings import Resolved, TrainConfig, resolve
 
 SBI_NAMES = {
@@ -34,18 +34,7 @@ SBI_NAMES = {
 }
 """Fields of TrainConfig and the keywords that sbi's `train()` has for them."""
 
-LOSS_KEYWORDS = (
-    "calibration_kernel",
-    "force_first_round_loss",
-    "num_atoms",
-    "use_combined_loss",
-    "num_classes",
-    "gamma",
-    "regularization_strength",
-    "ema_loss_decay",
-    "validation_times",
-    "validation_times_nugget",
-)
+LOSS_KEYWORDS = loss_keywords()
 """sbi's keywords that loss arguments stand for."""
 
 NEW_ARGUMENTS = ("logging", "early_stopping", "checkpoint", "callbacks")
@@ -57,7 +46,7 @@ class Call:
 
     Attributes:
         trainer: The trainer that was called.
-        family: Its family.
+        family: Its method.
         settings: All settings with their origins.
         keywords: What sbi's own `train()` is called with.
         exclude_invalid_x: Whether to drop rows with NaN or Inf in x; None leaves them.
@@ -67,7 +56,7 @@ class Call:
     """
 
     trainer: Any
-    family: Family
+    family: Method
     settings: Resolved
     keywords: Mapping[str, Any]
     exclude_invalid_x: bool | None
@@ -109,7 +98,7 @@ def parse_call(
         ArgumentError: If an argument is unknown, of the wrong type, or given twice.
         SettingsError: If a value is not valid.
     """
-    family = family_of(trainer)
+    family = method_of(type(trainer))
     parameters = _parameters(sbi_train)
     kwargs = dict(kwargs)
     new = {name: kwargs.pop(name, None) for name in NEW_ARGUMENTS}
@@ -149,7 +138,7 @@ def _split(
     args: Sequence[Any],
     kwargs: dict[str, Any],
     parameters: list[str],
-    family: Family,
+    family: Method,
 ) -> tuple[TrainConfig | None, LossArgs | None, dict[str, Any]]:
     """Separate the typed arguments from sbi's, which are returned by name."""
     config, loss_args = kwargs.pop("train_config", None), kwargs.pop("loss_args", None)
@@ -184,7 +173,7 @@ def _wrong_argument(trainer: Any, name: str, expected: str, found: Any) -> Argum
     )
 
 
-def _check_family(trainer: Any, loss_args: Any, family: Family) -> None:
+def _check_family(trainer: Any, loss_args: Any, family: Method) -> None:
     """Refuse loss arguments of another method; the base class fits every method."""
     if loss_args is None or type(loss_args) in (LossArgs, family.loss_args):
         return

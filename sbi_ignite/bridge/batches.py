@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from sbi.inference.trainers.npe.npe_base import PosteriorEstimatorTrainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -246,16 +245,9 @@ def _any_batch_will_do(trainer: Any, call: Call, train_size: int) -> bool:
         call: The call, which has arguments for the loss.
         train_size: Rows in a training batch.
     """
-    met = call.family.rows_met
-    if met is None or not private(trainer).loss_is_sbis_own:
-        return False
-    if call.keywords.get("calibration_kernel") or train_size < met(call.keywords):
-        return False
-    # From the second round of NPE on, rows are contrasted with others of their batch.
-    later_round = (
-        isinstance(trainer, PosteriorEstimatorTrainer) and private(trainer).round_index > 0
-    )
-    return not later_round or bool(call.keywords.get("force_first_round_loss"))
+    own = private(trainer)
+    met = call.family.rows_met(call.keywords, own.round_index == 0)
+    return own.loss_is_sbis_own and met is not None and train_size >= met
 
 
 def _large_batch(tensors: Sequence[Tensor], batch_size: int, device: torch.device) -> int:

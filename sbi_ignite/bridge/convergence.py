@@ -15,7 +15,8 @@ from sbi_ignite.bridge.arguments import Call
 from sbi_ignite.bridge.lines import private
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.handlers.best_weights import BestWeights
-from sbi_ignite.handlers.stopping import Rule, WithoutPatience, make_rule
+from sbi_ignite.handlers.rules.base import Rule, WithoutPatience
+from sbi_ignite.handlers.stopping import make_rule
 from sbi_ignite.settings import EarlyStopping
 
 

@@ -29,7 +29,7 @@ from sbi_ignite.data.source import Batches
 from sbi_ignite.exceptions import NonFiniteLossError
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.epoch_mean import StepOutput
-from sbi_ignite.handlers.stopping import Rule
+from sbi_ignite.handlers.rules.base import Rule
 from sbi_ignite.kernels.splines import (
     has_splines,
     replaceable_splines,

@@ -13,13 +13,13 @@ from sbi_ignite.bridge.arguments import Call, parse_call
 from sbi_ignite.bridge.batches import make_loaders, split
 from sbi_ignite.bridge.fit import fit
 from sbi_ignite.bridge.lines import check_sbi, private
+from sbi_ignite.bridge.losses import loss_of
 from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.ownership import is_sbis_own
 from sbi_ignite.bridge.sbi_summary import close_books, say_how_it_ended
 from sbi_ignite.bridge.train import check_simulations, prepare
 from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
-from sbi_ignite.methods.marginal import MarginalLoss
 from sbi_ignite.training.recipe import filled_in
 
 
@@ -55,8 +55,7 @@ def carry_out(trainer: Any, call: Call) -> Any:
     config = call.settings.train
     if own.network is None:
         own.build_marginal(trainer.get_samples()[trainer.train_indices].to("cpu"))
-    sbis_own = is_sbis_own(trainer, "loss")
-    loss = MarginalLoss() if sbis_own else (lambda model, batch: trainer.loss(batch[0]))
+    loss = loss_of(trainer, None, config.sbi_compat)
     fit(trainer, call, loss, train_loader, val_loader)
     if not config.sbi_compat:
         say_how_it_ended(trainer, call)

@@ -13,10 +13,11 @@ import sbi
 import sbi.inference as sbi_inference
 
 from sbi_ignite.bridge import marginal, train
-from sbi_ignite.bridge.lines import LOOP, TRAINERS, check_sbi, trainers_without_training
+from sbi_ignite.bridge.lines import LOOP, check_sbi, trainers_without_training
 from sbi_ignite.bridge.options import refuse_arguments
 from sbi_ignite.bridge.signatures import sbis_first
 from sbi_ignite.bridge.workers import pass_on_patch
+from sbi_ignite.methods.table import TRAINERS
 
 _ABSENT = object()
 _lock = threading.RLock()
@@ -109,7 +110,7 @@ def is_patched() -> bool:
 
 def _apply() -> None:
     _undo.append(pass_on_patch())
-    for cls in TRAINERS:
+    for cls in _sharing_the_loop():
         if "train" in vars(cls):
             _replace(cls, "train", _training(cls, train.train))
     marginals = sbi_inference.MarginalTrainer
@@ -122,6 +123,14 @@ def _apply() -> None:
     for cls in (base, sbi_inference.MarginalTrainer):
         _replace(cls, "training_summary", None)
     _offer_training_module()
+
+
+def _sharing_the_loop() -> tuple[type, ...]:
+    """Return the trainers that share sbi's loop, and their bases."""
+    known = [getattr(sbi_inference, name) for name in TRAINERS if hasattr(sbi_inference, name)]
+    ancestors = dict.fromkeys(ancestor for cls in known for ancestor in cls.__mro__)
+    base = sbi_inference.NeuralInference
+    return tuple(cls for cls in ancestors if issubclass(cls, base) and cls is not base)
 
 
 def _restore() -> None:

@@ -84,7 +84,7 @@ class TrainersTracker(Backend):
     @property
     def tracker(self) -> Any:
         """The trainer's tracker."""
-        return self._trainer._tracker
+        return private(self._trainer).tracker
 
     def log_epoch(self, row: EpochRow) -> None:
         """Pass on sbi's own numbers for the epoch, which for vector fields are averages."""

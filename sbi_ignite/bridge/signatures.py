@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from inspect import Parameter
 from typing import Any, Literal
 
-from sbi_ignite.bridge.families import family_of_class
+from sbi_ignite.methods.table import method_of
 from sbi_ignite.settings import CheckpointConfig, EarlyStopping, TrainConfig
 
 _KEYWORD, _EITHER = Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD
@@ -50,10 +50,10 @@ def _sbis(sbi_train: Callable[..., Any]) -> list[Parameter]:
 
 
 def _typed(cls: type, kind: Any) -> list[Parameter]:
-    family = family_of_class(cls)
+    loss_args = method_of(cls).loss_args
     return [
         Parameter("train_config", kind, default=None, annotation=TrainConfig | None),
-        Parameter("loss_args", kind, default=None, annotation=family.loss_args | None),
+        Parameter("loss_args", kind, default=None, annotation=loss_args | None),
     ]
 
 

@@ -10,12 +10,10 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
-from sbi.inference import NPE_C
-
 from sbi_ignite.bridge.lines import private
 from sbi_ignite.bridge.losses import TrainersOwnLoss
 from sbi_ignite.methods.base import Loss
-from sbi_ignite.methods.npe import PosteriorLoss
+from sbi_ignite.methods.table import method_of
 
 KNOWN = frozenset(("torch", "sbi", "nflows", "zuko", "builtins", "numpy", "collections"))
 """Packages whose code is known to depend on nothing but its arguments."""
@@ -42,8 +40,9 @@ def _is_known_loss(trainer: Any, loss: Loss) -> bool:
     kernel = getattr(loss, "calibration_kernel", None)
     if kernel is not None and not _is_known(kernel):
         return False
-    if isinstance(loss, PosteriorLoss) and loss.proposal_log_prob is not None:
-        return isinstance(trainer, NPE_C) and _is_known_part(private(trainer).prior)
+    if getattr(loss, "proposal_log_prob", None) is not None:
+        traces = method_of(type(trainer)).traces_proposal
+        return traces and _is_known_part(private(trainer).prior)
     return True
 
 

@@ -16,49 +16,11 @@ import sbi.inference as _sbi  # noqa: E402 # after the check: an unknown sbi may
 
 import sbi_ignite._import_ignite  # noqa: E402, F401 # before anything imports ignite
 from sbi_ignite.inference.infer import infer  # noqa: E402 # likewise
-from sbi_ignite.inference.trainers import (  # noqa: E402 # likewise
-    BNRE,
-    FMPE,
-    MNLE,
-    MNPE,
-    NLE,
-    NLE_A,
-    NPE,
-    NPE_A,
-    NPE_B,
-    NPE_C,
-    NPSE,
-    NRE,
-    NRE_A,
-    NRE_B,
-    NRE_C,
-    MarginalTrainer,
-)
+from sbi_ignite.inference.trainers import *  # noqa: E402, F403 # likewise
+from sbi_ignite.inference.trainers import __all__ as _trainers  # noqa: E402 # likewise
 
-__all__ = [
-    "BNRE",
-    "FMPE",
-    "MNLE",
-    "MNPE",
-    "NLE",
-    "NLE_A",
-    "NPE",
-    "NPE_A",
-    "NPE_B",
-    "NPE_C",
-    "NPSE",
-    "NRE",
-    "NRE_A",
-    "NRE_B",
-    "NRE_C",
-    "MarginalTrainer",
-    "infer",
-]
-
-if hasattr(_sbi, "NPE_PFN"):
-    from sbi_ignite.inference.trainers import NPE_PFN
-
-    __all__ += ["NPE_PFN"]
+# pyright cannot see through the names of the table.
+__all__ = ["infer", *_trainers]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,62 +10,29 @@ import sbi.inference as sbi_inference
 
 from sbi_ignite.bridge.mixins import IgniteLoop, IgniteTrainer, PretrainedTrainer, method_behind
 from sbi_ignite.bridge.signatures import typed_first
-
-# The overrides take more than sbi's methods do; a type checker cannot know this is intended.
-# pyright: reportIncompatibleMethodOverride=false
-# ruff: noqa: D101 # the docstrings are sbi's
+from sbi_ignite.methods.table import TRAINERS
 
 
-class NPE_A(IgniteLoop, sbi_inference.NPE_A):
-    __doc__ = sbi_inference.NPE_A.__doc__
+def _trained_by_ignite(name: str) -> type:
+    """Return the trainer of that name in `sbi.inference` with our `train()` in front of it."""
+    theirs: Any = getattr(sbi_inference, name)
+    front = IgniteLoop if issubclass(theirs, sbi_inference.NeuralInference) else IgniteTrainer
+    cls = _with(front, theirs)
+    _show_signature(cls, IgniteTrainer.train, typed_first(cls, method_behind(cls, "train")))
+    return cls
 
 
-class NPE_B(IgniteLoop, sbi_inference.NPE_B):
-    __doc__ = sbi_inference.NPE_B.__doc__
+def _pretrained(name: str) -> type:
+    """Return the trainer of that name, whose network is trained already."""
+    theirs: Any = getattr(sbi_inference, name)
+    cls = _with(PretrainedTrainer, theirs)
+    _show_signature(cls, PretrainedTrainer.train, inspect.signature(theirs.train))
+    return cls
 
 
-class NPE_C(IgniteLoop, sbi_inference.NPE_C):
-    __doc__ = sbi_inference.NPE_C.__doc__
-
-
-class MNPE(IgniteLoop, sbi_inference.MNPE):
-    __doc__ = sbi_inference.MNPE.__doc__
-
-
-class NLE_A(IgniteLoop, sbi_inference.NLE_A):
-    __doc__ = sbi_inference.NLE_A.__doc__
-
-
-class MNLE(IgniteLoop, sbi_inference.MNLE):
-    __doc__ = sbi_inference.MNLE.__doc__
-
-
-class NRE_A(IgniteLoop, sbi_inference.NRE_A):
-    __doc__ = sbi_inference.NRE_A.__doc__
-
-
-class NRE_B(IgniteLoop, sbi_inference.NRE_B):
-    __doc__ = sbi_inference.NRE_B.__doc__
-
-
-class NRE_C(IgniteLoop, sbi_inference.NRE_C):
-    __doc__ = sbi_inference.NRE_C.__doc__
-
-
-class BNRE(IgniteLoop, sbi_inference.BNRE):
-    __doc__ = sbi_inference.BNRE.__doc__
-
-
-class FMPE(IgniteLoop, sbi_inference.FMPE):
-    __doc__ = sbi_inference.FMPE.__doc__
-
-
-class NPSE(IgniteLoop, sbi_inference.NPSE):
-    __doc__ = sbi_inference.NPSE.__doc__
-
-
-class MarginalTrainer(IgniteTrainer, sbi_inference.MarginalTrainer):
-    __doc__ = sbi_inference.MarginalTrainer.__doc__
+def _with(front: type, theirs: type) -> Any:
+    namespace = {"__module__": __name__, "__doc__": theirs.__doc__}
+    return type(theirs.__name__, (front, theirs), namespace)
 
 
 def _show_signature(cls: Any, shared: Any, signature: inspect.Signature) -> None:
@@ -79,22 +46,13 @@ def _show_signature(cls: Any, shared: Any, signature: inspect.Signature) -> None
     cls.train = train
 
 
-for _class in (
-    *(NPE_A, NPE_B, NPE_C, MNPE, NLE_A, MNLE, NRE_A, NRE_B, NRE_C, BNRE, FMPE, NPSE),
-    MarginalTrainer,
-):
-    _signature = typed_first(_class, method_behind(_class, "train"))
-    _show_signature(_class, IgniteTrainer.train, _signature)
+# A release of sbi may not have all of them yet, or any more.
+_trainers = {name: _trained_by_ignite(name) for name in TRAINERS if hasattr(sbi_inference, name)}
+_trainers |= {name: _pretrained(name) for name in ("NPE_PFN",) if hasattr(sbi_inference, name)}
+globals().update(_trainers)
 
-if hasattr(sbi_inference, "NPE_PFN"):  # from sbi 0.27 on
+NPE = _trainers["NPE_C"]
+NLE = _trainers["NLE_A"]
+NRE = _trainers["NRE_B"]
 
-    class NPE_PFN(PretrainedTrainer, sbi_inference.NPE_PFN):
-        __doc__ = sbi_inference.NPE_PFN.__doc__
-
-    _show_signature(
-        NPE_PFN, PretrainedTrainer.train, inspect.signature(sbi_inference.NPE_PFN.train)
-    )
-
-NPE = NPE_C
-NLE = NLE_A
-NRE = NRE_B
+__all__ = ["NLE", "NPE", "NRE", *_trainers]

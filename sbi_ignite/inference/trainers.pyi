@@ -696,3 +696,23 @@ def refuse_arguments(trainer: Any, args: Any, kwargs: Any) -> None: ...
 NPE = NPE_C
 NLE = NLE_A
 NRE = NRE_B
+
+__all__ = [
+    "BNRE",
+    "FMPE",
+    "MNLE",
+    "MNPE",
+    "NLE",
+    "NLE_A",
+    "NPE",
+    "NPE_A",
+    "NPE_B",
+    "NPE_C",
+    "NPE_PFN",
+    "NPSE",
+    "NRE",
+    "NRE_A",
+    "NRE_B",
+    "NRE_C",
+    "MarginalTrainer",
+]

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -135,6 +135,8 @@ class Backend:
     name: str = "backend"
     package: ClassVar[str | None] = None
     """The optional package that it needs, also the name of the extra that installs it."""
+    in_own_process: ClassVar[bool] = False
+    """Whether its library may hang, fail, draw random numbers or hold up the exit."""
     shows_progress: bool = False
 
     waited: float = 0.0
@@ -164,6 +166,31 @@ class Backend:
     ) -> None:
         self.run_name, self.tags = run_name, tags_as_dict(tags)
         self.every_n_iterations = every_n_iterations
+
+    @classmethod
+    def place(
+        cls, fields: Mapping[str, Any], run_directory: str | os.PathLike[str] | None
+    ) -> tuple[tuple[Hashable, ...], str, str]:
+        """Return where a backend with these fields writes, which no two of a training may share.
+
+        Here: the folder, if it takes a `log_dir`; else there is one place only.
+
+        Args:
+            fields: What `LoggingConfig` has for this backend.
+            run_directory: Where the run's files are; None without checkpoints.
+
+        Returns:
+            What tells the place from others, its name, and how to ask for another; "" if there is
+            no other.
+        """
+        if "log_dir" not in fields:
+            return (), cls.name, ""
+        if fields["log_dir"] is None and run_directory is not None:
+            folder = Path(run_directory) / "logs"
+            return (folder.resolve(), None), f"{cls.name} in {folder}", "a log_dir"
+        folder = Path(fields["log_dir"] or "sbi-logs")
+        other = "another log_dir or run_name"
+        return (folder.resolve(), fields["run_name"]), f"{cls.name} in {folder}", other
 
     def grant(self, seconds: float) -> None:
         """Set how long, in total, training may wait inside calls; called before `start`."""

@@ -6,8 +6,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sbi_ignite.exceptions import ArgumentError, MissingPackageError
 from sbi_ignite.loggers.base import Backend
@@ -15,31 +14,6 @@ from sbi_ignite.loggers.group import Loggers
 from sbi_ignite.loggers.helper_thread import OnHelperThread
 from sbi_ignite.loggers.ignite_logger import IgniteLogger, is_ignite_logger
 from sbi_ignite.loggers.tracker import SbiTracker, is_tracker
-
-if TYPE_CHECKING:
-    from sbi_ignite.settings import LoggingConfig
-
-BACKENDS: Mapping[str, str] = {
-    "stdout": "stdout:Stdout",
-    "tensorboard": "tensorboard:TensorBoard",
-    "wandb": "wandb:Wandb",
-    "mlflow": "mlflow:Mlflow",
-    "jsonl": "jsonl:JsonLines",
-    "memory": "memory:Memory",
-    "none": "none:Nothing",
-}
-"""Every name that `LoggingConfig.backend` takes, and where its class is."""
-
-IN_OWN_PROCESS = frozenset({"wandb", "mlflow"})
-"""Those whose libraries may hang, fail, draw random numbers or hold up the exit."""
-
-
-_REMEDIES: Mapping[str, str] = {
-    "jsonl": "another log_dir or run_name",
-    "tensorboard": "another log_dir or run_name",
-    "wandb": "another project or run_name",
-    "mlflow": "another experiment_name, tracking_uri or run_name",
-}
 
 
 def make_loggers(
@@ -81,8 +55,8 @@ def make_backend(asked: object) -> Backend:
     if is_tracker(asked):
         return OnHelperThread(SbiTracker(asked))
     raise ArgumentError(
-        f"logging: expected a LoggingConfig, one of the names {', '.join(BACKENDS)}, an sbi "
-        f"Tracker, a logger of ignite.handlers or a list of these, got {asked!r}."
+        f"logging: expected a LoggingConfig, one of the names {', '.join(LoggingConfig.takes)}, "
+        f"an sbi Tracker, a logger of ignite.handlers or a list of these, got {asked!r}."
     )
 
 
@@ -109,46 +83,20 @@ def _place(item: object, run_directory: str | os.PathLike[str] | None) -> tuple[
         # The trainer's own tracker comes wrapped, the user's does not.
         target = getattr(item, "tracker", item) if isinstance(item, Backend) else item
         return id(target), f"the same {type(target).__name__}", ""
-    name = item.backend
-    remedy = f", or give one {_REMEDIES[name]}" if name in _REMEDIES else ""
-    if name in ("jsonl", "tensorboard"):
-        if item.log_dir is None and run_directory is not None:
-            folder, run = Path(run_directory) / "logs", None
-            remedy = ", or give one a log_dir"
-        else:
-            folder, run = Path(item.log_dir or "sbi-logs"), item.run_name
-        return (name, folder.resolve(), run), f"{name} in {folder}", remedy
-    return (name, *_remote_place(item)), name, remedy
-
-
-def _remote_place(item: LoggingConfig) -> tuple[str | None, ...]:
-    """Return what tells two runs of a tracking service apart; () for all other backends."""
-    known = os.environ.get
-    if item.backend == "wandb":
-        entity, project = item.entity, item.project
-        return (
-            entity or known("WANDB_ENTITY"),
-            project or known("WANDB_PROJECT"),
-            item.run_name or known("WANDB_NAME"),
-        )
-    if item.backend == "mlflow":
-        return (
-            item.tracking_uri or known("MLFLOW_TRACKING_URI"),
-            item.experiment_name or known("MLFLOW_EXPERIMENT_NAME"),
-            item.run_name,
-        )
-    return ()
+    fields = {name: getattr(item, name) for name in item.fields if name != "backend"}
+    place, where, other = backend_class(item.backend).place(fields, run_directory)
+    return (item.backend, *place), where, f", or give one {other}" if other else ""
 
 
 def backend_by_name(name: str, fields: Mapping[str, Any]) -> Backend:
     """Return one of our own backends, in a process of its own if it needs one.
 
     Args:
-        name: One of `BACKENDS`.
+        name: One of the names that `LoggingConfig.backend` takes.
         fields: Arguments of its class.
     """
     check_package(name)
-    if name in IN_OWN_PROCESS:
+    if backend_class(name).in_own_process:
         from sbi_ignite.loggers.subprocess_backend import SubprocessBackend
 
         return SubprocessBackend(name, fields)
@@ -156,9 +104,10 @@ def backend_by_name(name: str, fields: Mapping[str, Any]) -> Backend:
 
 
 def backend_class(name: str) -> type[Backend]:
-    """Return a backend's class."""
-    module, _, class_name = BACKENDS[name].partition(":")
-    return getattr(importlib.import_module(f"sbi_ignite.loggers.{module}"), class_name)
+    """Return a backend's class, which has that name and is on the page of that name."""
+    page = importlib.import_module(f"sbi_ignite.loggers.{name}")
+    classes = (item for item in vars(page).values() if isinstance(item, type))
+    return next(cls for cls in classes if issubclass(cls, Backend) and cls.name == name)
 
 
 def check_package(name: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,19 @@ class Mlflow(Backend):
 
     name: str = "mlflow"
     package = "mlflow"
+    in_own_process = True
+
+    @classmethod
+    def place(
+        cls, fields: Mapping[str, Any], run_directory: str | os.PathLike[str] | None
+    ) -> tuple[tuple[Hashable, ...], str, str]:
+        """Return the run's store, experiment and name."""
+        found = (
+            fields["tracking_uri"] or os.environ.get("MLFLOW_TRACKING_URI"),
+            fields["experiment_name"] or os.environ.get("MLFLOW_EXPERIMENT_NAME"),
+            fields["run_name"],
+        )
+        return found, cls.name, "another experiment_name, tracking_uri or run_name"
 
     def __init__(
         self,

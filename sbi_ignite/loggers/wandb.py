@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +63,16 @@ class Wandb(Backend):
 
     name: str = "wandb"
     package = "wandb"
+    in_own_process = True
+
+    @classmethod
+    def place(
+        cls, fields: Mapping[str, Any], run_directory: str | os.PathLike[str] | None
+    ) -> tuple[tuple[Hashable, ...], str, str]:
+        """Return the run's entity, project and name."""
+        variables = {"entity": "ENTITY", "project": "PROJECT", "run_name": "NAME"}
+        found = (fields[n] or os.environ.get(f"WANDB_{word}") for n, word in variables.items())
+        return tuple(found), cls.name, "another project or run_name"
 
     def __init__(
         self,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sbi_ignite.exceptions import DataError
+from sbi_ignite.methods.base import Classifier
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class InBatchContrasts:
     random as before, without repetition; over the batch, each theta is met equally often.
 
     Attributes:
-        trainer: Has the classifier, `_neural_net(theta, x)`.
+        classifier: Returns the logits of pairs of theta and x.
     """
 
-    trainer: Any
+    classifier: Classifier
 
     def __call__(self, theta: Tensor, x: Tensor, num_atoms: int) -> Tensor:
         """Return logits, shape (batch * num_atoms,); every `num_atoms`-th is of a joint pair.
@@ -48,4 +48,4 @@ class InBatchContrasts:
         offset = torch.arange(num_atoms, device=theta.device)
         met = order[(position[:, None] + offset) % size].reshape(-1)
         own = order[:, None].expand(size, num_atoms).reshape(-1)
-        return self.trainer._neural_net(theta.index_select(0, met), x.index_select(0, own))
+        return self.classifier(theta.index_select(0, met), x.index_select(0, own))

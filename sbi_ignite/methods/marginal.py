@@ -1,4 +1,4 @@
-"""Loss of marginal density estimation."""
+"""Marginal density estimation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from sbi.neural_nets.estimators.shape_handling import reshape_to_batch_event
 from torch import Tensor
 
-from sbi_ignite.methods.base import LossArgs
+from sbi_ignite.methods.base import LossArgs, Method
 
 
 class LossArgsMarginal(LossArgs):
@@ -27,3 +27,6 @@ class MarginalLoss:
     def __call__(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
         """Return losses of shape (batch,)."""
         return model.loss(reshape_to_batch_event(batch[0], event_shape=model.input_shape))
+
+
+MARGINAL = Method(LossArgsMarginal, lambda trainer: MarginalLoss())

@@ -1,4 +1,4 @@
-"""Loss of neural likelihood estimation."""
+"""Neural likelihood estimation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from sbi.neural_nets.estimators.shape_handling import reshape_to_batch_event
 from torch import Tensor
 
-from sbi_ignite.methods.base import LossArgs
+from sbi_ignite.methods.base import LossArgs, Method
 
 
 class LossArgsNLE(LossArgs):
@@ -30,3 +30,10 @@ class LikelihoodLoss:
         theta = reshape_to_batch_event(theta, event_shape=model.condition_shape)
         x = reshape_to_batch_event(x, event_shape=model.input_shape)
         return model.loss(x, condition=theta)
+
+
+NLE = Method(
+    LossArgsNLE,
+    lambda trainer: LikelihoodLoss(),
+    rows_met=lambda keywords, first_round: 1,
+)

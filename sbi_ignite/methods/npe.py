@@ -1,16 +1,16 @@
-"""Loss of neural posterior estimation."""
+"""Neural posterior estimation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import Field
 from sbi.neural_nets.estimators.shape_handling import reshape_to_batch_event
 from torch import Tensor
 
-from sbi_ignite.methods.base import LossArgs
+from sbi_ignite.methods.base import Loss, LossArgs, Method, ProposalLogProb, TrainerView
 
 
 class LossArgsNPE(LossArgs):
@@ -45,7 +45,7 @@ class PosteriorLoss:
     """
 
     calibration_kernel: Callable[[Tensor], Tensor]
-    proposal_log_prob: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    proposal_log_prob: ProposalLogProb | None = None
 
     def __call__(self, model: Any, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Return losses of shape (batch,)."""
@@ -57,3 +57,21 @@ class PosteriorLoss:
         else:
             loss = -self.proposal_log_prob(theta, x, masks)
         return self.calibration_kernel(x) * loss
+
+
+def _loss(trainer: TrainerView) -> Loss:
+    args = trainer.arguments
+    by_likelihood = trainer.first_round or args.force_first_round_loss
+    return PosteriorLoss(
+        args.calibration_kernel, None if by_likelihood else trainer.proposal_log_prob
+    )
+
+
+def _rows_met(keywords: Mapping[str, Any], first_round: bool) -> int | None:
+    """Return 1; None in later rounds, where rows are contrasted with others of their batch."""
+    alone = first_round or keywords.get("force_first_round_loss")
+    return 1 if alone and not keywords.get("calibration_kernel") else None
+
+
+NPE = Method(LossArgsNPE, _loss, rows_met=_rows_met)
+NPE_ATOMIC = replace(NPE, traces_proposal=True)

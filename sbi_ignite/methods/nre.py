@@ -1,25 +1,23 @@
-"""Classification losses of neural ratio estimation.
+"""Neural ratio estimation.
 
-Each loss gets `classifier_logits(theta, x, num_atoms)`, which pairs every x with its own theta and
-`num_atoms - 1` others of the batch and returns one logit per pair, shape (batch * num_atoms, 1).
-sbi returns means over a batch; losses of rows, which say how uncertain such a mean is, round
-differently and are therefore returned only if `by_row` asks for them.
+Each loss gets `ClassifierLogits`. sbi returns means over a batch; losses of rows, which say how
+uncertain such a mean is, round differently and are therefore returned only if `by_row` asks for
+them.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sbi_ignite.methods.base import LossArgs
-
-ClassifierLogits: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
+from sbi_ignite.methods.base import ClassifierLogits, LossArgs, Method, TrainerView
+from sbi_ignite.methods.contrasts import InBatchContrasts
 
 
 class LossArgsNRE(LossArgs):
@@ -152,7 +150,7 @@ class RatioLossC(RatioLoss):
     """Contrastive loss with an independently drawn class (Miller et al. 2022).
 
     Attributes:
-        classifier_logits: See the module's docstring.
+        classifier_logits: Logits of pairs of theta and x.
         num_atoms: Number of classes K plus one.
         gamma: Weight of the K dependent classes against the marginal one.
         by_row: See the module's docstring.
@@ -196,3 +194,48 @@ def _binary_cross_entropy(logits: Tensor, by_row: bool) -> Tensor:
         losses = nn.functional.binary_cross_entropy(likelihood, labels, reduction="none")
         return losses.reshape(-1, 2).mean(dim=1)
     return nn.functional.binary_cross_entropy(likelihood, labels)
+
+
+def _logits(trainer: TrainerView) -> ClassifierLogits:
+    """Return the trainer's own pairs, or cheaper ones in the typed form."""
+    if trainer.as_sbi or trainer.classifier is None:
+        return trainer.classifier_logits
+    return InBatchContrasts(trainer.classifier)
+
+
+def _loss_a(trainer: TrainerView) -> RatioLossA:
+    return RatioLossA(_logits(trainer), by_row=not trainer.as_sbi)
+
+
+def _loss_b(trainer: TrainerView) -> RatioLossB:
+    return RatioLossB(_logits(trainer), trainer.arguments.num_atoms, by_row=not trainer.as_sbi)
+
+
+def _loss_c(trainer: TrainerView) -> RatioLossC:
+    args = trainer.arguments
+    return RatioLossC(_logits(trainer), args.num_atoms, args.gamma, by_row=not trainer.as_sbi)
+
+
+def _balanced_loss(trainer: TrainerView) -> BalancedRatioLoss:
+    strength = trainer.arguments.regularization_strength
+    return BalancedRatioLoss(_logits(trainer), strength, by_row=not trainer.as_sbi)
+
+
+def _atoms(keywords: Mapping[str, Any], first_round: bool) -> int:
+    return keywords.get("num_atoms", LossArgsNRE().num_atoms)
+
+
+def _classes(keywords: Mapping[str, Any], first_round: bool) -> int:
+    return keywords.get("num_classes", LossArgsNRE_C().num_classes) + 1
+
+
+NRE_A = Method(
+    LossArgsNRE_A,
+    _loss_a,
+    rows_needed=2,
+    rows_met=lambda keywords, first_round: 2,
+    contrasts=True,
+)
+NRE_B = Method(LossArgsNRE, _loss_b, rows_needed=2, rows_met=_atoms, contrasts=True)
+NRE_C = Method(LossArgsNRE_C, _loss_c, rows_needed=3, rows_met=_classes, contrasts=True)
+BNRE = Method(LossArgsBNRE, _balanced_loss, rows_needed=2)

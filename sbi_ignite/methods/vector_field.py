@@ -1,15 +1,16 @@
-"""Losses of flow matching and score matching."""
+"""Flow matching and score matching."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
 from torch import Tensor
 
-from sbi_ignite.methods.base import LossArgs
+from sbi_ignite.methods.base import Loss, LossArgs, Method, TrainerView
+from sbi_ignite.settings import EarlyStopping
 
 
 class LossArgsVF(LossArgs):
@@ -67,3 +68,23 @@ class VectorFieldLoss:
         x = x.repeat(num_times, *[1] * (x.ndim - 1))
         times = self.times.repeat_interleave(size, dim=0)
         return self.calibration_kernel(x) * model.loss(theta, x, times=times)
+
+
+def _loss(trainer: TrainerView) -> Loss | None:
+    """Return the loss of the first round; later ones need the trainer's own correction."""
+    args = trainer.arguments
+    if not (trainer.first_round or args.force_first_round_loss):
+        return None
+    return VectorFieldLoss(args.calibration_kernel, args.times.to(trainer.device))
+
+
+def _rows_met(keywords: Mapping[str, Any], first_round: bool) -> int | None:
+    return None if keywords.get("calibration_kernel") else 1
+
+
+VECTOR_FIELD = Method(
+    LossArgsVF,
+    _loss,
+    default_rule=EarlyStopping.two_standard_deviations(),
+    rows_met=_rows_met,
+)

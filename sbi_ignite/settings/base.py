@@ -296,5 +296,7 @@ def _named(
 @cache
 def _adapter(cls: type[Settings], field: str) -> TypeAdapter[Any]:
     info = cls.model_fields[field]
-    kind: Any = Annotated[(info.annotation, *info.metadata)]  # pyright: ignore # made at run time
+    kind: Any = info.annotation
+    if info.metadata:
+        kind = Annotated[(kind, *info.metadata)]  # pyright: ignore # made at run time
     return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))

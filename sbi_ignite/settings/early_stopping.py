@@ -1,4 +1,4 @@
-"""Settings for early stopping; the rules themselves live in handlers."""
+"""Settings for early stopping; the rule of each kind is the page of that name in handlers/rules."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ __all__ = ["EarlyStopping", "Kind"]
 
 Kind = Literal["validation_loss", "two_standard_deviations", "lr_threshold", "when", "never"]
 
+# A kind that takes "patience" trains at least that many epochs.
 _TAKES: Mapping[str, tuple[str, ...]] = {
     "validation_loss": ("patience", "min_delta"),
     "two_standard_deviations": ("patience",),

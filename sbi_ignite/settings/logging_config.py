@@ -20,6 +20,7 @@ Backend = Literal["stdout", "tensorboard", "wandb", "mlflow", "jsonl", "memory",
 _Mode = Literal["online", "offline", "shared", "disabled"]
 _MODES = ("online", "offline", "shared", "disabled")
 
+# A backend is the page of that name in loggers/.
 _TAKES: Mapping[str, tuple[str, ...]] = {
     "stdout": (),
     "tensorboard": ("log_dir",),

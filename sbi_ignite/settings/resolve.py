@@ -25,8 +25,6 @@ from sbi_ignite.settings.train import TrainConfig
 
 __all__ = ["resolve"]
 
-_PATIENT = ("validation_loss", "two_standard_deviations")
-
 
 @dataclass
 class _Said:
@@ -257,15 +255,17 @@ def _inferred_rule(
 
 
 def _kind(said: _Said, fallback: EarlyStopping) -> str:
-    if "min_delta" in said.values:
-        return "validation_loss"
-    if "patience" in said.values:
-        return _patient_kind(fallback)
-    return "lr_threshold" if "min_lr" in said.values else fallback.kind
+    """Return the kind that was most likely meant by the fields that were said."""
+    for kind, fields in EarlyStopping.takes.items():
+        if any(name in said.values for name in fields if name not in ("patience", "rule")):
+            return kind
+        if kind == "validation_loss" and "patience" in said.values:
+            return _patient_kind(fallback)
+    return fallback.kind
 
 
 def _patient(kind: str) -> bool:
-    return kind in _PATIENT
+    return "patience" in EarlyStopping.takes[kind]
 
 
 def _patient_kind(fallback: EarlyStopping) -> str:

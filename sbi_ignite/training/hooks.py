@@ -9,7 +9,7 @@ from typing import Any
 
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.handlers.best_weights import BestWeights
-from sbi_ignite.handlers.stopping import Rule
+from sbi_ignite.handlers.rules.base import Rule
 from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.training.state import Stateful
 from sbi_ignite.training.steps import Step

@@ -23,7 +23,7 @@ def sure_epochs(settings: Resolved, steps_per_epoch: int) -> float:
 
 def _patience_of(rule: EarlyStopping) -> float:
     """Return the epochs before a rule can stop a training; 0 if that is unknown."""
-    if rule.kind in ("validation_loss", "two_standard_deviations"):
+    if "patience" in rule.fields:
         return rule.patience
     return math.inf if rule.kind == "never" else 0
 

@@ -14,12 +14,10 @@ from sbi_ignite.callback import TrainingState
 from sbi_ignite.exceptions import ArgumentError
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.callbacks import UserCallbacks
-from sbi_ignite.handlers.stopping import (
-    LearningRateThreshold,
-    Patience,
-    TwoStandardDeviations,
-    When,
-)
+from sbi_ignite.handlers.rules.lr_threshold import LearningRateThreshold
+from sbi_ignite.handlers.rules.two_standard_deviations import TwoStandardDeviations
+from sbi_ignite.handlers.rules.validation_loss import Patience
+from sbi_ignite.handlers.rules.when import When
 
 losses = st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), min_size=1, max_size=60)
 

@@ -21,22 +21,22 @@ from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.epoch_mean import EpochMean, StepOutput
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.handlers.gradient_clipping import GradientClipping
+from sbi_ignite.handlers.rules.lr_threshold import LearningRateThreshold
+from sbi_ignite.handlers.rules.two_standard_deviations import TwoStandardDeviations
+from sbi_ignite.handlers.rules.validation_loss import Patience
+from sbi_ignite.handlers.rules.when import When
 from sbi_ignite.handlers.schedule import Schedule, Schedulers
 from sbi_ignite.handlers.stages import StageRule
-from sbi_ignite.handlers.stopping import (
-    LearningRateThreshold,
-    Patience,
-    TwoStandardDeviations,
-    When,
-)
 from sbi_ignite.settings import Stage, WeightAveraging
 
 
 def handler_classes() -> set[type]:
     """Return every class of handlers/ that has a state_dict."""
     found = set()
-    for module in pkgutil.iter_modules(sbi_ignite.handlers.__path__):
-        home = importlib.import_module(f"sbi_ignite.handlers.{module.name}")
+    for module in pkgutil.walk_packages(sbi_ignite.handlers.__path__, "sbi_ignite.handlers."):
+        if module.name.endswith(".base"):
+            continue
+        home = importlib.import_module(module.name)
         for name, value in vars(home).items():
             own = inspect.isclass(value) and value.__module__ == home.__name__
             protocol = getattr(value, "_is_protocol", False)

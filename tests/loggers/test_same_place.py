@@ -9,7 +9,6 @@ import pytest
 
 from sbi_ignite import ArgumentError, LoggingConfig, TrainConfig
 from sbi_ignite.loggers import Memory, make_loggers
-from sbi_ignite.loggers.make import BACKENDS
 from tests.loggers import read
 from tests.loggers.small import trained
 from tests.small import SBI_WARNS, Silent, ready
@@ -17,7 +16,7 @@ from tests.small import SBI_WARNS, Silent, ready
 pytestmark = SBI_WARNS
 
 
-@pytest.mark.parametrize("name", list(BACKENDS))
+@pytest.mark.parametrize("name", list(LoggingConfig.takes))
 def test_a_backend_that_is_named_twice_is_refused(name: Any) -> None:
     """By name or by fields that change nothing about where it writes."""
     for second in (name, LoggingConfig(name), LoggingConfig(name, tags=["again"])):

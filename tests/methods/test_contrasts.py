@@ -19,8 +19,8 @@ def pairs(num_rows: int, num_atoms: int, seed: int = 0) -> Tensor:
     """Return the row numbers (theta, x) of all pairs, shape (num_rows, num_atoms, 2)."""
     torch.manual_seed(seed)
     rows = torch.arange(float(num_rows))[:, None]
-    together = SimpleNamespace(_neural_net=lambda theta, x: torch.cat([theta, x], dim=1))
-    return InBatchContrasts(together)(rows, rows, num_atoms).reshape(num_rows, num_atoms, 2).long()
+    contrasts = InBatchContrasts(lambda theta, x: torch.cat([theta, x], dim=1))
+    return contrasts(rows, rows, num_atoms).reshape(num_rows, num_atoms, 2).long()
 
 
 @pytest.mark.parametrize(("num_rows", "num_atoms"), [(7, 2), (7, 7), (50, 10), (2, 2), (3, 1)])

@@ -30,6 +30,7 @@ from sbi.neural_nets.embedding_nets import FCEmbedding
 from sbi.neural_nets.ratio_estimators import RatioEstimator
 from torch import nn
 
+from sbi_ignite.bridge.lines import line_name
 from sbi_ignite.bridge.load import load_estimator
 from sbi_ignite.bridge.networks import describe_network, rebuild_network
 from sbi_ignite.data.fingerprint import fingerprint_data
@@ -115,7 +116,7 @@ def test_the_estimator_of_every_method_is_rebuilt_bit_for_bit(name, tmp_path, mo
     """Without pickle, without data and without a change of the random state."""
     trainer = TRAINERS[name](**QUIET)
     build = trainer._build_neural_net
-    if name.startswith("NPE_A"):
+    if name.startswith("NPE_A") and line_name() != "main":
         build = partial(build, num_components=7)  # as its train() does
     inputs = batches(mixed_theta=name == "MNPE", mixed_x=name == "MNLE")
     inputs = inputs[1:] if name.startswith("marginal") else inputs
@@ -213,8 +214,8 @@ def test_a_directory_without_weights_or_description_says_so(tmp_path):
 def test_a_description_is_plain_json_and_names_no_code():
     """What is not one of sbi's factories is refused when it is read, too."""
     description = describe_network(posterior_nn("maf"), *batches())
-    description["builder"]["factory"] = "__import__"
-    with pytest.raises(CheckpointError, match="no factory"):
+    description["builder"]["function"] = "__import__"
+    with pytest.raises(CheckpointError, match="no function __import__"):
         rebuild_network(description)
 
 

@@ -8,6 +8,7 @@ import pickle
 from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbi_ignite.exceptions import ArgumentError, SettingsError
+from sbi_ignite.handlers.stopping import make_rule
 from sbi_ignite.settings import (
     CheckpointConfig,
     EarlyStopping,
@@ -474,3 +476,22 @@ def test_a_rule_has_the_promised_fields(rule, fields):
 def test_a_rule_refuses_what_it_does_not_have_or_lacks(fields):
     with pytest.raises(SettingsError, match=r"^EarlyStopping\.(patience|min_delta|rule|kind): "):
         EarlyStopping(**fields)
+
+
+@pytest.mark.parametrize("kind", EarlyStopping.takes)
+def test_every_kind_of_rule_has_a_page_and_a_constructor_of_its_own_fields(kind):
+    constructor = getattr(EarlyStopping, kind)
+    assert tuple(inspect.signature(constructor).parameters) == EarlyStopping.takes[kind]
+    asked = constructor(*[lambda state: True] if kind == "when" else [])
+    assert asked.kind == kind
+    rule = make_rule(asked, 0.5)
+    assert getattr(rule, "patience", 20) == asked.patience
+    assert (rule.patience_left is not None) == ("patience" in EarlyStopping.takes[kind])
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"), [(EarlyStopping, "kind"), (LoggingConfig, "backend")]
+)
+def test_type_checkers_know_every_name_in_a_table(settings, field):
+    words = get_args(settings.model_fields[field].annotation)
+    assert set(words) == set(settings.takes)

@@ -1,4 +1,6 @@
-"""Write `sbi_ignite/inference/trainers.pyi` from the signatures of the installed sbi.
+"""Write what type checkers see of the table of methods: the trainers and the loss arguments.
+
+`inference/trainers.pyi` follows from the signatures of the installed sbi too.
 
 python -m tests.typing.stubs
 """
@@ -11,16 +13,16 @@ import subprocess
 import sys
 import types
 import typing
-from pathlib import Path
 from typing import Any
 
 import sbi.inference
 
 import sbi_ignite.inference
-from sbi_ignite.bridge.families import family_of_class
-from tests.small import METHODS, ROOT
+from sbi_ignite.methods.table import LOSS_ARGS, TRAINERS, method_of
+from tests.small import ROOT
 
 PATH = ROOT / "sbi_ignite" / "inference" / "trainers.pyi"
+LOSS_ARGS_PATH = ROOT / "sbi_ignite" / "methods" / "__init__.pyi"
 
 HEAD = '''\
 """Signatures of every trainer's `train()`; written by `python -m tests.typing.stubs`."""
@@ -49,6 +51,8 @@ def refuse_arguments(trainer: Any, args: Any, kwargs: Any) -> None: ...
 NPE = NPE_C
 NLE = NLE_A
 NRE = NRE_B
+
+__all__ = [{names}]
 """
 NEW = (
     "exclude_invalid_x: bool | None = None",
@@ -78,7 +82,7 @@ def method(name: str) -> str:
     """Return the class of one trainer with the two forms of its `train()`."""
     signature = inspect.signature(getattr(sbi.inference, name).train)
     sbis = list(signature.parameters.values())[1:]
-    loss_args = family_of_class(getattr(sbi_ignite.inference, name)).loss_args.__name__
+    loss_args = method_of(getattr(sbi_ignite.inference, name)).loss_args.__name__
     typed = ("train_config: TrainConfig | None = None", f"loss_args: {loss_args} | None = None")
     unset = [f"{p.name}: {text_of(p.annotation)} = ..." for p in sbis]
     own = [f"{p.name}: {text_of(p.annotation)} = {p.default!r}" for p in sbis]
@@ -93,11 +97,11 @@ def method(name: str) -> str:
 
 def stub() -> str:
     """Return the whole file."""
-    classes = "\n".join(map(method, METHODS))
+    classes = "\n".join(map(method, TRAINERS))
     returned = {
-        inspect.signature(getattr(sbi.inference, n).train).return_annotation for n in METHODS
+        inspect.signature(getattr(sbi.inference, n).train).return_annotation for n in TRAINERS
     }
-    losses = {family_of_class(getattr(sbi_ignite.inference, n)).loss_args for n in METHODS}
+    losses = {method_of(getattr(sbi_ignite.inference, n)).loss_args for n in TRAINERS}
     names = {
         "sbi.neural_nets.estimators": {r.__name__ for r in returned} - {"RatioEstimator"},
         "sbi.neural_nets.ratio_estimators": {"RatioEstimator"},
@@ -115,7 +119,17 @@ def stub() -> str:
         "\n".join(f"from {home} import {', '.join(sorted(found))}" for home, found in block.items())
         for block in (names, ours)
     ]
-    return "\n".join([HEAD.format(imports="\n\n".join(blocks)), classes, TAIL])
+    exported = ", ".join(f'"{name}"' for name in ("NLE", "NPE", "NPE_PFN", "NRE", *TRAINERS))
+    tail = TAIL.format(names=exported)
+    return "\n".join([HEAD.format(imports="\n\n".join(blocks)), classes, tail])
+
+
+def loss_args_stub() -> str:
+    """Return the file that names the public loss arguments."""
+    lines = ['"""The public loss arguments; written by `python -m tests.typing.stubs`."""', ""]
+    homes = sorted((page, name) for name, page in LOSS_ARGS.items())
+    lines += [f"from sbi_ignite.methods.{page} import {name} as {name}" for page, name in homes]
+    return "\n".join(lines) + "\n"
 
 
 def formatted(text: str) -> str:
@@ -133,4 +147,5 @@ def formatted(text: str) -> str:
 
 
 if __name__ == "__main__":
-    Path(PATH).write_text(formatted(stub()), encoding="utf-8")
+    PATH.write_text(formatted(stub()), encoding="utf-8")
+    LOSS_ARGS_PATH.write_text(formatted(loss_args_stub()), encoding="utf-8")

@@ -17,8 +17,8 @@ import sbi.inference
 
 import sbi_ignite.inference
 from sbi_ignite import patch_sbi
-from sbi_ignite.bridge.families import family_of_class
 from sbi_ignite.inference.trainers import IgniteTrainer
+from sbi_ignite.methods.table import method_of
 from tests.small import METHODS, ROOT
 from tests.typing import stubs
 
@@ -36,7 +36,7 @@ def test_ours_shows_the_typed_form_and_every_keyword_of_sbis(name):
     ours = inspect.signature(getattr(sbi_ignite.inference, name).train)
     shown = parameters(ours)
     assert [p.name for p in shown[:3]] == ["self", "train_config", "loss_args"]
-    family = family_of_class(getattr(sbi_ignite.inference, name))
+    family = method_of(getattr(sbi_ignite.inference, name))
     assert shown[2].annotation == family.loss_args | None
     keywords = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in parameters(sbis)[1:]]
     assert shown[3:-5] == keywords
@@ -112,6 +112,8 @@ def test_what_type_checkers_read_is_what_the_installed_sbi_has():
     """If not, `python -m tests.typing.stubs` writes it anew."""
     pytest.importorskip("ruff")
     assert stubs.PATH.read_text(encoding="utf-8") == stubs.formatted(stubs.stub())
+    written = stubs.LOSS_ARGS_PATH.read_text(encoding="utf-8")
+    assert written == stubs.formatted(stubs.loss_args_stub())
 
 
 # --- in an environment of a user's own

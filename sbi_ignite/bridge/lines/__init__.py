@@ -7,7 +7,6 @@ from typing import Any
 
 from sbi_ignite.bridge.lines.classes import (
     LOOP,
-    TRAINERS,
     ReplacedLoop,
     SbiLossArgsVF,
     SbiTrainConfig,
@@ -25,7 +24,6 @@ from sbi_ignite.bridge.probe import check_sbi, line
 
 __all__ = [
     "LOOP",
-    "TRAINERS",
     "NetworkCall",
     "ReplacedLoop",
     "SbiLossArgsVF",

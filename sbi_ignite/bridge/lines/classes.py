@@ -7,14 +7,9 @@ from typing import Any
 import sbi.inference as sbi_inference
 from sbi.inference.trainers._contracts import LossArgsVF as SbiLossArgsVF
 from sbi.inference.trainers._contracts import TrainConfig as SbiTrainConfig
-from sbi.inference.trainers.nle.nle_base import LikelihoodEstimatorTrainer
-from sbi.inference.trainers.npe.npe_base import PosteriorEstimatorTrainer
-from sbi.inference.trainers.nre.nre_base import RatioEstimatorTrainer
-from sbi.inference.trainers.vfpe.base_vf_inference import VectorFieldTrainer
 
 __all__ = [
     "LOOP",
-    "TRAINERS",
     "ReplacedLoop",
     "SbiLossArgsVF",
     "SbiTrainConfig",
@@ -24,26 +19,6 @@ __all__ = [
 
 LOOP = "_run_training_loop"
 """Name of the method that is sbi's only loop, but for MarginalTrainer's."""
-
-TRAINERS: tuple[type, ...] = (
-    PosteriorEstimatorTrainer,
-    LikelihoodEstimatorTrainer,
-    RatioEstimatorTrainer,
-    VectorFieldTrainer,
-    sbi_inference.NPE_A,
-    sbi_inference.NPE_B,
-    sbi_inference.NPE_C,
-    sbi_inference.MNPE,
-    sbi_inference.NLE_A,
-    sbi_inference.MNLE,
-    sbi_inference.NRE_A,
-    sbi_inference.NRE_B,
-    sbi_inference.NRE_C,
-    sbi_inference.BNRE,
-    sbi_inference.FMPE,
-    sbi_inference.NPSE,
-)
-"""The trainers that share it, and their bases."""
 
 
 class ReplacedLoop:

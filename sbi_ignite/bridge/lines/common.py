@@ -18,9 +18,12 @@ from sbi_ignite.bridge.lines.network_call import NetworkCall
 from sbi_ignite.bridge.ownership import is_sbis_own
 
 _INITIALIZE = "_initialize_neural_network"
-_LOSS = ("_loss", "_get_losses", "_classifier_logits")
+_LOSS = ("_loss", "_get_losses", "loss")
+"""Methods with which a trainer computes its loss; only MarginalTrainer has the last one."""
+
+_LOSS_AND_PAIRS = (*_LOSS, "_classifier_logits")
 _LOSS_AND_PROPOSAL = (
-    *_LOSS,
+    *_LOSS_AND_PAIRS,
     "_log_prob_proposal_posterior",
     "_log_prob_proposal_posterior_atomic",
 )
@@ -141,7 +144,7 @@ class SbiTrainer:
     @property
     def loss_is_sbis_own(self) -> bool:
         """Whether sbi's own methods compute the loss."""
-        return self._are_sbis_own(_LOSS)
+        return self._are_sbis_own(_LOSS_AND_PAIRS)
 
     @property
     def loss_and_proposal_are_sbis_own(self) -> bool:
@@ -183,6 +186,19 @@ class SbiTrainer:
 
     # --- computing the loss
 
+    def computes_loss_as(self, known: type) -> bool:
+        """Return whether sbi's own methods compute the loss, and are those of a class of sbi's.
+
+        Args:
+            known: The class.
+        """
+        cls = type(self.trainer)
+        return all(
+            is_sbis_own(self.trainer, name) and getattr(cls, name) is getattr(known, name)
+            for name in _LOSS
+            if hasattr(known, name)
+        )
+
     @property
     def pairs_as_sbi(self) -> bool:
         """Whether sbi's own method pairs theta and x (ratio estimation)."""
@@ -211,6 +227,8 @@ class SbiTrainer:
             batch: The tensors of the batch.
             args: sbi's loss arguments; None for likelihood estimation.
         """
+        if not self.shares_sbis_loop:
+            return self.trainer.loss(batch[0])
         if args is None:
             return self.trainer._get_losses(batch=batch)
         return self.trainer._get_losses(batch=batch, loss_args=args)
@@ -367,13 +385,18 @@ class SbiTrainer:
 
     # --- its tracker
 
+    @property
+    def tracker(self) -> Any:
+        """The tracker of sbi's, to which it reports how training went."""
+        return self.trainer._tracker
+
     def track(self, name: str, value: Any, step: int) -> None:
         """Tell the tracker a number."""
-        self.trainer._tracker.log_metric(name=name, value=value, step=step)
+        self.tracker.log_metric(name=name, value=value, step=step)
 
     def flush_tracker(self) -> None:
         """Let the tracker write what it was told."""
-        self.trainer._tracker.flush()
+        self.tracker.flush()
 
     def summarize(self) -> None:
         """Tell the tracker about the whole training, by sbi's method or the user's."""

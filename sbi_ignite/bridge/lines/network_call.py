@@ -88,6 +88,8 @@ class NetworkCall:
         Raises:
             UnbuildableError: If the installed sbi has no such function or keyword.
         """
+        if not {*self.batches} <= {"theta", "x"}:
+            raise UnbuildableError(f"{self.function} gets {self.batches!r} there")
         functions = self._functions()
         parameters = inspect.signature(functions[0]).parameters
         unknown = {n: v for n, v in self.keywords.items() if n not in parameters}
