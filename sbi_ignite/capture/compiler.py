@@ -58,6 +58,7 @@ class Compiler:
         epoch: Returns the current epoch.
         sure_steps: Steps of training that are sure to come.
         sure_validation_steps: Batches of validation that are sure to come.
+        replaced_by: Other code that computes the steps of training; None without any.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Compiler:
         epoch: Callable[[], int],
         sure_steps: float = 0,
         sure_validation_steps: float = 0,
+        replaced_by: str | None = None,
     ) -> None:
         self._mode, self._model, self._epoch = config.compile, model, epoch
         self._sure_steps, self._sure_validation_steps = sure_steps, sure_validation_steps
@@ -83,11 +85,16 @@ class Compiler:
         self._refuse_capture = Refusals("cuda_graph" if self._mode == "cuda_graph" else None)
         self._slower_way = SlowerWays()
         self._cannot_record = cannot_record() if self._asks_for_recordings else ""
+        self._replaced = f"{replaced_by} was asked" if replaced_by else ""
         self._steps: Tracing | TorchCompiled | None = None
 
     def gradients(self, optimizer: Optimizer) -> Gradients:
         """Return what computes losses and gradients of training batches."""
         eager = EagerGradients(self._model, self._train)
+        if self._replaced:
+            if self._mode != "off":
+                self._refuse(self._replaced)
+            return eager
         if self._mode == "inductor":
             from sbi_ignite.capture.inductor import TorchCompiled
 
@@ -95,6 +102,8 @@ class Compiler:
             return EagerGradients(self._model, self._steps)
         if self._cannot_record:
             self._say_that_nothing_is_recorded()
+        elif self._mode == "auto" and not self._known_safe:
+            logger.info("Steps are computed eagerly: %s.", NOT_KNOWN)
         if not self._records:
             return eager
         from sbi_ignite.capture.verification import TracedGradients
@@ -121,6 +130,8 @@ class Compiler:
         """Return how the steps of training have been computed so far."""
         if self._steps is not None:
             return self._steps.report()
+        if self._replaced:
+            return Report("eager", self._replaced)
         if self._cannot_record:
             return Report("eager", self._cannot_record)
         if self._mode == "auto":

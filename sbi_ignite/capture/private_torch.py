@@ -115,6 +115,20 @@ def cannot_record() -> str:
     return f"torch {torch.__version__} has no {', '.join(hooks)}" if hooks else ""
 
 
+def structure_key(structure: Any) -> Any:
+    """Return what tells the structure of a batch from others, to be looked up in a dictionary.
+
+    Args:
+        structure: What `pytree.tree_flatten` returned. In torch 2.6, it cannot be hashed if the
+            batch is a list or has one in it.
+    """
+    try:
+        hash(structure)
+    except TypeError:
+        return repr(structure)
+    return structure
+
+
 def below_autograd() -> AbstractContextManager[Any]:
     """Return a context in which autograd does not see operations.
 

@@ -30,6 +30,7 @@ from sbi_ignite.capture.private_torch import (
     has_hooks,
     is_script_module,
     pytree,
+    structure_key,
 )
 from sbi_ignite.capture.python_state import PLAIN, Fingerprint
 from sbi_ignite.capture.recorder import record
@@ -133,7 +134,7 @@ class Tracing:
             return None, []
         self._look_for_changes()
         leaves, structure = _flattened(batch)
-        key = (structure, self.model.training, *map(_kind, leaves))
+        key = (structure_key(structure), self.model.training, *map(_kind, leaves))
         shape = self._shapes.get(key)
         if shape is None:
             if len(self._shapes) >= MAX_SHAPES:

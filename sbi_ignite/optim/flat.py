@@ -69,9 +69,8 @@ class FlatOptimizer:
         self._memory: _FlatMemory | None = None
         self._possible = False
         self._values: Tensor | None = None
-        self.slower = slower_steps(optimizer)
-        if self.slower:
-            _logger.warning("Optimizer steps are slower than they could be: %s.", self.slower)
+        self.slower = ""
+        self._note_slower(slower_steps(optimizer))
 
     @property
     def fused(self) -> bool:
@@ -121,6 +120,8 @@ class FlatOptimizer:
         if self._memory is None and self._possible and self.optimizer.state:
             self._memory = _FlatMemory.of(self.optimizer, self._values)
             self._possible = self._memory is not None
+            if self._memory is None:
+                self._note_slower(_unfamiliar(self.optimizer))
             # A CUDA graph knows parameters by their addresses: they move back there.
             self._values = None if self._memory is None else self._memory.values
         gradient = None if self._memory is None else self._memory.gather()
@@ -160,6 +161,12 @@ class FlatOptimizer:
         scaled = self._memory is not None and self._memory.scale(gradients, factor)
         if not scaled:
             multiply_each(gradients, factor)
+
+    def _note_slower(self, reason: str) -> None:
+        """Say once, if there is a reason, that steps are slower with this torch."""
+        if reason and not self.slower:
+            self.slower = reason
+            _logger.warning("Optimizer steps are slower than they could be: %s.", reason)
 
     def _leave(self) -> None:
         """Give parameters their own memory back, for good."""
@@ -337,10 +344,28 @@ def _is_elementwise(optimizer: Optimizer) -> bool:
     )
 
 
+def _unfamiliar(optimizer: Optimizer) -> str:
+    """Return why the installed torch's own Adam or AdamW cannot step on flat tensors.
+
+    Returns:
+        Words; "" if it can, or if this optimizer differs from a plain one.
+    """
+    if type(optimizer) not in (Adam, AdamW):
+        return ""
+    name, plain = type(optimizer).__name__, f"torch {torch.__version__}"
+    if not _is_torchs_own(type(optimizer).step):
+        return f"{name}.step is not {plain}'s own"
+    kept = {key for state in optimizer.state.values() for key in state}
+    if _is_elementwise(optimizer) and kept != {"step", *_MOMENTS}:
+        return f"{name} of {plain} keeps other numbers ({', '.join(sorted(kept))})"
+    return ""
+
+
 def _is_torchs_own(method: Callable[..., Any] | None) -> bool:
     """Return whether a method is torch's, even if torch's schedulers have wrapped it."""
     while method is not None:
-        if not method.__code__.co_filename.startswith(_TORCH):  # type: ignore[attr-defined] # a function
+        code = getattr(method, "__code__", None)
+        if code is None or not code.co_filename.startswith(_TORCH):
             return False
         method = getattr(method, "__wrapped__", None)
     return True

@@ -119,7 +119,11 @@ def parted(flat: Tensor, like: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return views of a flat tensor that have the shapes of others, in their order."""
     together = _utils("_unflatten_dense_tensors")
     if together is not None:
-        return together(flat, like)
+        views = together(flat, like)
+        # Until torch 2.6, all tensors without numbers become one of shape (0,).
+        return [
+            v if v.shape == t.shape else v.view(t.shape) for v, t in zip(views, like, strict=True)
+        ]
     pieces = flat.split([tensor.numel() for tensor in like])
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ def persistence(training: Training) -> Iterator[Persistence | NoPersistence]:
             training.hooks.resume_from,
             training.signals,
             mid_epoch=training.train_batches.resumes_inside_epoch,
+            how_computed=training.how_computed,
             # A writer thread must not run while a loader forks its workers.
             background=not training.train_batches.uses_processes,
         )
@@ -161,6 +162,7 @@ class Persistence:
         earlier: Snapshot of an earlier call, to continue from if the directory has nothing.
         signals: The signals that end the training cleanly.
         mid_epoch: Whether the batches know their position inside an epoch.
+        how_computed: Returns how steps were computed, and why not in a faster way.
         background: Whether to write in another thread.
 
     Attributes:
@@ -183,12 +185,14 @@ class Persistence:
         earlier: Mapping[str, Any] | None,
         signals: StopOnSignals,
         mid_epoch: bool,
+        how_computed: Callable[[], tuple[str, str]],
         background: bool = True,
     ) -> None:
         self._directory, self._config = directory, config
         self.manifest = manifest
         self._parts, self._state, self._mid_epoch = parts, state, mid_epoch
         self._signals, self._began = signals, False
+        self._how_computed = how_computed
         self._changed: dict[str, list[Any]] = {}
         self._engine: Engine | None = None
         self._snapshots, self._loggers = snapshots, loggers
@@ -352,7 +356,13 @@ class Persistence:
             return
         self._began = False
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-        words = {"status": "interrupted" if interrupted else "failed", "error": _line(error)}
+        executor, reason = self._how_computed()
+        words = {
+            "status": "interrupted" if interrupted else "failed",
+            "error": _line(error),
+            "executor": executor,
+            "executor_reason": reason,
+        }
         with contextlib.suppress(CheckpointError):
             if isinstance(error, KeyboardInterrupt):  # a user who insists must not wait for a disk
                 self._directory.update_manifest_soon(_SECONDS_FOR_LAST_WORDS, **words)

@@ -125,8 +125,6 @@ class Training:
     def how_computed(self) -> Report:
         """Return how steps were computed, and what made them slower than they could be."""
         found = self.compiler.report()
-        if self.hooks.steps.train is not None:
-            found = Report("eager", "the trainer's own epoch method was asked")
         slower = self.stepping.slower and f"optimizer: {self.stepping.slower}"
         return Report(found.executor, "; ".join(filter(None, (found.reason, slower))))
 
@@ -260,6 +258,7 @@ def assemble(
         epoch=lambda: epochs.now()[0],
         sure_steps=sure * len(train_batches),
         sure_validation_steps=0 if val_batches is None else sure * len(val_batches),
+        replaced_by=None if hooks.steps.train is None else "the trainer's own epoch method",
     )
     add_up = summed_as_sbi if as_sbi else summed
     gradients = compiler.gradients(optimizer)

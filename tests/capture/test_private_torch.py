@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from sbi_ignite import SbiIgniteWarning, TrainConfig, run_training
+from sbi_ignite import NPE, SbiIgniteWarning, TrainConfig, run_training
 from sbi_ignite.capture import private_torch
 from sbi_ignite.capture.executors import TorchScript
 from sbi_ignite.capture.private_torch import RECORDING, REPLACED, TORCHSCRIPT
 from sbi_ignite.optim import private_torch as optim_names
-from tests.small import python
+from tests.small import box, draw, flow, python
 
 X = torch.linspace(-1, 1, 64).reshape(32, 2)
 BATCHES = [(X[i : i + 8], X[i : i + 8].sum(dim=1, keepdim=True)) for i in range(0, 32, 8)]
@@ -33,11 +33,13 @@ def squared(model, batch):
     return (model(x[:, torch.tensor([1, 0])]) * 2.0 - y).square().mean(dim=1)
 
 
-def trained(compile="trace", **config):
+def trained(compile="trace", checkpoint=None, callbacks=None, **config):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 8), nn.ELU(), nn.Dropout(0.1), nn.Linear(8, 1))
     config = TrainConfig(compile=compile, max_epochs=6, **config)
-    model, summary = run_training(config, model, squared, BATCHES, BATCHES)
+    model, summary = run_training(
+        config, model, squared, BATCHES, BATCHES, callbacks=callbacks, checkpoint=checkpoint
+    )
     return [tensor.clone() for tensor in model.state_dict().values()], summary
 
 
@@ -266,3 +268,140 @@ def test_a_torch_without_private_names_imports_trains_the_same_and_says_so(
         assert f"{executor} (torch" in lacking["words"]
         for reason in lacking["executor_reason"].split("; optimizer: "):
             assert words.count(reason) == 1  # one line each
+
+
+def keeping_more(patch):
+    """Let torch's Adam keep one number more for each parameter, as another version of it might."""
+    before = torch.optim.Adam._init_group
+
+    def more(self, *arguments):
+        found = before(self, *arguments)
+        for state in self.state.values():
+            state.setdefault("another", 0)
+        return found
+
+    patch.setattr(torch.optim.Adam, "_init_group", more)
+
+
+def wrapped(patch):
+    """Let torch's Adam step by way of a function from elsewhere."""
+    before = torch.optim.Adam.step
+    patch.setattr(torch.optim.Adam, "step", lambda self, closure=None: before(self, closure))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(keeping_more, "keeps other numbers (another, exp_avg"), (wrapped, "Adam.step is not torch")],
+)
+def test_where_torchs_adam_is_another_its_own_steps_are_taken_and_the_summary_says_so(
+    change, said, monkeypatch, caplog
+):
+    whole = trained("off")
+    change(monkeypatch)
+    another = trained("off")
+    for first, second in zip(whole[0], another[0], strict=True):
+        assert torch.allclose(first, second, rtol=1e-5, atol=1e-7)  # see above
+    assert said in another[1].executor_reason
+    assert said in " ".join(str(another[1]).split())
+    assert [record.levelno for record in caplog.records if said in record.message] == [30]
+
+
+def test_an_adam_that_its_user_has_told_to_do_more_is_not_slower_than_asked(caplog):
+    """Where a setting of the user's own rules out flat memory, there is nothing to say."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(model.parameters(), amsgrad=True)
+    config = TrainConfig(compile="off", max_epochs=2)
+    _, summary = run_training(config, model, squared, BATCHES, optimizer=optimizer)
+    assert summary.executor_reason == "compile='off'"
+    assert caplog.records == []
+
+
+class OwnEpoch(NPE):
+    """A trainer with an epoch of its own."""
+
+    def _train_epoch(self, *args, **kwargs):
+        return super()._train_epoch(*args, **kwargs)
+
+
+def with_own_epoch(compile, tmp_path):
+    trainer = OwnEpoch(box(), density_estimator=flow(), show_progress_bars=False)
+    trainer.append_simulations(*draw())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SBI_IGNITE_TRAIN__COMPILE", compile)
+        trainer.train(max_num_epochs=2, training_batch_size=20, checkpoint=str(tmp_path))
+    return trainer.training_summary
+
+
+@pytest.mark.filterwarnings("ignore:Maximum number of epochs:UserWarning")
+def test_an_epoch_method_of_the_trainers_own_is_a_reason_that_is_given(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "sbi_ignite.capture")
+    reason = "the trainer's own epoch method was asked"
+    summary = with_own_epoch("auto", tmp_path)
+    manifest = json.loads((tmp_path / "run.json").read_text())
+    assert (summary.executor, summary.executor_reason) == ("eager", reason)
+    assert (manifest["executor"], manifest["executor_reason"]) == ("eager", reason)
+    assert len([record for record in caplog.records if reason in record.message]) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Maximum number of epochs:UserWarning")
+def test_a_trainer_with_its_own_epoch_method_warns_if_tracing_was_asked_for(tmp_path):
+    with pytest.warns(SbiIgniteWarning, match="compile='trace': the trainer's own epoch method"):
+        assert with_own_epoch("trace", tmp_path).executor == "eager"
+
+
+def test_a_network_that_is_not_known_is_a_reason_that_is_given_and_logged(caplog):
+    caplog.set_level(logging.INFO, "sbi_ignite.capture")
+    summary = trained("auto")[1]
+    assert summary.executor == "eager"
+    said = [record for record in caplog.records if summary.executor_reason in record.message]
+    assert len(said) == 1
+
+
+def test_the_manifest_of_a_training_that_failed_says_how_its_steps_were_computed(tmp_path):
+    class Fails:
+        def on_epoch_end(self, state):
+            if state.epoch == 4:
+                raise OSError("gone")
+
+    name = next(iter(TORCHSCRIPT))
+    with without(name), pytest.raises(OSError, match="gone"):
+        trained(checkpoint=str(tmp_path), callbacks=[Fails()])
+    manifest = json.loads((tmp_path / "run.json").read_text())
+    assert manifest["status"] == "failed"
+    assert manifest["executor"] == "generated_python"
+    assert name in manifest["executor_reason"]
+
+
+def test_batches_whose_structure_cannot_be_hashed_are_traced_all_the_same(monkeypatch):
+    """As torch 2.6 has it for lists, which torch's own loaders yield."""
+    batches = [list(batch) for batch in BATCHES]
+
+    def trained_on_lists():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 8), nn.ELU(), nn.Linear(8, 1))
+        config = TrainConfig(compile="trace", max_epochs=6)
+        model, summary = run_training(config, model, squared, batches, batches)
+        return [tensor.clone() for tensor in model.state_dict().values()], summary
+
+    whole = trained_on_lists()
+    structure = private_torch.pytree.tree_structure(batches[0])
+    monkeypatch.setattr(type(structure), "__hash__", None)
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(structure)
+    unhashable = trained_on_lists()
+    assert unhashable[1].executor == whole[1].executor == "torchscript"
+    assert same(whole, unhashable)
+
+
+def test_tensors_without_numbers_keep_their_shapes(monkeypatch):
+    """Torch 2.6 parts a flat tensor into (0,) for each of them."""
+    before = torch._utils._unflatten_dense_tensors
+
+    def as_torch_2_6(flat, like):
+        return [t if t.numel() else t.new_empty(0) for t in before(flat, like)]
+
+    monkeypatch.setattr(torch._utils, "_unflatten_dense_tensors", as_torch_2_6)
+    like = [torch.ones(2, 2), torch.ones(0, 3), torch.ones(0), torch.ones(3, 0, 2)]
+    parts = optim_names.parted(torch.arange(4.0), like)
+    assert [part.shape for part in parts] == [tensor.shape for tensor in like]

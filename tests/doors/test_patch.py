@@ -34,7 +34,7 @@ class OfAUser(sbi.inference.NPE_C):
 def classes() -> list[type]:
     """Return all of sbi's trainer classes, and their bases."""
     found = {OfAUser}
-    for name in (*METHODS, "NPE_PFN"):
+    for name in (name for name in (*METHODS, "NPE_PFN") if hasattr(sbi.inference, name)):
         found.update(getattr(sbi.inference, name).__mro__)
     return sorted(found - {object}, key=lambda cls: cls.__qualname__)
 
@@ -168,6 +168,7 @@ def test_sbi_training_is_importable_only_while_it_is_on():
         importlib.import_module("sbi.training")
 
 
+@pytest.mark.skipif(not hasattr(sbi.inference, "NPE_PFN"), reason="this sbi has none")
 def test_npe_pfn_refuses_new_arguments_while_it_is_on():
     trainer = object.__new__(sbi.inference.NPE_PFN)
     with patch_sbi(), pytest.raises(TypeError, match=r"NPE_PFN\.train\(\) takes no arguments"):

@@ -13,8 +13,15 @@ pytestmark = SBI_WARNS
 
 ALIASES = {"NPE": "NPE_C", "NLE": "NLE_A", "NRE": "NRE_B"}
 
+DEPRECATED: dict[str, str] = getattr(sbi.inference, "_DEPRECATED_ALIASES", {})
+"""Names that sbi 0.27 replaces; 0.26.1 still has them as plain names."""
 
-@pytest.mark.parametrize("name", [*METHODS, *ALIASES, "NPE_PFN"])
+
+TRAIN_NOTHING = [name for name in ("NPE_PFN",) if hasattr(sbi.inference, name)]
+"""Trainers that sbi has from 0.27 on."""
+
+
+@pytest.mark.parametrize("name", [*METHODS, *ALIASES, *TRAIN_NOTHING])
 def test_trainers_keep_their_names_and_are_sbis(name):
     ours, sbis = getattr(sbi_ignite.inference, name), getattr(sbi.inference, name)
     assert getattr(sbi_ignite, name) is ours
@@ -29,9 +36,9 @@ def test_short_names_are_the_same_classes(alias, name):
     assert getattr(sbi_ignite, alias) is getattr(sbi_ignite, name)
 
 
-@pytest.mark.parametrize("name", sorted(sbi.inference._DEPRECATED_ALIASES))
+@pytest.mark.parametrize("name", sorted(DEPRECATED))
 def test_deprecated_names_warn_as_in_sbi_and_are_ours(name):
-    canonical = sbi.inference._DEPRECATED_ALIASES[name]
+    canonical = DEPRECATED[name]
     with pytest.warns(FutureWarning, match=name):
         found = getattr(sbi_ignite.inference, name)
     expected = getattr(sbi_ignite.inference, canonical)
@@ -60,12 +67,14 @@ def test_an_unknown_name_is_an_attribute_error():
     ("arguments", "keywords"),
     [((sbi_ignite.TrainConfig(),), {}), ((), {"early_stopping": None}), ((100,), {})],
 )
+@pytest.mark.skipif(not hasattr(sbi.inference, "NPE_PFN"), reason="this sbi has none")
 def test_npe_pfn_refuses_arguments_because_it_trains_nothing(arguments, keywords):
     trainer = object.__new__(sbi_ignite.inference.NPE_PFN)
     with pytest.raises(TypeError, match=r"NPE_PFN\.train\(\) takes no arguments"):
         trainer.train(*arguments, **keywords)
 
 
+@pytest.mark.skipif(not hasattr(sbi.inference, "NPE_PFN"), reason="this sbi has none")
 def test_npe_pfn_without_arguments_does_what_sbi_does():
     ours = object.__new__(sbi_ignite.inference.NPE_PFN)
     theirs = object.__new__(sbi.inference.NPE_PFN)

@@ -98,6 +98,9 @@ class NetworkCall:
         refused = [n for n in unknown if n in _OFF or not takes_more if n not in idle]
         if refused:
             raise UnbuildableError(f"its {self.function} does not take {', '.join(refused)}")
+        strange = [repr(name) for name in self.batches if name not in ("theta", "x")]
+        if strange:
+            raise UnbuildableError(f"it builds from theta and x, not from {', '.join(strange)}")
         here = _defaults(functions)
         other = {n: v for n, v in defaults.items() if n in here and _differ(here[n], v)}
         keywords = {n: v for n, v in {**other, **self.keywords}.items() if n not in idle}
