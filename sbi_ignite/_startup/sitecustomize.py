@@ -55,6 +55,8 @@ class _PatchingLoader:
         self._loader.exec_module(module)
         if self._finder in sys.meta_path:
             sys.meta_path.remove(self._finder)
+            # As the import itself does once this returns; what is imported now may need it.
+            sys.modules["sbi"].inference = module  # type: ignore[attr-defined] # a submodule
             _patch()
 
 
