@@ -11,7 +11,8 @@ from sbi.utils import BoxUniform
 import sbi_ignite.inference
 from sbi_ignite import EarlyStopping, LRSchedule, TrainConfig
 from sbi_ignite.bridge.batches import _large_batch as large_batch
-from sbi_ignite.bridge.batches import make_loaders, simulations_of
+from sbi_ignite.bridge.batches import make_loaders
+from sbi_ignite.bridge.lines import private
 from tests.small import (
     METHODS,
     SBI_WARNS,
@@ -357,16 +358,16 @@ def test_the_validation_loss_is_the_mean_over_all_rows_however_they_are_cut():
 def test_simulations_appended_at_once_are_not_copied(monkeypatch):
     """And those of several rounds are what sbi joins."""
     trainer = ready("NPE_C")
-    tensors = simulations_of(trainer, 0)
+    tensors = private(trainer).simulations(0)
     assert [t.data_ptr() for t in tensors[:2]] == [
         trainer._theta_roundwise[0].data_ptr(),
         trainer._x_roundwise[0].data_ptr(),
     ]
     assert all(map(torch.equal, tensors, trainer.get_simulations(0)))
     append(trainer, *draw(30))
-    assert all(map(torch.equal, simulations_of(trainer, 0), trainer.get_simulations(0)))
+    assert all(map(torch.equal, private(trainer).simulations(0), trainer.get_simulations(0)))
     monkeypatch.setattr(trainer, "get_simulations", lambda start: "the user's own")
-    assert simulations_of(trainer, 0) == "the user's own"
+    assert private(trainer).simulations(0) == "the user's own"
 
 
 def test_the_first_network_is_the_one_that_sbi_builds():

@@ -490,7 +490,8 @@ def test_each_has_its_own_time_limit():
     one_pass = SharedPass(shuffled())
     limits = [timedelta(microseconds=1), None]
     trainings = [member(n, one_pass.share(), max_time=limits[n]) for n in range(2)]
-    outcomes = together(trainings)
+    with pytest.warns(SbiIgniteWarning, match="before its first epoch was complete"):
+        outcomes = together(trainings)
     assert [summary.stop_reason for summary in outcomes] == ["time_limit", "max_epochs"]
     assert [summary.complete for summary in outcomes] == [False, True]
 

@@ -308,6 +308,7 @@ class SbiTrainer:
 
     @best_weights.setter
     def best_weights(self, weights: dict[str, Any] | None) -> None:
+        """Replace them."""
         self.trainer._best_model_state_dict = weights
 
     @property
