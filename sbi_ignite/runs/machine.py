@@ -36,7 +36,7 @@ def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
             "model": _processor(),
             "capability": torch.backends.cpu.get_cpu_capability(),
         },
-        "flags": _flags(),
+        "flags": _flags(device),
     }
 
 
@@ -99,21 +99,28 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _flags() -> dict[str, Any]:
-    """Return torch's switches between ways of computing the same result."""
+def _flags(device: torch.device | None) -> dict[str, Any]:
+    """Return torch's switches between ways of computing the same result on a device.
+
+    Those of libraries for GPUs are left out elsewhere: sbi's own `seed_all_backends` sets some.
+    """
     backends = torch.backends
     flags: dict[str, Any] = {
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "mkldnn": backends.mkldnn.enabled,  # type: ignore[attr-defined] # set up by the module itself
-        "cudnn": backends.cudnn.enabled,
-        "cudnn_deterministic": backends.cudnn.deterministic,
-        "cudnn_benchmark": backends.cudnn.benchmark,
     }
-    # torch refuses to tell these where a program has set precisions the newer way, read below.
+    newer: dict[str, Any] = {"mkldnn": backends.mkldnn}
+    if device is not None and device.type == "cuda":
+        newer |= {"cuda": backends.cuda.matmul, "cudnn": backends.cudnn}
+        flags |= {
+            "cudnn": backends.cudnn.enabled,
+            "cudnn_deterministic": backends.cudnn.deterministic,
+            "cudnn_benchmark": backends.cudnn.benchmark,
+        }
+        with suppress(RuntimeError):  # see below
+            flags["cudnn_allow_tf32"] = backends.cudnn.allow_tf32
+    # torch refuses to tell it where a program has set precisions the newer way, read below.
     with suppress(RuntimeError):
         flags["float32_matmul_precision"] = torch.get_float32_matmul_precision()
-    with suppress(RuntimeError):
-        flags["cudnn_allow_tf32"] = backends.cudnn.allow_tf32
-    newer = {"cuda": backends.cuda.matmul, "cudnn": backends.cudnn, "mkldnn": backends.mkldnn}
     precisions = {name: getattr(of, "fp32_precision", None) for name, of in newer.items()}
     return {**flags, **{f"{n}_fp32_precision": p for n, p in precisions.items() if p is not None}}

@@ -132,7 +132,7 @@ def loss_args_stub() -> str:
 
 def formatted(text: str) -> str:
     """Return a stub as ruff formats it."""
-    for command in (["check", "--fix", "--quiet", "--select", "I"], ["format", "--quiet"]):
+    for command in (["check", "--fix", "--quiet", "--select", "I,RUF022"], ["format", "--quiet"]):
         text = subprocess.run(
             [sys.executable, "-m", "ruff", *command, "--stdin-filename", str(PATH), "-"],
             input=text,

@@ -135,7 +135,7 @@ ROWS: Mapping[str, Row] = {
         Row("constraints", constrained=True, note="`constraints.txt`"),
         *(Row(f"python-{v}", python=v) for v in ("3.10", "3.11", "3.12", "3.13", "3.14")),
         Row("without-torch.jit", parts=("missing names",), note="3.14 simulated: no `torch.jit`"),
-        Row("numpy-1.26", pins=("numpy==1.26.*",)),
+        Row("numpy-1.26", pins=lower_bounds("numpy")),
         Row(
             "lowest-settings", pins=lower_bounds("pydantic", "pydantic-settings"), parts=OF_SETTINGS
         ),
