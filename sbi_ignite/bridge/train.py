@@ -20,12 +20,13 @@ from sbi_ignite.bridge.batches import make_loaders, refused_by_torch, split
 from sbi_ignite.bridge.fit import fit, refuse_nested_training
 from sbi_ignite.bridge.lines import check_sbi, private
 from sbi_ignite.bridge.losses import loss_of
+from sbi_ignite.bridge.memory import memory_of
 from sbi_ignite.bridge.network_builder import lean_building
 from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.sbi_summary import report_end
 from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
-from sbi_ignite.exceptions import NoSimulationsError
+from sbi_ignite.exceptions import NonFiniteLossError, NoSimulationsError, SbiIgniteError
 from sbi_ignite.settings import Resolved
 from sbi_ignite.training.options import checked_device
 from sbi_ignite.training.recipe import filled_in
@@ -60,8 +61,31 @@ def train(
 def carry_out(trainer: Any, sbi_train: Callable[..., Any], call: Call) -> Any:
     """Carry out a call that has been parsed and checked."""
     prepare(trainer, call.settings)
-    with training_in_this_thread(), _activated(call), lean_building(trainer, call):
+    with (
+        training_in_this_thread(),
+        _activated(call),
+        _undone_if_refused(trainer),
+        lean_building(trainer, call),
+    ):
         return sbi_train(trainer, **call.keywords)
+
+
+@contextmanager
+def _undone_if_refused(trainer: Any) -> Iterator[None]:
+    """Take back the network of a call that is refused before its first step.
+
+    Otherwise sbi refuses the corrected call, because the network "has already been trained".
+    """
+    own = private(trainer)
+    is_new = own.network is None
+    try:
+        yield
+    except SbiIgniteError as error:
+        state = memory_of(trainer).state
+        has_trained = state is not None and state.iteration > 0
+        if is_new and not has_trained and not isinstance(error, NonFiniteLossError):
+            own.forget_network()
+        raise
 
 
 def active_call(trainer: Any) -> Call | None:

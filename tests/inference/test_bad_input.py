@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from sbi_ignite import (
+    ArgumentError,
     DataError,
+    LoggingConfig,
     LossArgsNPE,
     NonFiniteLossError,
     NoSimulationsError,
@@ -70,6 +72,18 @@ def test_a_misspelt_variable_leaves_a_trained_trainer_as_it_was(trained, monkeyp
         with pytest.raises(SettingsError, match="SBI_IGNITE_TRAIN__BATCH_SIZE"):
             call(trained[0])
     assert untouched(trained)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_call_that_is_refused_before_its_first_step_can_be_corrected(name, tmp_path):
+    """Otherwise sbi takes the corrected call for a second training of the same network."""
+    trainer = ready(name)
+    with pytest.raises(ArgumentError, match="every place once"):
+        trainer.train(
+            TrainConfig(max_epochs=1), logging=[LoggingConfig("jsonl", log_dir=tmp_path)] * 2
+        )
+    trainer.train(TrainConfig(max_epochs=1))
+    assert trainer.training_summary.epochs_trained == 1
 
 
 @pytest.mark.parametrize("typed", [True, False], ids=["typed", "sbi"])

@@ -63,6 +63,10 @@ class SbiTrainer:
         """The network; None before it is built."""
         return getattr(self.trainer, "_neural_net", None)
 
+    def forget_network(self) -> None:
+        """Be as before the network was built."""
+        self.trainer._neural_net = None
+
     @property
     def builder(self) -> Any:
         """The function that builds the network; None after unpickling."""
