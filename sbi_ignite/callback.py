@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -216,15 +216,6 @@ class TrainingState:
 def watched_loss(state: TrainingState) -> float:
     """Return the validation loss, or the training loss where nothing is validated."""
     return state.validation_loss if state.validated else state.train_loss
-
-
-@runtime_checkable
-class Attachable(Protocol):
-    """Anything with ignite's `attach(engine)`: ignite's own handlers and ours."""
-
-    def attach(self, engine: Any, *args: Any, **kwargs: Any) -> Any:
-        """Register handlers on the training engine."""
-        ...
 
 
 class Callback:

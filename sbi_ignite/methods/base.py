@@ -126,8 +126,3 @@ class Method:
     rows_met: Callable[[Mapping[str, Any], bool], int | None] = _unknown
     contrasts: bool = False
     traces_proposal: bool = False
-
-
-def is_finite(loss: Tensor) -> bool:
-    """Return whether a loss has no NaN or infinity."""
-    return bool(torch.isfinite(loss).all())

@@ -13,8 +13,6 @@ from torch import nn
 from sbi_ignite.runs.fingerprint import fingerprint_network
 from sbi_ignite.runs.machine import describe_machine
 
-STATUSES = ("running", "complete", "interrupted", "failed")
-
 TORCH_SEED = "torch_seed"
 """Name of the seed of torch's generator when the run began."""
 
