@@ -40,6 +40,7 @@ from sbi_ignite.kernels.tanh import TanhBySigmoid, has_tanh
 from sbi_ignite.methods.base import Loss
 from sbi_ignite.methods.table import method_of
 from sbi_ignite.optim.make import make_optimizer
+from sbi_ignite.runs.loss_record import describe_loss
 from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.training.checks import check_loader
 from sbi_ignite.training.hooks import Place, Steps, TrainingHooks
@@ -220,6 +221,9 @@ class SbiHooks(TrainingHooks):
 def _manifest(trainer: Any, call: Call, now: Round, batches: Batches) -> dict[str, Any]:
     """Return what a run directory records about the trainer."""
     manifest = {"round": now.index, "loss_arguments": _loss_arguments(trainer, call)}
+    kernel = call.keywords.get("calibration_kernel")
+    if kernel is not None:
+        manifest["calibration_kernel"] = describe_loss(kernel)
     if call.settings.checkpoint is None:
         return manifest
     memory = memory_of(trainer)

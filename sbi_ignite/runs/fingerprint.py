@@ -28,6 +28,9 @@ BUDGETS = frozenset(
 LOSS = "loss"
 """Key of the manifest that holds what `describe_loss` returned, where a user gave the loss."""
 
+FUNCTIONS = {LOSS: "loss function", "calibration_kernel": "calibration kernel"}
+"""Keys of the manifest that hold what `describe_loss` returned, and what they are of."""
+
 OBSERVED = ("optimizer", "loader")
 """Origins of what no setting decides, such as the rate of a callable optimizer."""
 
@@ -143,8 +146,9 @@ def _network(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _loss(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    if LOSS in saved and LOSS in now:
-        yield from loss_differences(saved[LOSS], now[LOSS])
+    for key, what in FUNCTIONS.items():
+        if key in saved and key in now:
+            yield from loss_differences(saved[key], now[key], what)
     before, after = saved.get("loss_arguments") or {}, now.get("loss_arguments") or {}
     for name in before.keys() & after.keys():
         if before[name] != after[name]:

@@ -61,29 +61,32 @@ def describe_loss(loss_fn: Any) -> dict[str, Any]:
     }
 
 
-def loss_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def loss_differences(
+    saved: Mapping[str, Any], now: Mapping[str, Any], what: str = "loss function"
+) -> Iterator[str]:
     """Say how a loss function differs from the one of an earlier run: in code and arguments.
 
     Args:
         saved: What `describe_loss` returned for the run.
         now: What it returns now.
+        what: What the function is.
     """
     before, after = saved["code"], now["code"]
     comparable = saved["python"] == now["python"]
     if before is None or after is None:
         if saved["name"] != now["name"]:
             names = f"the run has {saved['name']}, now it is {now['name']}"
-            yield f"The loss function differs: {names}."
+            yield f"The {what} differs: {names}."
             return
     elif comparable and before != after:
         names = f"the run has {saved['name']}, now it is {now['name']}"
         if saved["name"] == now["name"]:
             names = f"{now['name']} has other code than in the run"
-        yield f"The loss function differs: {names}."
+        yield f"The {what} differs: {names}."
         return
     changed = _changed(saved["arguments"], now["arguments"])
     if changed:
-        yield f"The loss function differs: {now['name']} had {changed}."
+        yield f"The {what} differs: {now['name']} had {changed}."
 
 
 def changed_variables(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError, SbiI
 from sbi_ignite.handlers.checkpoint import CheckpointHandler, ends_epoch
 from sbi_ignite.handlers.signals import StopOnSignals
 from sbi_ignite.runs.directory import RunDirectory
-from sbi_ignite.runs.fingerprint import LOSS, differences
+from sbi_ignite.runs.fingerprint import FUNCTIONS, differences
 from sbi_ignite.runs.loss_record import changed_variables
 from sbi_ignite.runs.machine import changes, in_words
 from sbi_ignite.runs.manifest import RESUMES, TORCH_SEED, make_manifest
@@ -233,13 +233,15 @@ class Persistence:
         return None if checkpoint is None else checkpoint.states
 
     def _warn_of_loss(self, saved: Mapping[str, Any]) -> None:
-        """Say if variables differ that the loss function reads."""
-        if LOSS not in saved or LOSS not in self.manifest:
-            return
-        changed = changed_variables(saved[LOSS], self.manifest[LOSS])
-        if changed:
+        """Say if variables differ that the loss function, or a part of it, reads."""
+        for key, what in FUNCTIONS.items():
+            if key not in saved or key not in self.manifest:
+                continue
+            changed = changed_variables(saved[key], self.manifest[key])
+            if not changed:
+                continue
             warnings.warn(
-                f"{self._directory.path}: the loss function {self.manifest[LOSS]['name']} reads "
+                f"{self._directory.path}: the {what} {self.manifest[key]['name']} reads "
                 f"other values than when this run was last started: {changed}. The run goes on "
                 'with the new ones; start with resume="never" or in another directory to train '
                 "with them from the beginning.",

@@ -25,10 +25,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from sbi_ignite import (
     BNRE,
     FMPE,
+    NPE_C,
     NRE_B,
     NRE_C,
     CheckpointMismatchError,
     LossArgsBNRE,
+    LossArgsNPE,
     LossArgsNRE,
     LossArgsNRE_C,
     LossArgsVF,
@@ -102,6 +104,21 @@ def test_loss_arguments_in_sbis_form_are_compared_as_well(tmp_path):
     trained(BNRE, tmp_path, 2, max_num_epochs=1, regularization_strength=1.0)
     with pytest.raises(CheckpointMismatchError, match="regularization_strength differs"):
         trained(BNRE, tmp_path, 2, max_num_epochs=2)
+
+
+def kernel_of_width(width):
+    return lambda x: torch.exp(-x.square().sum(dim=1) / width)
+
+
+@pytest.mark.parametrize("trainer", [NPE_C, FMPE])
+def test_another_calibration_kernel_is_refused(trainer, tmp_path):
+    """Two lambdas have the same type; what they compute tells."""
+    loss_args = LossArgsNPE if trainer is NPE_C else LossArgsVF
+    trained(trainer, tmp_path / "run", 2, loss_args(calibration_kernel=kernel_of_width(1.0)))
+    again = loss_args(calibration_kernel=kernel_of_width(1.0))
+    assert trained(trainer, tmp_path / "run", 3, again).epochs_trained == 3
+    with pytest.raises(CheckpointMismatchError, match=r"calibration kernel differs: .*width=1\.0"):
+        trained(trainer, tmp_path / "run", 4, loss_args(calibration_kernel=kernel_of_width(2.0)))
 
 
 def test_default_loss_arguments_are_the_same_when_they_are_passed(tmp_path):
