@@ -13,6 +13,7 @@ trainer can detect:
 `seed` than that of the training it continues | error | sbi's behaviour |
 | `resume_training` | no `lr_schedule`, where that training has one | error | sbi has none |
 | `resume_training` | another `learning_rate` | the new one counts | sbi's behaviour: the old one |
+| a `TrainConfig` | a trainer with its own test of convergence | warning | it decides |
 | `compile`, `precision` | a trainer with its own `_train_epoch` | error | error |
 | `dataloader_kwargs` | a keyword that torch's DataLoader lacks | error | error |
 """
@@ -57,6 +58,14 @@ def check_call(trainer: Any, call: Call) -> None:
         check_loader_kwargs(settings.train.dataloader_kwargs, origin)
     if private(trainer).is_overridden(SbiTrainer.TRAIN_EPOCH):
         _refuse_idle(trainer, settings)
+    if not call.sbi_compat and not private(trainer).converges_as_sbi:
+        warnings.warn(
+            f"{type(trainer).__name__} overrides sbi's own test of convergence, which only calls "
+            "with sbi's keywords ask. With a TrainConfig, early_stopping= decides: pass yours as "
+            "EarlyStopping.when(...), or take TrainConfig(sbi_compat=True).",
+            SbiIgniteWarning,
+            stacklevel=4,
+        )
     if settings.train.resume_training:
         _check_resume(trainer, call)
 

@@ -273,3 +273,13 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_trained(name, 
     with pytest.raises(SettingsError, match=r"no CUDA device.*SBI_IGNITE_TRAIN__DEVICE"):
         trainer.train()
     assert trainer._neural_net is None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_test_of_convergence_that_is_not_asked_is_named_in_a_warning(name):
+    """Sbi's keywords ask it, a TrainConfig does not."""
+    trainer = ready(name)
+    trainer._converged = lambda epoch, stop_after_epochs: epoch >= 2
+    with pytest.warns(SbiIgniteWarning, match=r"overrides sbi's own test of convergence"):
+        trainer.train(TrainConfig(max_epochs=4))
+    assert trainer.training_summary.epochs_trained == 4
