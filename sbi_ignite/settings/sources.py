@@ -236,6 +236,12 @@ def _read_file(path: str, variable: str) -> dict[str, Any]:
 
 
 def _refuse_unknown_table(group: str, table: object, path: str) -> None:
+    homes = [home for home in GROUPS if group in _names(home)]
+    if group not in GROUPS and homes and not isinstance(table, dict):
+        raise SettingsError(
+            f"key {group!r} in the settings file {path!r} must stand in a table: write "
+            f"{' or '.join(f'[{home}]' for home in homes)} above it"
+        )
     if group not in GROUPS:
         raise SettingsError(
             f"unknown table [{group}] in the settings file {path!r}"

@@ -448,7 +448,9 @@ def test_an_empty_file_says_nothing(file):
     ("text", "message"),
     [
         ("[trian]\nseed = 1", r"unknown table \[trian\].*did you mean 'train'"),
-        ("seed = 1", r"unknown table \[seed\].*Valid tables: train, early_stopping, logging"),
+        ("sede = 1", r"unknown table \[sede\].*Valid tables: train, early_stopping, logging"),
+        ("seed = 1", r"key 'seed' .* must stand in a table: write \[train\] above it"),
+        ("log_dir = 'a'", r"must stand in a table: write \[logging\] above it"),
         ("train = 1", r"'train' .* must be a table"),
         ("[train]\nbatchsize = 1", r"unknown key 'batchsize'.*did you mean 'batch_size'.*Valid"),
         ("[train]\nbatch_size = 0", r"TrainConfig.batch_size: .*got 0 from the file .*\[train\]"),
