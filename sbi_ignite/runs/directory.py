@@ -56,8 +56,8 @@ from sbi_ignite.runs.snapshot import BEST, BestCopy, Snapshot, from_file
 from sbi_ignite.runs.writer import Writer
 
 _ADVICE = (
-    'Start with resume="never", which moves the old files aside, or in another directory; or put '
-    "back a copy of the directory"
+    'Put back a copy of the directory; to train anew, pass resume="never", which moves the old '
+    "files aside, or take another directory"
 )
 
 
