@@ -32,11 +32,15 @@ class OfAUser(sbi.inference.NPE_C):
 
 
 def classes() -> list[type]:
-    """Return all of sbi's trainer classes, and their bases."""
+    """Return all of sbi's trainer classes, and those of their bases that are sbi's."""
     found = {OfAUser}
     for name in (name for name in (*METHODS, "NPE_PFN") if hasattr(sbi.inference, name)):
         found.update(getattr(sbi.inference, name).__mro__)
-    return sorted(found - {object}, key=lambda cls: cls.__qualname__)
+    # Python 3.12 itself adds to abc.ABC, when somebody asks for its annotations.
+    return sorted(
+        (cls for cls in found if cls is OfAUser or cls.__module__.startswith("sbi.")),
+        key=lambda cls: cls.__qualname__,
+    )
 
 
 def picture() -> dict[str, object]:
