@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from sbi_ignite.callback import Callback as Callback
     from sbi_ignite.callback import History as History
     from sbi_ignite.callback import TrainingState as TrainingState
+    from sbi_ignite.data.convert import convert_simulations as convert_simulations
+    from sbi_ignite.data.simulate import simulate_to_file as simulate_to_file
+    from sbi_ignite.data.simulations import Simulations as Simulations
+    from sbi_ignite.data.simulations import open_simulations as open_simulations
+    from sbi_ignite.data.writer import SimulationWriter as SimulationWriter
     from sbi_ignite.exceptions import ArgumentError as ArgumentError
     from sbi_ignite.exceptions import CheckpointError as CheckpointError
     from sbi_ignite.exceptions import CheckpointMismatchError as CheckpointMismatchError
@@ -50,6 +55,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "callback": "Callback History TrainingState",
+    "data.convert": "convert_simulations",
+    "data.simulate": "simulate_to_file",
+    "data.simulations": "Simulations open_simulations",
+    "data.writer": "SimulationWriter",
     "training.run": "run_training",
     "exceptions": (
         "ArgumentError CheckpointError CheckpointMismatchError DataError MissingPackageError "

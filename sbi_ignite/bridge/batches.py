@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from sbi_ignite.bridge.arguments import Call
 from sbi_ignite.bridge.lines import private
@@ -20,9 +20,11 @@ from sbi_ignite.data.in_memory import (
     SbiOrderBatches,
     ShuffledBatches,
 )
+from sbi_ignite.data.on_disk import OnDiskBatches
 from sbi_ignite.data.split import check_split, split_rows
+from sbi_ignite.data.table import TableRows, is_stored
 from sbi_ignite.data.transfer import indexed, placed
-from sbi_ignite.exceptions import DataError, SbiIgniteError, WrongTypeError
+from sbi_ignite.exceptions import ArgumentError, DataError, SbiIgniteError, WrongTypeError
 from sbi_ignite.settings.redaction import shorten
 
 _VALIDATION_ROWS = 1_024
@@ -161,6 +163,10 @@ def make_loaders(
         validation_fraction: Share of the rows kept for validation.
         dataloader_kwargs: Users' arguments for torch's DataLoader; None slices batches by index.
     """
+    if is_stored(tensors):
+        return _stored_loaders(
+            trainer, call, tensors, batch_size, validation_fraction, dataloader_kwargs
+        )
     train_rows, val_rows = trainer.train_indices, trainer.val_indices
     device = indexed(private(trainer).device)
     if dataloader_kwargs is None:
@@ -192,6 +198,46 @@ def make_loaders(
             _torch_loader(tensors, BatchIndices(train_rows, train_size, seed), dataloader_kwargs),
             _torch_loader(tensors, BatchIndices(val_rows, val_size, None), dataloader_kwargs),
         )
+
+
+def _stored_loaders(
+    trainer: Any,
+    call: Call,
+    columns: Sequence[Any],
+    batch_size: int,
+    validation_fraction: float,
+    dataloader_kwargs: Mapping[str, Any] | None,
+) -> tuple[Any, Any]:
+    """Return batches over simulations in files; see `make_loaders`.
+
+    In sbi's form, batches have sbi's sizes, and what does not fill one is left out; their order is
+    ours.
+    """
+    table, seed = columns[0].table, _seed_of_the_order()
+    train_rows, val_rows = trainer.train_indices, trainer.val_indices
+    train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
+    if dataloader_kwargs is not None:
+        if table.transforms:
+            raise ArgumentError(
+                "dataloader_kwargs: expected none beside transform=, which draws every batch in "
+                "this process, got "
+                f"{shorten(dict(dataloader_kwargs))}. Leave them out: batches are read in the "
+                "background anyway."
+            )
+        with refused_by_torch(dataloader_kwargs, call):
+            rows = TableRows(table)
+            return (
+                _loader_of(rows, BatchIndices(train_rows, train_size, seed), dataloader_kwargs),
+                _loader_of(rows, BatchIndices(val_rows, val_size, None), dataloader_kwargs),
+            )
+    if not call.sbi_compat and _any_batch_will_do(trainer, call, train_size):
+        device = indexed(private(trainer).device)
+        val_size = min(_large_batch(columns, val_size, device), len(val_rows))
+    in_sbis_sizes = {"drop_last": call.sbi_compat, "name": "the simulations"}
+    return (
+        OnDiskBatches(table, train_rows, train_size, seed, **in_sbis_sizes),
+        OnDiskBatches(table, val_rows, val_size, seed, shuffle=False, **in_sbis_sizes),
+    )
 
 
 @contextmanager
@@ -261,12 +307,18 @@ def _torch_loader(
     tensors: Sequence[Tensor], indices: BatchIndices, dataloader_kwargs: Mapping[str, Any]
 ) -> DataLoader[Any]:
     """Return a DataLoader with users' arguments, by default over every row in even batches."""
+    return _loader_of(TensorDataset(*tensors), indices, dataloader_kwargs)
+
+
+def _loader_of(
+    dataset: Dataset[Any], indices: BatchIndices, dataloader_kwargs: Mapping[str, Any]
+) -> DataLoader[Any]:
     own_batches = {"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"}
     if own_batches & set(dataloader_kwargs):
-        subset = torch.utils.data.Subset(TensorDataset(*tensors), indices.indices.tolist())
+        subset = torch.utils.data.Subset(dataset, indices.indices.tolist())
         size = {} if "batch_sampler" in dataloader_kwargs else {"batch_size": indices.batch_size}
         return DataLoader(subset, **{**size, **dataloader_kwargs})
-    return EvenLoader(TensorDataset(*tensors), batch_sampler=indices, **dataloader_kwargs)
+    return EvenLoader(dataset, batch_sampler=indices, **dataloader_kwargs)
 
 
 class EvenLoader(DataLoader[Any]):

@@ -14,6 +14,7 @@ from sbi_ignite.bridge.batches import make_loaders, split
 from sbi_ignite.bridge.fit import fit, refuse_nested_training
 from sbi_ignite.bridge.lines import check_sbi, private
 from sbi_ignite.bridge.losses import loss_of
+from sbi_ignite.bridge.network_builder import rows_for_marginal
 from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.ownership import is_sbis_own
 from sbi_ignite.bridge.sbi_summary import close_books, say_how_it_ended
@@ -55,7 +56,7 @@ def carry_out(trainer: Any, call: Call) -> Any:
     call, train_loader, val_loader = _loaders(trainer, call)
     config = call.settings.train
     if own.network is None:
-        own.build_marginal(trainer.get_samples()[trainer.train_indices].to("cpu"))
+        own.build_marginal(rows_for_marginal(trainer, trainer.get_samples()))
     loss = loss_of(trainer, None, config.sbi_compat)
     fit(trainer, call, loss, train_loader, val_loader)
     if not config.sbi_compat:
@@ -70,7 +71,9 @@ def _loaders(trainer: Any, call: Call) -> tuple[Call, Any, Any]:
     """Return batches of x for training and validation, and the call, its recipe filled in."""
     config = call.settings.train
     kwargs = config.dataloader_kwargs
-    if not is_sbis_own(trainer, "get_dataloaders") or (call.sbi_compat and kwargs is not None):
+    stored = bool(private(trainer).stored_columns)
+    as_in_sbi = call.sbi_compat and kwargs is not None and not stored
+    if not is_sbis_own(trainer, "get_dataloaders") or as_in_sbi:
         loaders = trainer.get_dataloaders(
             config.batch_size,
             config.validation_fraction,

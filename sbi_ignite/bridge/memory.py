@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.runs.snapshot import Snapshot
@@ -43,6 +45,7 @@ class TrainerMemory:
         snapshot: States of the last training in the typed form, from which it can be resumed.
         rate: Learning rate of the last training.
         kept_on_resume: Settings of the last training that cannot change when it is resumed.
+        few_rows: Rows from which the network was built, while a call needs them.
     """
 
     round: Round | None = None
@@ -52,6 +55,7 @@ class TrainerMemory:
     snapshot: Snapshot | None = None
     rate: float = 0.0
     kept_on_resume: Mapping[str, Any] = field(default_factory=dict)
+    few_rows: Sequence[Tensor] | None = None
 
 
 def memory_of(trainer: Any) -> TrainerMemory:

@@ -26,6 +26,7 @@ from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.sbi_summary import report_end
 from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
+from sbi_ignite.data.table import is_stored
 from sbi_ignite.exceptions import NonFiniteLossError, NoSimulationsError, SbiIgniteError
 from sbi_ignite.settings import Resolved
 from sbi_ignite.training.options import checked_device
@@ -156,7 +157,7 @@ def get_dataloaders(
         training_batch_size = call.settings.train.batch_size
     if dataloader_kwargs is None and not private(trainer).keeps_loaders_to_itself:
         dataloader_kwargs = {}  # torch's own loaders, which a user's method may expect
-    if call.sbi_compat and dataloader_kwargs is not None:
+    if call.sbi_compat and dataloader_kwargs is not None and not is_stored(tensors):
         # Splits as it stands: the indices have just been drawn.
         with refused_by_torch(dataloader_kwargs, call):
             return sbi_get_dataloaders(

@@ -32,13 +32,21 @@ HEAD = '''\
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, Self, overload
 
 import sbi.inference as sbi_inference
 {imports}
 
 class IgniteTrainer:
     training_summary: TrainingSummary | None
+    def append_simulations_from(
+        self,
+        dataset: Any,
+        proposal: Any = None,
+        exclude_invalid_x: bool | None = None,
+        from_round: int | None = None,
+        transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> Self: ...
 
 class IgniteLoop(IgniteTrainer): ...
 '''
