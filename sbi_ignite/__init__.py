@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sbi_ignite.data.simulate import simulate_to_file as simulate_to_file
     from sbi_ignite.data.simulations import Simulations as Simulations
     from sbi_ignite.data.simulations import open_simulations as open_simulations
+    from sbi_ignite.data.transformed import with_transform as with_transform
     from sbi_ignite.data.writer import SimulationWriter as SimulationWriter
     from sbi_ignite.exceptions import ArgumentError as ArgumentError
     from sbi_ignite.exceptions import CheckpointError as CheckpointError
@@ -58,6 +59,7 @@ _HOMES = {
     "data.convert": "convert_simulations",
     "data.simulate": "simulate_to_file",
     "data.simulations": "Simulations open_simulations",
+    "data.transformed": "with_transform",
     "data.writer": "SimulationWriter",
     "training.run": "run_training",
     "exceptions": (

@@ -1,4 +1,4 @@
-"""Batches of rows that lie in files, in an order that files read well, fetched in the background."""
+"""Batches of rows in files, in an order that files read well, fetched in the background."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Means and deviations over rows that are read piece by piece, and a few rows that stand for all."""
+"""Means and deviations of rows that are read by pieces, and a few rows that stand for all."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ HEAD = '''\
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, overload
 
 import sbi.inference as sbi_inference
 {imports}
@@ -112,6 +112,7 @@ def stub() -> str:
         "sbi.neural_nets.estimators": {r.__name__ for r in returned} - {"RatioEstimator"},
         "sbi.neural_nets.ratio_estimators": {"RatioEstimator"},
         "torch": {"Tensor"},
+        "typing_extensions": {"Self"},
     }
     ours = {
         **{

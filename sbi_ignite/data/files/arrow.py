@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ class ArrowSource(Source):
         """Return copies of rows with these numbers."""
         taken = tuple(np.empty((len(rows), *self.shapes[f]), dtype=self.dtypes[f]) for f in fields)
         bounds = np.searchsorted(rows, self._starts)
-        for i, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for i, (begin, end) in enumerate(pairwise(bounds)):
             for at in range(begin, end, 1_024):
                 now = slice(at, min(at + 1_024, end))
                 inside = rows[now] - self._starts[i]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class Source(ABC):
         """Return the first row of every block, shape (num_blocks,)."""
         return np.arange(0, max(1, self.num_rows), max(1, self.block_rows), dtype=np.int64)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 # most have nothing to close
         """Close what is open."""
 
     def fingerprint(self, num_rows: int) -> list[dict[str, Any]]:
@@ -167,7 +168,7 @@ def runs(rows: NDArray[np.int64], block_rows: int) -> Iterator[tuple[int, int]]:
     block = rows // max(1, block_rows)
     cuts = np.flatnonzero(block[1:] != block[:-1]) + 1
     bounds = [0, *cuts.tolist(), len(rows)]
-    yield from ((begin, end) for begin, end in zip(bounds, bounds[1:], strict=False) if end > begin)
+    yield from ((begin, end) for begin, end in pairwise(bounds) if end > begin)
 
 
 def rows_of(

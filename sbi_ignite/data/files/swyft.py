@@ -84,8 +84,7 @@ def open_swyft(path: Any, theta: Any = None, x: Any = None) -> SwyftSource:
     for field, asked in zip(FIELDS, (theta or "theta", x or "x"), strict=True):
         array = next((group[n] for n in (f"data/{asked}", asked) if n in group), None)
         if array is None or not hasattr(array, "chunks"):
-            inside = group["data"] if "data" in group else group
-            names = [n for n in inside.keys() if hasattr(inside[n], "chunks")]  # noqa: SIM118
+            names = [name for name, _ in group.get("data", group).arrays()]
             raise missing(str(path), field, asked, names)
         arrays[field] = array
     status = np.asarray(group["meta/sim_status"][:]) if "meta/sim_status" in group else None

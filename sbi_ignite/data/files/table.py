@@ -116,8 +116,7 @@ def _open_one(path: Any, theta: Any, x: Any, format: str | None) -> Source:
     page, function = FORMATS[name].split(".")
     module = importlib.import_module(f"sbi_ignite.data.files.{page}")
     opener: Callable[..., Source] = getattr(module, function)
-    source = opener(path, theta, x)
-    return source
+    return opener(path, theta, x)
 
 
 def _detected(path: Any) -> str:
