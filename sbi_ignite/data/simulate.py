@@ -39,8 +39,8 @@ def simulate_to_file(
     """Draw parameters from a prior, simulate, and write both to a file as they come.
 
     A call that is interrupted or killed is repeated as it was and continues after the last batch in
-    the file. What a batch holds depends on the seed and its number alone: parameters and noise are
-    drawn from python's, numpy's and torch's global generators, which are seeded for every batch
+    the file. What a batch holds depends on the seed, its number and its size: parameters and noise
+    are drawn from python's, numpy's and torch's global generators, which are seeded for every batch
     from a tree of seeds (`numpy.random.SeedSequence`) in which no two are the same.
 
     A generator of the simulator's own, such as `rng = numpy.random.default_rng(0)` beside it,
@@ -157,7 +157,7 @@ def _simulate(
     simulator: Callable[[Tensor], Any], prior: Any, entropy: int, number: int, num_rows: int
 ) -> tuple[Tensor, Tensor]:
     """Draw and simulate one batch, in whatever process."""
-    seed_all(np.random.SeedSequence(entropy, spawn_key=(number,)))
+    seed_all(np.random.SeedSequence(entropy, spawn_key=(number, num_rows)))
     theta = torch.as_tensor(prior.sample((num_rows,)))
     return theta, _checked(simulator(theta), num_rows)
 

@@ -38,8 +38,6 @@ class Simulations(Dataset[tuple[Tensor, Tensor]]):
         num_rows: How many rows there were when it was opened; later ones are not seen.
         theta_shape: Shape of a row of theta.
         x_shape: Shape of a row of x.
-        theta: Rows of theta, read by `theta[rows]`.
-        x: Rows of x, likewise.
 
     Example:
         >>> import tempfile
@@ -80,7 +78,6 @@ class Simulations(Dataset[tuple[Tensor, Tensor]]):
         self.random_access, self.cost = source.random_access, source.cost
         self.block_rows = source.block_rows
         self._dtypes = {field: source.dtypes[field] for field in FIELDS}
-        self.theta, self.x = RowsOf(self, "theta"), RowsOf(self, "x")
         if not self.num_rows:
             self.close()
             raise DataError(f"{self.name}: expected simulations, there are no rows.")
@@ -118,6 +115,16 @@ class Simulations(Dataset[tuple[Tensor, Tensor]]):
         vars(self).update(state)
         self._source, self._process = None, -1
         self._lock, self._locked_by = threading.Lock(), os.getpid()
+
+    @property
+    def theta(self) -> RowsOf:
+        """Rows of theta, read by indexing."""
+        return RowsOf(self, "theta")
+
+    @property
+    def x(self) -> RowsOf:
+        """Rows of x, read by indexing."""
+        return RowsOf(self, "x")
 
     @property
     def num_bytes(self) -> int:
@@ -248,8 +255,15 @@ class RowsOf:
         return torch.Size((self._simulations.num_rows, *row))
 
     def __getitem__(self, rows: Any) -> Tensor:
+        if isinstance(rows, tuple):
+            return self[rows[0]][inside_rows(rows)]
         (found,) = self._simulations.read(row_numbers(rows, len(self)), (self._field,))
         return found[0] if isinstance(rows, int | np.integer) else found
+
+
+def inside_rows(index: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the part of an index that is left once its rows have been read."""
+    return index[1:] if isinstance(index[0], int | np.integer) else (slice(None), *index[1:])
 
 
 def row_numbers(rows: Any, num_rows: int) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sbi_ignite.data.fingerprint import fingerprint_data
-from sbi_ignite.data.simulations import PIECE, Simulations, row_numbers
+from sbi_ignite.data.simulations import PIECE, Simulations, inside_rows, row_numbers
 from sbi_ignite.exceptions import DataError
 
 Transform = Callable[[Tensor, Tensor], "tuple[Tensor, Tensor]"]
@@ -325,6 +325,8 @@ class Column:
         return self.shape.numel()
 
     def __getitem__(self, rows: Any) -> Tensor:
+        if isinstance(rows, tuple):
+            return self[rows[0]][inside_rows(rows)]
         (found,) = self.table.read(row_numbers(rows, len(self)), (self.field,))
         return found[0] if isinstance(rows, int) else found
 
