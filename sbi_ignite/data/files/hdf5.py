@@ -86,6 +86,11 @@ def unreadable(path: str | Path, error: Exception) -> DataError:
             "Wait until it has closed the file, or let every writer write a file of its own and "
             f"open them together by a pattern such as 'sims-*.h5'. HDF5 says: {text}"
         )
+    if "already open" in text:
+        return DataError(
+            f"{path}: this process has it open already. Close that first: simulations by close(), "
+            f"or a with statement. HDF5 says: {text}"
+        )
     if Path(path).is_file() and Path(path).stat().st_size == 0:
         return DataError(f"{path}: expected an HDF5 file, this one is empty (0 bytes).")
     if "truncated" in text:
