@@ -80,7 +80,14 @@ def _is_callback(value: Any) -> bool:
 
 
 def _check_callbacks(callbacks: Iterable[Any]) -> None:
+    seen: set[int] = set()
     for callback in callbacks:
+        if id(callback) in seen:
+            raise ArgumentError(
+                f"callbacks: expected every object once, got {callback!r} twice; it would be "
+                "called twice at every moment. List it once, or make a second object."
+            )
+        seen.add(id(callback))
         if isinstance(callback, type) and _is_callback(callback):
             raise ArgumentError(
                 f"callbacks: expected an instance, got the class {callback.__name__}. Pass "

@@ -278,3 +278,14 @@ def test_a_class_instead_of_a_callback_is_refused():
 
     with pytest.raises(ArgumentError, match=r"expected an instance, got the class Counting"):
         train(Counting)
+
+
+def test_one_object_listed_twice_is_refused():
+    class Counting(Callback):
+        def on_epoch_end(self, state):
+            """Count."""
+
+    once = Counting()
+    with pytest.raises(ArgumentError, match=r"expected every object once, got .*Counting.* twice"):
+        train(once, once)
+    train(once, Counting())
