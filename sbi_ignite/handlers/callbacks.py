@@ -10,6 +10,7 @@ from ignite.engine import Engine
 
 from sbi_ignite.callback import CALLBACK_METHODS, Callback, TrainingState
 from sbi_ignite.exceptions import ArgumentError
+from sbi_ignite.explain import check_call
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.summary import TrainingSummary
 
@@ -94,6 +95,13 @@ def _check_callbacks(callbacks: Iterable[Any]) -> None:
                 f"{callback.__name__}(...)."
             )
         _check_hooks(callback)
+        for name in CALLBACK_METHODS:
+            method = getattr(callback, name, None)
+            if callable(method):
+                argument = "summary" if name == "on_train_end" else "state"
+                takes = ("error", "state") if name == "on_exception" else (argument,)
+                expected = f"{type(callback).__name__}: expected {name}({', '.join(takes)})"
+                check_call(method, len(takes), expected)
         if not _is_callback(callback):
             raise ArgumentError(
                 "callbacks: expected objects with one of the methods "
