@@ -163,7 +163,7 @@ def batches_for_builder(
     memory = memory_of(trainer)
     if memory.few_rows is None and is_stored(columns := private(trainer).stored_columns):
         _samples_of(trainer, columns)
-    found, memory.few_rows = memory.few_rows or (), None
+    found, memory.few_rows = tuple(memory.few_rows or ()), None
     return found
 
 

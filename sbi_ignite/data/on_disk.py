@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from copy import copy
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -30,6 +30,9 @@ _AHEAD_BYTES = 2**25
 """How much is read ahead, where rows are read at random."""
 
 _Item = TypeVar("_Item")
+
+_Batch = tuple[NDArray[np.int64], tuple[Tensor, ...]]
+"""Row numbers, and the rows."""
 
 
 class OnDiskBatches:
@@ -131,10 +134,10 @@ class OnDiskBatches:
 
     def _random_rows(
         self, number: int, bounds: list[int], first: int
-    ) -> Iterator[tuple[NDArray[np.int64], tuple[Tensor, ...]]]:
+    ) -> Generator[_Batch, None, None]:
         order = self._order(number)
 
-        def read() -> Iterator[tuple[NDArray[np.int64], tuple[Tensor, ...]]]:
+        def read() -> Iterator[_Batch]:
             for begin, end in list(pairwise(bounds))[first:]:
                 rows = self._share(order[begin:end])
                 yield rows, self.table.read(rows)
@@ -156,7 +159,7 @@ class OnDiskBatches:
 
     def _in_memory(
         self, number: int, bounds: list[int], first: int
-    ) -> Iterator[tuple[NDArray[np.int64], tuple[Tensor, ...]]]:
+    ) -> Generator[_Batch, None, None]:
         if self._kept is None:
             ascending = np.sort(self.indices.numpy())
             self._kept = ascending, self.table.read(ascending)
@@ -169,7 +172,7 @@ class OnDiskBatches:
 
     def _buffered_rows(
         self, number: int, bounds: list[int], first: int
-    ) -> Iterator[tuple[NDArray[np.int64], tuple[Tensor, ...]]]:
+    ) -> Generator[_Batch, None, None]:
         if self._blocks is None:
             self._blocks = Blocks(self.table.starts(), self.indices.numpy(), self.buffer_rows)
         blocks, seed = self._blocks, self.seed
@@ -183,7 +186,7 @@ class OnDiskBatches:
                 order = permutation(len(ascending), seed, number, i).numpy()
                 yield ascending, order, self.table.read(ascending)
 
-        def cut() -> Iterator[tuple[NDArray[np.int64], tuple[Tensor, ...]]]:
+        def cut() -> Generator[_Batch, None, None]:
             buffers = prefetched(read, 1)
             try:
                 at = int(begins[max(0, skipped)])
@@ -307,7 +310,7 @@ class Blocks:
         return np.concatenate([self._ascending[self._begin[b] : self._end[b]] for b in blocks])
 
 
-def prefetched(make: Callable[[], Iterator[_Item]], depth: int) -> Iterator[_Item]:
+def prefetched(make: Callable[[], Iterator[_Item]], depth: int) -> Generator[_Item, None, None]:
     """Yield what an iterator yields, made in a thread up to `depth` items ahead.
 
     The thread ends with the generator that is returned. An error is raised where the item would
@@ -338,7 +341,7 @@ def prefetched(make: Callable[[], Iterator[_Item]], depth: int) -> Iterator[_Ite
         except BaseException as error:
             done.put(("error", error))
 
-    def run() -> Iterator[_Item]:
+    def run() -> Generator[_Item, None, None]:
         thread = threading.Thread(target=work, name="sbi_ignite-prefetch", daemon=True)
         thread.start()
         try:

@@ -125,7 +125,7 @@ def _in_order(jobs: Iterator[Any], num_workers: int) -> Iterator[tuple[Tensor, T
         return
     # Results wait for the disk, not in memory: no more is dispatched than workers need.
     parallel = Parallel(n_jobs=num_workers, return_as="generator", pre_dispatch="2*n_jobs")
-    yield from parallel(jobs)
+    yield from parallel(jobs)  # type: ignore[misc] # joblib's types miss `return_as`
 
 
 def _entropy(writer: SimulationWriter, seed: int | None, batch_rows: int) -> int:

@@ -279,10 +279,10 @@ class RowSample(Tensor):
         if isinstance(index, Tensor) and index.ndim == 1:
             # A choice among the few rows, which stand for all.
             return RowSample.of(plain, self._rows, self._name, self._steps)
-        whole = isinstance(index, tuple) and len(index) > 1
-        if whole and (index[0] is Ellipsis or index[0] == slice(None)):
+        first = index[0] if isinstance(index, tuple) and index[1:] else None
+        if first is Ellipsis or (isinstance(first, slice) and first == slice(None)):
             # An ellipsis that stands for no dimension would index rows.
-            if index[0] is Ellipsis and len(index) > self._few.ndim:
+            if first is Ellipsis and len(index) > self._few.ndim:
                 return plain
             return self._after(plain, Tensor.__getitem__, (index,), {})
         return plain

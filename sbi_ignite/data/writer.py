@@ -108,10 +108,9 @@ class SimulationWriter:
             )
         if not len(pair[0]):
             return
-        if self._file is None:
-            self._create(*pair)
+        file = self._create(*pair) if self._file is None else self._file
         for field, array in zip(FIELDS, pair, strict=True):
-            expected = tuple(self._file[field].shape[1:])
+            expected = tuple(file[field].shape[1:])
             if array.shape[1:] != expected:
                 raise DataError(
                     f"{self.path}: expected rows of {field} with shape {expected} as in the file, "
@@ -166,9 +165,9 @@ class SimulationWriter:
         with np.errstate(over="ignore"):
             return np.array(array, dtype=self._dtype, order="C")  # a copy: callers reuse buffers
 
-    def _create(self, theta: NDArray[Any], x: NDArray[Any]) -> None:
-        shapes = {"theta": theta.shape[1:], "x": x.shape[1:]}
-        dtypes = dict.fromkeys(FIELDS, self._dtype)
+    def _create(self, theta: NDArray[Any], x: NDArray[Any]) -> Any:
+        shapes: dict[str, tuple[int, ...]] = {"theta": theta.shape[1:], "x": x.shape[1:]}
+        dtypes: dict[str, np.dtype[Any]] = dict.fromkeys(FIELDS, self._dtype)
         rows = self._chunk_rows or rows_of(CHUNK_BYTES, shapes, dtypes)
         attributes = {"format": FORMAT, "version": VERSION, ROWS: 0, "chunk_rows": rows}
         attributes |= {"written_by": f"sbi_ignite {__version__}", "torch": str(torch.__version__)}
@@ -192,6 +191,7 @@ class SimulationWriter:
         _put_in_place(made, self.path)
         self._file = self._open("r+")
         self._rows_per_chunk = rows
+        return self._file
 
     def _open(self, mode: str) -> Any:
         try:

@@ -117,10 +117,11 @@ class SbiTrainer:
         """The call by which simulations are added, as one writes it."""
         return "append_samples(x)" if self.appends_samples else "append_simulations(theta, x)"
 
-    def simulations(self, starting_round: int) -> tuple[Tensor, ...]:
+    def simulations(self, starting_round: int) -> tuple[Any, ...]:
         """Return theta, x and prior masks from a round on, as sbi's `get_simulations` does.
 
-        Simulations appended in a single call are not copied; sbi copies them every time.
+        Simulations appended in a single call are not copied; sbi copies them every time. Those in
+        files are `Column`s of a table instead of tensors.
 
         Args:
             starting_round: The first round to include.

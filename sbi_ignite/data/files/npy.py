@@ -143,7 +143,7 @@ def stream_npz(path: Any, field: str, asked: str, rows: int) -> Iterator[NDArray
         member = _member(found, str(path), field, asked)
         with found.open(member) as stream:
             shape, fortran, dtype = _header(stream, f"{path}[{asked}]")
-            if fortran and len(shape) > 1:
+            if fortran and shape[1:]:
                 raise DataError(
                     f"{path}: {asked} is in Fortran order and compressed, so that no row can be "
                     "had before all are read. Load it with numpy and save it by np.savez."
