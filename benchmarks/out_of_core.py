@@ -13,6 +13,7 @@ every layout, and the quality of the shuffle on SLCP, from a file that is sorted
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -56,6 +57,7 @@ from sbi_ignite.data.table import Table as RowTable
 
 SIDE, BATCH = 64, 1_024
 ROW_BYTES = 4 * (SIDE * SIDE + 2)
+PARTS = ("memory", "speed", "layouts", "shuffle")
 BOUND_MB, BOUND_IN_MEMORY, BOUND_SEQUENTIAL = 800, 0.8, 0.6
 
 
@@ -67,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--simulations", type=int, default=10_000, help="of SLCP")
     parser.add_argument("--epochs", type=int, default=20, help="on SLCP")
     parser.add_argument("--folder", type=Path, help="where files are made (default: temporary)")
-    parser.add_argument("--peak-of", help=argparse_hidden())
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parse(parser, arguments)
     if options.peak_of:
         print(json.dumps(peak_of(options.peak_of, options.folder)))
@@ -75,19 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         result = Result("out_of_core", "What does training on simulations in files cost?")
-        memory_part(result, folder, options.gigabytes)
-        speed_part(result, folder, options.rounds, options.rows_in_memory)
-        layout_part(result, folder, options.rounds, options.rows_in_memory)
-        quality_part(result, folder, options.simulations, options.epochs)
+        parts: dict[str, Callable[[], None]] = {
+            "memory": lambda: memory_part(result, folder, options.gigabytes),
+            "speed": lambda: speed_part(result, folder, options.rounds, options.rows_in_memory),
+            "layouts": lambda: layout_part(result, folder, options.rounds, options.rows_in_memory),
+            "shuffle": lambda: quality_part(result, folder, options.simulations, options.epochs),
+        }
+        for part in options.parts:
+            parts[part]()
+            print(f"\n{result.tables[-1]}", file=sys.stderr, flush=True)  # hours may be to come
         result.notes += plan(100_000_000)
         conclude(result, options)
-
-
-def argparse_hidden() -> str:
-    """Return what keeps an option out of the help."""
-    import argparse
-
-    return argparse.SUPPRESS
 
 
 # --- the file and the networks

@@ -58,7 +58,8 @@ def split(
     """
     rows = _valid_rows(x, call.exclude_invalid_x)
     # A script that always passes resume_training=True must be able to start.
-    keep = keep and (call.sbi_compat or hasattr(trainer, "train_indices"))
+    by_the_call = call.settings.origin("train.resume_training").source == "call"
+    keep = keep and ((call.sbi_compat and by_the_call) or hasattr(trainer, "train_indices"))
     at_least, origin = call.family.rows_needed, call.settings.origin("train.validation_fraction")
     if not keep:
         # A default fraction adapts to few rows; an explicit one, or sbi's form, does not.
@@ -193,10 +194,12 @@ def make_loaders(
             ShuffledBatches(tensors, train_rows, train_size, seed),
             OrderedBatches(tensors, val_rows, val_size),
         )
-    with refused_by_torch(dataloader_kwargs, call):
+    rows = TensorDataset(*tensors)
+    said = {name: value for name, value in dataloader_kwargs.items() if value is not None}
+    with refused_by_torch(said, call):
         return (
-            _torch_loader(tensors, BatchIndices(train_rows, train_size, seed), dataloader_kwargs),
-            _torch_loader(tensors, BatchIndices(val_rows, val_size, None), dataloader_kwargs),
+            _training_loader(rows, BatchIndices(train_rows, train_size, seed), said),
+            _validation_loader(rows, BatchIndices(val_rows, val_size, None), said),
         )
 
 
@@ -216,19 +219,20 @@ def _stored_loaders(
     table, seed = columns[0].table, _seed_of_the_order()
     train_rows, val_rows = trainer.train_indices, trainer.val_indices
     train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
-    if dataloader_kwargs is not None:
+    said = {n: v for n, v in (dataloader_kwargs or {}).items() if v is not None}
+    if said or (dataloader_kwargs is not None and not table.transforms):
         if table.transforms:
             raise ArgumentError(
                 "dataloader_kwargs: expected none beside transform=, which draws every batch in "
                 "this process, got "
-                f"{shorten(dict(dataloader_kwargs))}. Leave them out: batches are read in the "
+                f"{shorten(said)}. Leave them out: batches are read in the "
                 "background anyway."
             )
-        with refused_by_torch(dataloader_kwargs, call):
+        with refused_by_torch(said, call):
             rows = TableRows(table)
             return (
-                _loader_of(rows, BatchIndices(train_rows, train_size, seed), dataloader_kwargs),
-                _loader_of(rows, BatchIndices(val_rows, val_size, None), dataloader_kwargs),
+                _training_loader(rows, BatchIndices(train_rows, train_size, seed), said),
+                _validation_loader(rows, BatchIndices(val_rows, val_size, None), said),
             )
     if not call.sbi_compat and _any_batch_will_do(trainer, call, train_size):
         device = indexed(private(trainer).device)
@@ -303,22 +307,35 @@ def _large_batch(tensors: Sequence[Tensor], batch_size: int, device: torch.devic
     return max(batch_size, min(rows, _VALIDATION_NUMBERS // numbers))
 
 
-def _torch_loader(
-    tensors: Sequence[Tensor], indices: BatchIndices, dataloader_kwargs: Mapping[str, Any]
-) -> DataLoader[Any]:
-    """Return a DataLoader with users' arguments, by default over every row in even batches."""
-    return _loader_of(TensorDataset(*tensors), indices, dataloader_kwargs)
+_ABOUT_BATCHES = frozenset({"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"})
+"""Arguments of torch's DataLoader that decide which rows a batch has."""
 
 
-def _loader_of(
-    dataset: Dataset[Any], indices: BatchIndices, dataloader_kwargs: Mapping[str, Any]
+def _training_loader(
+    dataset: Dataset[Any], indices: BatchIndices, said: Mapping[str, Any]
 ) -> DataLoader[Any]:
-    own_batches = {"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"}
-    if own_batches & set(dataloader_kwargs):
+    """Return a DataLoader with users' arguments, by default over every row in even batches.
+
+    Rows are shuffled unless a sampler or `shuffle=False` says otherwise. Row numbers of samplers
+    are positions among the training rows.
+    """
+    if _ABOUT_BATCHES & set(said):
         subset = torch.utils.data.Subset(dataset, indices.indices.tolist())
-        size = {} if "batch_sampler" in dataloader_kwargs else {"batch_size": indices.batch_size}
-        return DataLoader(subset, **{**size, **dataloader_kwargs})
-    return EvenLoader(dataset, batch_sampler=indices, **dataloader_kwargs)
+        if "batch_sampler" in said:
+            return DataLoader(subset, **said)
+        order = {} if "sampler" in said else {"shuffle": True}
+        return DataLoader(subset, **{"batch_size": indices.batch_size, **order, **said})
+    return EvenLoader(dataset, batch_sampler=indices, **said)
+
+
+def _validation_loader(
+    dataset: Dataset[Any], indices: BatchIndices, said: Mapping[str, Any]
+) -> DataLoader[Any]:
+    """Return a DataLoader of every validation row in a fixed order, with users' other arguments."""
+    size = min(said.get("batch_size") or indices.batch_size, len(indices.indices))
+    others = {name: value for name, value in said.items() if name not in _ABOUT_BATCHES}
+    indices = BatchIndices(indices.indices, size, None)
+    return EvenLoader(dataset, batch_sampler=indices, **others)
 
 
 class EvenLoader(DataLoader[Any]):
@@ -327,7 +344,7 @@ class EvenLoader(DataLoader[Any]):
     @property
     def batch_size(self) -> int:
         """Rows of a full batch, where torch itself has None."""
-        return self.batch_sampler.batch_size  # type: ignore[union-attr] # see `_torch_loader`
+        return self.batch_sampler.batch_size  # type: ignore[union-attr] # see `_training_loader`
 
     @batch_size.setter
     def batch_size(self, value: int | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
