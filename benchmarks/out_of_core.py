@@ -1,10 +1,10 @@
 r"""What does it cost to train on simulations that lie in files?
 
 Images of 64 x 64 numbers and two parameters in an HDF5 file that is made first. Memory is the peak
-of a process of its own while it trains an epoch of NPE and of FMPE, above its peak in an epoch on a few
-of the same images in memory, without these. Speeds are side by side with the same rows in memory,
-and with a sequential read of the file by h5py. Random rows and shuffled blocks are compared for
-every layout, and the quality of the shuffle on SLCP, from a file that is sorted by its parameters.
+of a process of its own while it trains an epoch of NPE and of FMPE, above its peak in an epoch on a
+few of the same images in memory, without these. Speeds are side by side with the same rows in
+memory, and with a sequential read of the file by h5py. Random rows and shuffled blocks are compared
+for every layout, and the quality of the shuffle on SLCP, from a file sorted by its parameters.
 
     python -m benchmarks.out_of_core [--gigabytes 4] [--rows-in-memory 20000] [--folder DIR]
     python -m benchmarks.out_of_core --gigabytes 0.1 --rounds 1 --simulations 500 \
