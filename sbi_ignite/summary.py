@@ -51,6 +51,10 @@ class TrainingSummary:
             there is nothing to say.
         config: All settings as plain data, each with its value and origin.
         validated: Whether there was validation data.
+        init_from: What `init_from=` began with: its "source", a fingerprint of the "weights", and
+            of a run directory its "run", "method" and "epoch"; None without.
+        validation_set: Fingerprint of the user's own validation set under "data", a shape and a
+            digest for every tensor; None where the simulations were split.
 
     Example:
         >>> summary = TrainingSummary(method="NPE_C", epochs_trained=1, best_epoch=1,
@@ -81,6 +85,8 @@ class TrainingSummary:
     executor_reason: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     validated: bool = True
+    init_from: Mapping[str, Any] | None = None
+    validation_set: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         """Return one line; all values are in `to_dict()`."""
@@ -137,6 +143,12 @@ class TrainingSummary:
             "time in epochs": f"{seconds:.1f} s",
             "device": self.device,
         }
+        if self.init_from is not None:
+            rows["began with"] = (
+                f"weights {self.init_from['weights'][:8]} of {self.init_from['source']}"
+            )
+        if self.validation_set is not None:
+            rows["validated on"] = f"{self.validation_set['data'][0]['shape'][0]} rows of its own"
         if self.executor:
             because = f" ({self.executor_reason})" if self.executor_reason else ""
             rows["steps computed"] = self.executor + because

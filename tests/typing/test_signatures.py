@@ -22,7 +22,15 @@ from sbi_ignite.methods.table import method_of
 from tests.small import METHODS, ROOT
 from tests.typing import stubs
 
-NEW = ["exclude_invalid_x", "logging", "early_stopping", "checkpoint", "callbacks"]
+NEW = [
+    "exclude_invalid_x",
+    "logging",
+    "early_stopping",
+    "checkpoint",
+    "callbacks",
+    "init_from",
+    "validation",
+]
 USER = Path(__file__).with_name("user.py")
 
 
