@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from textwrap import wrap
@@ -51,6 +51,7 @@ class TrainingSummary:
             there is nothing to say.
         config: All settings as plain data, each with its value and origin.
         validated: Whether there was validation data.
+        metrics: What callbacks logged: for each name pairs of epoch, counted from 1, and value.
         init_from: What `init_from=` began with: its "source", a fingerprint of the "weights", and
             of a run directory its "run", "method" and "epoch"; None without.
         validation_set: Fingerprint of the user's own validation set under "data", a shape and a
@@ -85,6 +86,7 @@ class TrainingSummary:
     executor_reason: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     validated: bool = True
+    metrics: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     init_from: Mapping[str, Any] | None = None
     validation_set: Mapping[str, Any] | None = None
 

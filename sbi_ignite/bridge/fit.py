@@ -287,7 +287,7 @@ def _loss_arguments(trainer: Any, call: Call) -> dict[str, Any]:
 def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] | None]:
     """Return the state from which training counts on, and the snapshot that it continues from."""
     own, memory, config = private(trainer), memory_of(trainer), call.settings.train
-    state, earlier = TrainingState(model=own.network), memory.state
+    state, earlier = TrainingState(model=own.network, trainer=trainer), memory.state
     if not config.resume_training or not hasattr(trainer, "optimizer"):
         parameters = own.trained_parameters() if config.sbi_compat else own.network.parameters()
         trainer.optimizer = make_optimizer(config, parameters)
@@ -300,6 +300,7 @@ def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] |
     if earlier is not None:
         state.history, state.best_epoch = deepcopy(earlier.history), earlier.best_epoch
         state.iteration = earlier.iteration
+        state.metrics = dict(earlier.metrics)
     memory.state = state  # now, so that a later call finds it even after an exception
     if config.sbi_compat or memory.snapshot is None:
         return state, None

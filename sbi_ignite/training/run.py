@@ -428,6 +428,7 @@ def _summary(
         executor_reason=how.reason,
         config=training.settings.to_dict(),
         validated=state.validated,
+        metrics={name: tuple(v.items()) for name, v in history.metrics.items()},
         init_from=known.get(INIT_FROM),
         validation_set=None if validation is None else {"data": validation},
     )
