@@ -24,6 +24,7 @@ FLOORS = {
     "works": ("methods", "handlers", "loggers", "runs"),
     "training": ("training",),
     "bridge": ("bridge",),
+    "diagnostics": ("diagnostics",),
     "inference": ("inference",),
 }
 FLOOR = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
