@@ -70,10 +70,10 @@ def check_posterior(
         >>> import torch
         >>> from sbi.utils import BoxUniform
         >>> from sbi_ignite import NPE, TrainConfig, check_posterior
-        >>> prior = BoxUniform(-2 * torch.ones(1), 2 * torch.ones(1))
+        >>> prior = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
         >>> theta = prior.sample((400,))
         >>> trainer = NPE(prior, show_progress_bars=False)
-        >>> _ = trainer.append_simulations(theta, theta + torch.randn(400, 1))
+        >>> _ = trainer.append_simulations(theta, theta + torch.randn(400, 2))
         >>> _ = trainer.train(TrainConfig(max_epochs=2), logging="none")
         >>> check_posterior(trainer).num_simulations
         40
