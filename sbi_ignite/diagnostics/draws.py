@@ -24,8 +24,8 @@ from sbi_ignite.random_state import random_states, set_random_states
 PRIOR_DRAWS = 4_000
 """Draws of the prior that are weighted by a likelihood or ratio."""
 
-_NEED_A_PRIOR = ("nle", "nre")
-"""Pages of methods whose posterior is drawn from the prior."""
+_NEED_A_PRIOR = ("nle", "nre", "vector_field")
+"""Pages of methods whose samples are drawn with the help of the prior."""
 
 _LEAST_EFFECTIVE = 50
 """Effective number of them below which their weights say too little."""
@@ -64,7 +64,7 @@ def check_has_posterior(trainer: Any, who: str) -> None:
         ArgumentError: If it trains no posterior, likelihood or ratio.
     """
     page = page_of(type(trainer))
-    if page not in ("npe", "vector_field", *_NEED_A_PRIOR):
+    if page not in ("npe", *_NEED_A_PRIOR):
         found = "run_training()" if trainer is None else type(trainer).__name__
         raise ArgumentError(
             f"{who}: expected a trainer of sbi's that estimates a posterior, likelihood or ratio "
@@ -72,8 +72,8 @@ def check_has_posterior(trainer: Any, who: str) -> None:
         )
     if page in _NEED_A_PRIOR and private(trainer).prior is None:
         raise ArgumentError(
-            f"{who}: expected a prior, from which {type(trainer).__name__} draws its posterior, "
-            f"got none. Pass it to {type(trainer).__name__}(prior=...)."
+            f"{who}: expected a prior, with which {type(trainer).__name__} draws from its "
+            f"posterior, got none. Pass it to {type(trainer).__name__}(prior=...)."
         )
 
 
