@@ -289,6 +289,30 @@ def train(theta: Tensor, x: Tensor, epochs: int) -> tuple[NPE, Any]:
     return inference, network
 
 
+def one_round(
+    observed: Tensor,
+    sample: Callable[[Any], Tensor],
+    num_simulations: int,
+    factor: float,
+    epochs: int,
+) -> tuple[NPE, Tensor]:
+    """Simulate near the observed record, train, and return the trainer and posterior samples.
+
+    Args:
+        observed: Logarithms of the observed counts, shape (42,).
+        sample: Draws parameters.
+        num_simulations: Simulations.
+        factor: Their records are within this factor of the observed one.
+        epochs: Epochs.
+    """
+    print(f"\nRecords within a factor of {factor:g} of the observed one", flush=True)
+    started = time.perf_counter()
+    theta, x = simulate_near(observed, sample, num_simulations, factor)
+    print(f"{len(x):,} simulations in {time.perf_counter() - started:.1f} s", flush=True)
+    inference, network = train(theta, x, epochs)
+    return inference, network.sample((6_000,), condition=observed[None])[:, 0].detach()
+
+
 def infer(
     observed: Tensor, num_simulations: int, epochs: int
 ) -> tuple[Tensor, TrainingSummary, PosteriorCheck]:
@@ -300,26 +324,25 @@ def infer(
         epochs: Epochs of each round.
 
     Returns:
-        5,000 samples of the posterior, what the last training did, and a check of its network on
-        simulations that it has not seen.
+        Up to 5,000 samples of the posterior, what the last training did, and a check of its network
+        on simulations that it has not seen.
     """
     prior = log_prior()
-    sample, holds = prior.sample, lambda theta: torch.ones(len(theta), dtype=torch.bool)
-    for number, (share, factor) in enumerate(ROUNDS, start=1):
-        print(f"\nRound {number}: records within a factor of {factor:g}", flush=True)
-        started = time.perf_counter()
-        theta, x = simulate_near(observed, sample, round(share * num_simulations), factor)
-        print(f"{len(x):,} simulations in {time.perf_counter() - started:.1f} s", flush=True)
-        inference, network = train(theta, x, epochs)
-        drawn = network.sample((6_000,), condition=observed[None])[:, 0].detach()
-        samples = drawn[holds(drawn)][:5_000]
-        if number < len(ROUNDS):
-            region = Region(samples, prior)
-            sample, holds = region.sample, region.holds
+    first, *later = ROUNDS
+    sample: Callable[[Any], Tensor] = prior.sample
+    few = round(first.share * num_simulations)
+    inference, samples = one_round(observed, sample, few, first.factor, epochs)
+    for share, factor in later:
+        region = Region(samples, prior)
+        sample, number = region.sample, round(share * num_simulations)
+        inference, samples = one_round(observed, sample, number, factor, epochs)
+        samples = samples[region.holds(samples)]
     theta, x = simulate_near(observed, sample, CHECKED, ROUNDS[-1].factor)
     names = [parameter.name for parameter in PARAMETERS]
     check = check_posterior(inference, theta, x, num_posterior_samples=100, parameter_names=names)
-    return samples, inference.training_summary, check
+    summary = inference.training_summary
+    assert summary is not None  # train() has set it; said for type checkers
+    return samples[:5_000], summary, check
 
 
 def read_pelts(path: Path) -> Tensor:

@@ -214,11 +214,11 @@ def make_loaders(
         )
         num_train = int((1 - validation_fraction) * num_rows)
         train = SbiOrderBatches(tensors, train_rows, min(batch_size, num_train))
-        validation = SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train))
+        held_out_batches = SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train))
         known = len(train_rows) + len(val_rows)
-        if known != len(tensors[0]) and not (len(train) and len(validation)):
+        if known != len(tensors[0]) and not (len(train) and len(held_out_batches)):
             raise _grown(known, len(tensors[0]))  # sbi divides by zero
-        return _delivered_on(device, train, validation)
+        return _delivered_on(device, train, held_out_batches)
     train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
     seed = _seed_of_the_order()
     if dataloader_kwargs is None:

@@ -303,7 +303,7 @@ class PosteriorPairplot(_Check):
         count = len(self._parameters)
         size = max(3.0, min(12.0, 1.6 * count))
         figure = Figure(figsize=(size, size))
-        axes = figure.subplots(count, count, squeeze=False)
+        axes: Any = figure.subplots(count, count, squeeze=False)
         with warnings.catch_warnings():
             # About how numpy reads the limits that sbi itself has made.
             warnings.simplefilter("ignore", DeprecationWarning)

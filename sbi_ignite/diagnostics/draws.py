@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from sbi.diagnostics import run_sbc, run_tarp
 from sbi.inference import FMPE, VectorFieldPosterior
-from torch import Tensor, nn
+from torch import Tensor
 
 from sbi_ignite.bridge.lines import private
 from sbi_ignite.exceptions import ArgumentError, SbiIgniteWarning
@@ -96,7 +96,7 @@ class Draws:
 
 
 def draw(
-    trainer: Any, network: nn.Module, x: Tensor, num_posterior_samples: int, prior: Any = None
+    trainer: Any, network: Any, x: Tensor, num_posterior_samples: int, prior: Any = None
 ) -> Draws:
     """Draw from the posterior of every observation, with what a trainer's network is now.
 

@@ -108,9 +108,9 @@ def test_a_trained_posterior_covers_and_a_narrowed_one_does_not():
     assert kept["coverage/error"] < 0.15
 
     class Narrow(nn.Module):
-        def __init__(self, net: nn.Module) -> None:
+        def __init__(self, net: Any) -> None:
             super().__init__()
-            self.net = net
+            self.net: Any = net
 
         def sample(self, shape: Any, condition: Any) -> Any:
             found = self.net.sample(shape, condition=condition)
@@ -286,7 +286,7 @@ def test_trainings_without_a_posterior_are_refused_before_they_begin():
             nn.Linear(2, 1),
             lambda model, batch: model(batch).square().mean(dim=1),
             [torch.zeros(4, 2)],
-            callbacks=Coverage(),
+            callbacks=[Coverage()],
         )
     with pytest.raises(ArgumentError, match="got MarginalTrainer"):
         train(ready("MarginalTrainer"), TrainConfig(max_epochs=1), callbacks=SBC())

@@ -55,7 +55,7 @@ def test_a_well_trained_posterior_is_fine_and_one_of_an_epoch_is_not():
         TrainConfig(
             max_epochs=40, learning_rate=1e-2, retrain_from_scratch=True, lr_schedule="cosine"
         ),
-        **{"force_first_round_loss": True},
+        force_first_round_loss=True,
     )
     assert early.verdict == "underconfident"
     assert check_posterior(trainer, theta, x).verdict == "fine"

@@ -33,7 +33,7 @@ from tests.small import (
 )
 
 pytestmark = SBI_WARNS
-FEW = {"max_epochs": 2}
+FEW: dict[str, Any] = {"max_epochs": 2}
 
 
 def grown(name: str = "NPE_C") -> Any:

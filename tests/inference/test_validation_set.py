@@ -24,7 +24,7 @@ from sbi_ignite.inference import NPE
 from tests.small import METHODS, SBI_WARNS, Watch, append, draw, empty, ready, same, train
 
 pytestmark = SBI_WARNS
-FEW = {"max_epochs": 2}
+FEW: dict[str, Any] = {"max_epochs": 2}
 
 
 def held_out(name: str = "NPE_C", num_rows: int = 50) -> Any:
@@ -89,7 +89,8 @@ def test_in_sbis_form_its_loaders_would_give_the_same_weights():
     kwargs = {"max_num_epochs": 3, "training_batch_size": 25}
 
     class Sbis(sbi.inference.NPE_C):
-        def get_dataloaders(self, starting_round=0, training_batch_size=200, *args, **kwargs):
+        def get_dataloaders(self, starting_round: int = 0, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+            del args
             from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
             data = self.get_simulations(starting_round)
@@ -99,7 +100,7 @@ def test_in_sbis_form_its_loaders_would_give_the_same_weights():
             return tuple(
                 DataLoader(
                     TensorDataset(*tensors),
-                    batch_size=min(training_batch_size, len(rows)),
+                    batch_size=min(25, len(rows)),
                     drop_last=True,
                     sampler=SubsetRandomSampler(rows.tolist()),
                 )
