@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from textwrap import wrap
@@ -51,6 +51,11 @@ class TrainingSummary:
             there is nothing to say.
         config: All settings as plain data, each with its value and origin.
         validated: Whether there was validation data.
+        metrics: What callbacks logged: for each name pairs of epoch, counted from 1, and value.
+        init_from: What `init_from=` began with: its "source", a fingerprint of the "weights", and
+            of a run directory its "run", "method" and "epoch"; None without.
+        validation_set: Fingerprint of the user's own validation set under "data", a shape and a
+            digest for every tensor; None where the simulations were split.
 
     Example:
         >>> summary = TrainingSummary(method="NPE_C", epochs_trained=1, best_epoch=1,
@@ -81,6 +86,9 @@ class TrainingSummary:
     executor_reason: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     validated: bool = True
+    metrics: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    init_from: Mapping[str, Any] | None = None
+    validation_set: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         """Return one line; all values are in `to_dict()`."""
@@ -137,6 +145,12 @@ class TrainingSummary:
             "time in epochs": f"{seconds:.1f} s",
             "device": self.device,
         }
+        if self.init_from is not None:
+            rows["began with"] = (
+                f"weights {self.init_from['weights'][:8]} of {self.init_from['source']}"
+            )
+        if self.validation_set is not None:
+            rows["validated on"] = f"{self.validation_set['data'][0]['shape'][0]} rows of its own"
         if self.executor:
             because = f" ({self.executor_reason})" if self.executor_reason else ""
             rows["steps computed"] = self.executor + because

@@ -102,6 +102,10 @@ def summary_from(plain: Mapping[str, Any]) -> TrainingSummary:
             values[name] = tuple(map(_number, value))
         elif fields[name].type == "float":
             values[name] = _number(value)
+    values["metrics"] = {
+        name: tuple((epoch, _number(value)) for epoch, value in pairs)
+        for name, pairs in values.get("metrics", {}).items()
+    }
     return TrainingSummary(**values)
 
 

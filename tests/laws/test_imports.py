@@ -24,6 +24,7 @@ FLOORS = {
     "works": ("methods", "handlers", "loggers", "runs"),
     "training": ("training",),
     "bridge": ("bridge",),
+    "diagnostics": ("diagnostics",),
     "inference": ("inference",),
 }
 FLOOR = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
@@ -128,7 +129,7 @@ def test_private_names_of_sbi_are_spoken_in_one_room():
     for path in FILES:
         if path.relative_to(PACKAGE).as_posix().startswith(SPEAKERS):
             continue
-        knows_trainers = room_of(path) in ("bridge", "inference", "cli", "__main__")
+        knows_trainers = room_of(path) in ("bridge", "diagnostics", "inference", "cli", "__main__")
         for module in imports(path):
             private = any(part.startswith("_") for part in module.split("."))
             trainers = module.startswith("sbi.inference") and not knows_trainers
