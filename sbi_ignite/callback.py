@@ -37,6 +37,7 @@ class History:
         best_validation_loss: Loss of the best weights at the end of the epoch; their training loss
             if there is no validation data. NaN for epochs from older checkpoints.
         patience_left: `TrainingState.patience_left` at the end of the epoch; NaN for None.
+        stage: Number of the stage that the epoch belongs to, from 1; NaN without stages.
     """
 
     training_loss: list[float] = field(default_factory=list)
@@ -46,6 +47,7 @@ class History:
     epoch_durations_sec: list[float] = field(default_factory=list)
     best_validation_loss: list[float] = field(default_factory=list)
     patience_left: list[float] = field(default_factory=list)
+    stage: list[float] = field(default_factory=list)
 
     def append(self, **values: float) -> None:
         """Add an epoch.
@@ -72,7 +74,7 @@ class History:
 
         Unknown values are left out: `patience_left` if no rule counts epochs, the best loss of
         epochs from older checkpoints. Without validation data there is no validation loss, and the
-        best loss is named `best_training_loss`.
+        best loss is named `best_training_loss`. The stage is not logged.
 
         Args:
             index: Number of the epoch, from 0.
@@ -86,6 +88,7 @@ class History:
         """
         row = {name: values[index] for name, values in vars(self).items()}
         best, left = row.pop("best_validation_loss"), row.pop("patience_left")
+        del row["stage"]
         if not validated:
             del row["validation_loss"]
         if not math.isnan(best):
@@ -94,12 +97,18 @@ class History:
             row["patience_left"] = int(left)
         return row
 
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The stage of each epoch, from 1; 0 where it is unknown, () for a training without any."""
+        known = [0 if math.isnan(number) else int(number) for number in self.stage]
+        return tuple(known) if any(known) else ()
+
     def state_dict(self) -> dict[str, list[float]]:
         """Return the lists as plain data."""
         return {name: list(values) for name, values in vars(self).items()}
 
     def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
-        """Continue from lists that `state_dict` returned; older checkpoints lack the last two."""
+        """Continue from lists that `state_dict` returned; older checkpoints lack the last three."""
         unknown = [math.nan] * len(state["training_loss"])
         for column in dataclasses.fields(self):
             setattr(self, column.name, list(state.get(column.name, unknown)))

@@ -25,9 +25,9 @@ from sbi_ignite.bridge.patch import patch_sbi
 from sbi_ignite.callback import Callback, TrainingState
 from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, SettingsError
 from sbi_ignite.methods.base import LossArgs
+from sbi_ignite.pictures import shown_in_notebooks
 from sbi_ignite.random_state import random_states, set_random_states
 from sbi_ignite.settings import EarlyStopping, TrainConfig
-from sbi_ignite.summary import shown_in_notebooks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
