@@ -113,7 +113,7 @@ def draw_training(parts: Sequence[Curves], title: str) -> Figure:
         axes.tick_params(labelbottom=axes is (losses, *lower)[-1])
     last = (losses, *lower)[-1]
     last.set_xlabel("epoch")
-    last.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    last.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
     figure.align_ylabels()
     return shown_in_notebooks(figure)
 
@@ -151,7 +151,7 @@ def draw_comparison(runs: Sequence[Curves]) -> Figure:
     of = "validation loss" if any(_known(run.validation_loss) for run in drawn) else "training loss"
     dashed = any(not _known(run.validation_loss) for run in drawn) and of == "validation loss"
     axes.set(xlabel="epoch", ylabel=of + (" (dashed: training loss)" if dashed else ""))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.spines[["top", "right"]].set_visible(False)
     if drawn:
         more = len(drawn) - len(named)
@@ -248,6 +248,8 @@ def _draw_below(axes: Axes, parts: Sequence[Curves], name: str) -> None:
 def _shade(axes: Axes, parts: Sequence[Curves], labelled: bool) -> None:
     """Shade every other stage or round, and mark the best epoch."""
     regions = [*_regions(parts)]
+    if labelled and len(regions) > 1:
+        axes.margins(y=0.1)  # room for their names below the curves
     for number, (first, last, name) in enumerate(regions):
         if number % 2:
             axes.axvspan(first - 0.5, last + 0.5, color=_BAND, linewidth=0, zorder=0)
