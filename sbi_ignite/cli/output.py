@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import typer
@@ -24,6 +24,8 @@ STYLES = {
     "failed": "red",
     "damaged": "red",
     "broken": "red",
+    "environment": "cyan",
+    "file": "cyan",
 }
 """How words for a state are shown in a terminal."""
 
@@ -65,25 +67,41 @@ def print_table(
 
 
 def rich_table(
-    columns: Sequence[str], rows: Iterable[Row], title: str = "", right: Sequence[str] = ()
+    columns: Sequence[str],
+    rows: Iterable[Row],
+    title: str = "",
+    right: Sequence[str] = (),
+    short: Sequence[str] = (),
 ) -> Table:
-    """Return a table for a terminal; see `print_table`."""
+    """Return a table for a terminal; see `print_table`.
+
+    Args:
+        columns: Their names.
+        rows: Texts.
+        title: What stands above it.
+        right: Names of columns that are aligned to the right.
+        short: Names of columns that are never broken into lines.
+    """
     from rich.box import SIMPLE_HEAD
 
     table = Table(
         box=SIMPLE_HEAD,
-        title=title or None,
+        title=Text(title) if title else None,  # "[train]" is no markup
         title_justify="left",
         title_style="bold",
         pad_edge=False,
     )
     for name in columns:
-        table.add_column(
-            name, justify="right" if name in right else "left", overflow="fold", no_wrap=False
-        )
+        justify = "right" if name in right else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name in short)
     for row in rows:
-        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+        table.add_row(*map(_styled, row))
     return table
+
+
+def _styled(cell: str) -> Text:
+    word = "file" if cell.startswith("file ") else cell
+    return Text(cell, style=STYLES.get(word, ""))
 
 
 def plain_lines(columns: Sequence[str], rows: Iterable[Row]) -> list[str]:
@@ -112,8 +130,3 @@ def fail(message: object, code: int) -> NoReturn:
 def note(message: str) -> None:
     """Print something besides the result, on standard error."""
     typer.echo(f"sbi-ignite: {message}", err=True)
-
-
-def pick(data: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """Return some entries as texts; "" for None."""
-    return ["" if data[name] is None else str(data[name]) for name in names]

@@ -18,12 +18,13 @@ from sbi_ignite.cli.output import (
     note,
     plain_lines,
     print_json,
-    print_table,
     rich_table,
 )
 from sbi_ignite.pictures import draw_comparison
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from sbi_ignite.runs.overview import Overview, RunRow
 
 _COLUMNS = (
@@ -37,6 +38,10 @@ _COLUMNS = (
     "duration",
 )
 _RIGHT = ("epochs", "best loss", "best epoch", "duration")
+_SHORT = ("method", "status", "stopped by", *_RIGHT)
+_NARROW = 92
+"""Columns of a terminal below which less is shown, instead of words in pieces."""
+_LEFT_OUT = ("method", "stopped by", "best epoch")
 
 
 def show(
@@ -84,8 +89,11 @@ def show(
         rows = _watch(overview, rows, every, as_json)
     elif as_json:
         print_json({"runs": [row.to_dict() for row in rows]})
+    elif in_terminal():
+        _print_for_people(rows)
     else:
-        print_table(*_table(rows), right=_RIGHT)
+        for line in plain_lines(*_table(rows)):
+            typer.echo(line)
     if plot is not None:
         _save(rows, plot)
     if missing:
@@ -97,6 +105,21 @@ def _table(rows: Sequence[RunRow]) -> tuple[list[str], list[list[str]]]:
     notes = any(row.note for row in rows)
     cells = [[*_cells(row), *([row.note] if notes else [])] for row in rows]
     return [*_COLUMNS, *(["note"] if notes else [])], cells
+
+
+def _print_for_people(rows: Sequence[RunRow]) -> None:
+    console().print(_for_people(rows))
+    for row in rows:
+        if row.note:
+            console().print(f"{row.path}: {row.note}", style="dim", markup=False)
+
+
+def _for_people(rows: Sequence[RunRow], title: str = "") -> Table:
+    """Return a table for a terminal; notes are long and stand below it."""
+    narrow = console().width < _NARROW
+    kept = [n for n, name in enumerate(_COLUMNS) if not (narrow and name in _LEFT_OUT)]
+    cells = [[_cells(row)[n] for n in kept] for row in rows]
+    return rich_table([_COLUMNS[n] for n in kept], cells, title, _RIGHT, _SHORT)
 
 
 def _cells(row: RunRow) -> list[str]:
@@ -152,10 +175,10 @@ def _watch(overview: Overview, rows: list[RunRow], every: float, as_json: bool) 
 def _watch_live(overview: Overview, rows: list[RunRow], every: float) -> list[RunRow]:
     from rich.live import Live
 
-    def table(found: Sequence[RunRow]) -> Any:
-        columns, cells = _table(found)
-        title = f"{_running(found)} of {len(found)} running, {time.strftime('%H:%M:%S')}"
-        return rich_table(columns, cells, title, _RIGHT)
+    def table(found: Sequence[RunRow]) -> Table:
+        return _for_people(
+            found, f"{_running(found)} of {len(found)} running, {time.strftime('%H:%M:%S')}"
+        )
 
     with Live(table(rows), console=console(), auto_refresh=False) as live:
         while _running(rows):
