@@ -237,7 +237,7 @@ def _draw_below(axes: Axes, parts: Sequence[Curves], name: str) -> None:
         if _known(values):
             _draw(axes, before, values, color="C2" if name == "learning_rate" else "C4")
     finite = [v for part in parts for v in getattr(part, name) if math.isfinite(v)]
-    if min(finite) > 0 and max(finite) > 10 * min(finite):
+    if min(finite) > 0 and max(finite) > 5 * min(finite):
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -45,10 +46,16 @@ def _app() -> typer.Typer:
     app.callback(invoke_without_command=True)(_program)
     # Everything behind the script's name is the script's.
     app.command("run", context_settings={"allow_interspersed_args": False}, help=_RUN)(_run)
-    app.command("settings", help=settings.__doc__)(settings)
-    app.command("show", help=show.__doc__)(show)
-    app.command("doctor", help=doctor.__doc__)(doctor)
+    app.command("settings", help=_help(settings))(settings)
+    app.command("show", help=_help(show))(show)
+    app.command("doctor", help=_help(doctor))(doctor)
     return app
+
+
+def _help(command: Callable[..., None]) -> str:
+    """Return the docstring with a line for each paragraph, to be broken by the terminal's width."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _program(
@@ -75,7 +82,7 @@ def _run(
         str, typer.Argument(metavar="SCRIPT", help="The script; after -m, the module.")
     ],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[ARG]...", help="What the script is given.")
+        list[str] | None, typer.Argument(metavar="ARG", help="What the script is given.")
     ] = None,
     module: Annotated[bool, typer.Option("-m", help="Run a module instead of a script.")] = False,
 ) -> None:

@@ -198,10 +198,10 @@ def resolved_settings() -> tuple[Finding, Resolved | None]:
     try:
         resolved = resolve()
     except SbiIgniteError as error:
-        return _broken("settings", "environment", " ".join(str(error).split())), None
+        return _broken("settings", "outside calls", " ".join(str(error).split())), None
     names = sorted(n for n, origin in resolved.origins.items() if origin.source != "default")
     text = f"{len(names)} set ({', '.join(names)})" if names else "all at their defaults"
-    return Finding("settings", "environment", "ok", text, {"set": names}), resolved
+    return Finding("settings", "outside calls", "ok", text, {"set": names}), resolved
 
 
 # --- loggers

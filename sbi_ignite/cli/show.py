@@ -48,7 +48,7 @@ def show(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[DIRECTORY]...",
+            metavar="DIRECTORY",
             help="Run directories, or folders that hold some; without any, the current folder.",
             show_default=False,
         ),
@@ -180,11 +180,15 @@ def _watch_live(overview: Overview, rows: list[RunRow], every: float) -> list[Ru
             found, f"{_running(found)} of {len(found)} running, {time.strftime('%H:%M:%S')}"
         )
 
-    with Live(table(rows), console=console(), auto_refresh=False) as live:
-        while _running(rows):
-            time.sleep(every)
-            rows = overview.rows()
-            live.update(table(rows), refresh=True)
+    screen = console()
+    try:
+        with Live(table(rows), console=screen, auto_refresh=False) as live:
+            while _running(rows):
+                time.sleep(every)
+                rows = overview.rows()
+                live.update(table(rows), refresh=True)
+    finally:
+        screen.show_cursor()  # also if Ctrl-C came while the first table was drawn
     return rows
 
 

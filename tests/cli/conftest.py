@@ -19,15 +19,16 @@ from sbi_ignite.cli.app import call
 from tests.small import python_path, ready, second_round
 
 FOREVER = """
-import sys, time
+import os, sys, time
 from sbi_ignite import TrainConfig, EarlyStopping, Callback
 from tests.small import ready
-class Slowly(Callback):
+class Wait(Callback):
     def on_epoch_end(self, state):
-        time.sleep(0.05)
+        while state.epoch == 3 and not os.path.exists(sys.argv[1] + ".go"):
+            time.sleep(0.05)
 ready("NPE_C", 100).train(
     TrainConfig(batch_size=50, max_epochs=int(sys.argv[2])), early_stopping=EarlyStopping.never(),
-    checkpoint=sys.argv[1], callbacks=[Slowly()],
+    checkpoint=sys.argv[1], callbacks=[Wait()],
 )
 """
 
@@ -55,7 +56,10 @@ def runs(trained: Path, tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def training(directory: Path, epochs: int = 100_000) -> Iterator[subprocess.Popen[bytes]]:
-    """Train in another process, from when it has finished an epoch; it is killed at the end."""
+    """Train in another process, from when it has finished an epoch; it is killed at the end.
+
+    In its third epoch, it waits for a file beside the directory whose name ends in ".go".
+    """
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", FOREVER, str(directory), str(epochs)],
         env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"},
@@ -63,7 +67,8 @@ def training(directory: Path, epochs: int = 100_000) -> Iterator[subprocess.Pope
     )
     try:
         until = time.monotonic() + 120
-        while not (directory / "metrics.jsonl").exists():
+        metrics = directory / "metrics.jsonl"
+        while not metrics.exists() or not metrics.stat().st_size:
             assert process.poll() is None
             assert time.monotonic() < until
             time.sleep(0.05)

@@ -63,7 +63,7 @@ def test_a_wrong_setting_is_a_finding_and_code_1(ask, monkeypatch, without_backe
     answer = ask("doctor", "--no-measure", "--json")
     assert answer.code == 1
     assert not json.loads(answer.out)["ok"]
-    found = findings(answer.out)["settings", "environment"]
+    found = findings(answer.out)["settings", "outside calls"]
     assert found["status"] == "broken"
     assert "SBI_IGNITE_TRAIN__BATCH_SIZE" in found["text"]
 

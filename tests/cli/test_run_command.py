@@ -170,10 +170,9 @@ def test_bash_completes_with_the_script(tmp_path):
     command.write_text(f"#!{sys.executable}\n{INSTALLED.replace('; ', chr(10))}\n")
     command.chmod(0o755)
     source = piped(_SBI_IGNITE_COMPLETE="source_bash").stdout
-    (function,) = [w for w in source.split() if w.startswith("_sbi_ignite_completion")][-1:]
     test = f"""{source}
 COMP_WORDS=(sbi-ignite do); COMP_CWORD=1
-{function}; echo "${{COMPREPLY[@]}}"
+_sbi_ignite_completion sbi-ignite; echo "${{COMPREPLY[@]}}"
 """
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
