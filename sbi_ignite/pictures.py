@@ -162,6 +162,7 @@ def draw_comparison(runs: Sequence[Curves]) -> Figure:
             frameon=False,
             fontsize="small",
             title=f"and {more} more" if more else None,
+            alignment="left",
             title_fontsize="small",
         )
     return shown_in_notebooks(figure)
@@ -232,6 +233,8 @@ def _draw_losses(axes: Axes, parts: Sequence[Curves]) -> None:
 
 
 def _draw_below(axes: Axes, parts: Sequence[Curves], name: str) -> None:
+    from matplotlib.ticker import NullFormatter
+
     for before, part in _starts(parts):
         values = getattr(part, name)
         if _known(values):
@@ -239,6 +242,7 @@ def _draw_below(axes: Axes, parts: Sequence[Curves], name: str) -> None:
     finite = [v for part in parts for v in getattr(part, name) if math.isfinite(v)]
     if min(finite) > 0 and max(finite) > 5 * min(finite):
         axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())  # its labels would not fit the margin
     else:
         axes.set_ylim(bottom=0)
     axes.set_ylabel(name.replace("_", "\n"), fontsize="small")
