@@ -86,7 +86,7 @@ def rich_table(
 
     table = Table(
         box=SIMPLE_HEAD,
-        title=Text(title) if title else None,  # "[train]" is no markup
+        title=Text(title, style="bold") if title else None,  # "[train]" is no markup
         title_justify="left",
         title_style="bold",
         pad_edge=False,
