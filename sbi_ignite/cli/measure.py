@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from dataclasses import dataclass, replace
 from statistics import median
@@ -19,6 +20,12 @@ _BATCHES = 50
 """Batches of a measured epoch at most; longer ones are estimated from these."""
 
 _VALIDATION = 0.1
+
+_WARM_UP = 2
+"""Epochs that do not count, because they pay for recording and for warming up."""
+
+_PATIENCE = 5
+"""How many times as long as asked for a slow network may take to finish some that count."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +99,15 @@ def measure(problem: Problem, device: str, seconds: float) -> Speed:
         )
     rows = min(problem.rows, _BATCHES * problem.batch_size)
     measured, steps = _train(replace(problem, rows=rows), device, seconds)
-    if not measured.epochs_trained:
+    if measured.epochs_trained <= _WARM_UP:
         rows = _fewer(problem, steps)
         measured, steps = _train(replace(problem, rows=rows), device, seconds)
-    # The first two epochs pay for recording and for warming up.
-    durations = measured.epoch_durations_sec[2:] or measured.epoch_durations_sec[-1:]
-    one = median(durations) if durations else seconds / max(steps, 1) * rows / problem.batch_size
+    durations = measured.epoch_durations_sec[_WARM_UP:] or measured.epoch_durations_sec[-1:]
+    one = (
+        median(durations)
+        if durations
+        else _PATIENCE * seconds / max(steps, 1) * rows / problem.batch_size
+    )
     how = measured.executor, measured.executor_reason
     return Speed(device, one * problem.rows / rows, rows, *how)
 
@@ -108,14 +118,24 @@ def _fewer(problem: Problem, steps: int) -> int:
     return min(problem.rows, math.ceil(batches * problem.batch_size / (1 - _VALIDATION)) + 2)
 
 
-class _CountSteps(Callback):
-    """Keep the state, which knows how many steps were taken."""
+class _EnoughSeen(Callback):
+    """End a training once its time is over and epochs were trained that count.
 
-    state: TrainingState
+    Args:
+        seconds: The time.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
 
     def on_train_start(self, state: TrainingState) -> None:
-        """Keep the state."""
-        self.state = state
+        """Keep the state, which knows how many steps were taken, and the time."""
+        self.state, self._began = state, time.monotonic()
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """End the training if enough was seen."""
+        if state.epoch >= _WARM_UP + 2 and time.monotonic() - self._began >= self._seconds:
+            state.stop("enough seen")
 
 
 def _train(problem: Problem, device: str, seconds: float) -> tuple[TrainingSummary, int]:
@@ -123,6 +143,7 @@ def _train(problem: Problem, device: str, seconds: float) -> tuple[TrainingSumma
     from sbi.neural_nets import posterior_nn
     from sbi.utils import BoxUniform
 
+    from sbi_ignite.bridge.no_tracker import NoTracker
     from sbi_ignite.inference import NPE
 
     torch.manual_seed(0)
@@ -130,7 +151,7 @@ def _train(problem: Problem, device: str, seconds: float) -> tuple[TrainingSumma
     theta = prior.sample((problem.rows,))
     x = theta @ torch.randn(problem.dim_theta, problem.dim_x)
     x += 0.1 * torch.randn_like(x)
-    counter = _CountSteps()
+    watch = _EnoughSeen(seconds)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the time limit is meant to end it early
         trainer: Any = NPE(
@@ -138,19 +159,20 @@ def _train(problem: Problem, device: str, seconds: float) -> tuple[TrainingSumma
             density_estimator=posterior_nn(problem.network),
             device=device,
             show_progress_bars=False,
+            tracker=NoTracker(),
         )
         trainer.append_simulations(theta, x)
         trainer.train(
             TrainConfig(
                 batch_size=problem.batch_size,
                 validation_fraction=_VALIDATION,
-                max_time=seconds,
+                max_time=_PATIENCE * seconds,
                 device=device,
                 seed=0,
             ),
             early_stopping=EarlyStopping.never(),
             logging="none",
             checkpoint=False,
-            callbacks=[counter],
+            callbacks=[watch],
         )
-    return trainer.training_summary, counter.state.iteration
+    return trainer.training_summary, watch.state.iteration
