@@ -93,7 +93,7 @@ def draw_training(parts: Sequence[Curves], title: str) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     below = [name for name in ("learning_rate", "gradient_norm") if _any(parts, name)]
-    # Fixed margins and a fixed place of the legend: finding good ones doubles the time.
+    # Fixed margins, and fixed places of labels and legend: finding good ones doubles the time.
     height = 4.0 + 1.3 * len(below)
     figure = Figure(figsize=(6.4, height))
     figure.subplots_adjust(
@@ -104,17 +104,17 @@ def draw_training(parts: Sequence[Curves], title: str) -> Figure:
     )
     losses, *lower = every[:, 0]
     _draw_losses(losses, parts)
-    losses.set(ylabel="loss", title=title)
+    losses.set_title(title, y=1.0)
+    losses.set_ylabel("loss")
     for axes, name in zip(lower, below, strict=True):
         _draw_below(axes, parts, name)
     for axes in (losses, *lower):
         _shade(axes, parts, labelled=axes is losses)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelbottom=axes is (losses, *lower)[-1])
+        axes.yaxis.set_label_coords(-0.105, 0.5)
     last = (losses, *lower)[-1]
     last.set_xlabel("epoch")
     last.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
-    figure.align_ylabels()
     return shown_in_notebooks(figure)
 
 

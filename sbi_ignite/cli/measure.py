@@ -155,7 +155,6 @@ def _train(problem: Problem, device: str, seconds: float) -> tuple[TrainingSumma
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the time limit is meant to end it early
         trainer: Any = NPE(
-            prior if device == "cpu" else None,
             density_estimator=posterior_nn(problem.network),
             device=device,
             show_progress_bars=False,

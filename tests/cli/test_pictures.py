@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
-from sbi_ignite import Stage, TrainConfig, TrainingSummary, load_run
+from sbi_ignite import (
+    CheckpointConfig,
+    EarlyStopping,
+    LoggingConfig,
+    LossArgsNRE,
+    LRSchedule,
+    Stage,
+    TrainConfig,
+    TrainingSummary,
+    WeightAveraging,
+    load_run,
+)
 from sbi_ignite.callback import History
 from sbi_ignite.pictures import Curves, draw_comparison
 from sbi_ignite.runs.load import summary_from
@@ -161,3 +173,25 @@ def test_a_comparison_of_many_runs_names_the_first_and_counts_the_rest():
     colors = {line.get_color() for line in figure.axes[0].lines}
     assert len(colors) == 30
     figure.canvas.draw()
+
+
+SETTINGS = (
+    TrainConfig(batch_size=77),
+    EarlyStopping.validation_loss(patience=7),
+    LoggingConfig("mlflow", tracking_uri="https://me:hunter2@example.org"),
+    CheckpointConfig("runs/exp1"),
+    LRSchedule("cosine", warmup_steps=5),
+    WeightAveraging("power"),
+    Stage(lr_factor=0.1),
+    LossArgsNRE(num_atoms=5),
+)
+
+
+@pytest.mark.parametrize("value", SETTINGS, ids=lambda value: type(value).__name__)
+def test_settings_are_a_table_of_fields_values_and_meanings_in_notebooks(value):
+    html = value._repr_html_()
+    assert html.startswith(f"<table><caption>{type(value).__name__}</caption>")
+    for name, info in type(value).model_fields.items():
+        assert f"<th>{name}</th>" in html
+        assert escape(info.description or "?") in html
+    assert "hunter2" not in html
