@@ -41,6 +41,7 @@ class History:
             if there is no validation data. NaN for epochs from older checkpoints.
         patience_left: `TrainingState.patience_left` at the end of the epoch; NaN for None.
         metrics: What callbacks logged: for each name the values by epoch, counted from 1.
+        stage: Number of the stage that the epoch belongs to, from 1; NaN without stages.
     """
 
     training_loss: list[float] = field(default_factory=list)
@@ -51,6 +52,7 @@ class History:
     best_validation_loss: list[float] = field(default_factory=list)
     patience_left: list[float] = field(default_factory=list)
     metrics: dict[str, dict[int, float]] = field(default_factory=dict)
+    stage: list[float] = field(default_factory=list)
 
     def append(self, **values: float) -> None:
         """Add an epoch.
@@ -90,7 +92,7 @@ class History:
 
         Unknown values are left out: `patience_left` if no rule counts epochs, the best loss of
         epochs from older checkpoints. Without validation data there is no validation loss, and the
-        best loss is named `best_training_loss`.
+        best loss is named `best_training_loss`. The stage is not logged.
 
         Args:
             index: Number of the epoch, from 0.
@@ -104,6 +106,7 @@ class History:
         """
         row = {name: values[index] for name, values in self._columns().items()}
         best, left = row.pop("best_validation_loss"), row.pop("patience_left")
+        del row["stage"]
         if not validated:
             del row["validation_loss"]
         if not math.isnan(best):
@@ -113,13 +116,19 @@ class History:
         measured = {n: by_epoch.get(index + 1) for n, by_epoch in self.metrics.items()}
         return {**row, **{name: value for name, value in measured.items() if value is not None}}
 
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The stage of each epoch, from 1; 0 where it is unknown, () for a training without any."""
+        known = [0 if math.isnan(number) else int(number) for number in self.stage]
+        return tuple(known) if any(known) else ()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the lists as plain data."""
         columns = {name: list(values) for name, values in self._columns().items()}
         return {**columns, "metrics": {n: dict(values) for n, values in self.metrics.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned; older checkpoints lack the last three."""
+        """Continue from what `state_dict` returned; older checkpoints lack the last columns."""
         unknown = [math.nan] * len(state["training_loss"])
         for column in dataclasses.fields(self):
             if column.name != "metrics":

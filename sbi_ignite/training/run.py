@@ -422,6 +422,7 @@ def _summary(
         learning_rate=tuple(history.learning_rate),
         gradient_norm=tuple(history.gradient_norm),
         epoch_durations_sec=tuple(history.epoch_durations_sec),
+        stage=history.stages,
         stop_reason=reason,
         stop_message=state.stop_message,
         complete=reason not in ("time_limit", "signal"),
