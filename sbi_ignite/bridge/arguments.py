@@ -19,6 +19,7 @@ from sbi_ignite.handlers.callbacks import as_callbacks
 from sbi_ignite.methods.base import LossArgs, Method
 from sbi_ignite.methods.table import loss_keywords, method_of
 from sbi_ignite.settings import Resolved, TrainConfig, resolve
+from sbi_ignite.world import ONE, World
 
 SBI_NAMES = {
     "batch_size": "training_batch_size",
@@ -53,6 +54,7 @@ class Call:
         ema_loss_decay: Weight of the newest loss in sbi's running averages of vector fields.
         callbacks: Users' callbacks and ignite handlers.
         sbi_form: Whether the call has only sbi's keywords.
+        world: The processes that carry it out together.
     """
 
     trainer: Any
@@ -63,6 +65,7 @@ class Call:
     ema_loss_decay: float
     callbacks: Sequence[Any]
     sbi_form: bool = False
+    world: World = ONE
 
     @property
     def sbi_compat(self) -> bool:

@@ -20,7 +20,9 @@ from sbi_ignite.bridge.sbi_summary import close_books, say_how_it_ended
 from sbi_ignite.bridge.train import check_simulations, prepare
 from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
+from sbi_ignite.data.shards import check_same_rows
 from sbi_ignite.training.recipe import filled_in
+from sbi_ignite.training.run import world_of
 
 
 def train(
@@ -42,13 +44,16 @@ def train(
     call = parse_call(trainer, sbi_train, args, kwargs)
     check_simulations(trainer)
     check_call(trainer, call)
-    with training_in_this_thread():
-        return carry_out(trainer, call)
+    config = call.settings.train
+    world = world_of(config, config.device or private(trainer).device)
+    with world.taking_part(), training_in_this_thread():
+        return carry_out(trainer, replace(call, world=world))
 
 
 def carry_out(trainer: Any, call: Call) -> Any:
     """Carry out a call that has been parsed and checked."""
     prepare(trainer, call.settings)
+    call.world.share_random_states()
     own = private(trainer)
     own.begin_marginal()
 
@@ -58,11 +63,13 @@ def carry_out(trainer: Any, call: Call) -> Any:
         own.build_marginal(trainer.get_samples()[trainer.train_indices].to("cpu"))
     loss = loss_of(trainer, None, config.sbi_compat)
     fit(trainer, call, loss, train_loader, val_loader)
-    if not config.sbi_compat:
+    if call.world.rank:
+        pass  # the first process says it
+    elif not config.sbi_compat:
         say_how_it_ended(trainer, call)
     else:
         own.report_marginal_end(config.max_epochs)
-    close_books(trainer, config)
+    close_books(trainer, config, says=call.world.rank == 0)
     return own.network
 
 
@@ -78,6 +85,8 @@ def _loaders(trainer: Any, call: Call) -> tuple[Call, Any, Any]:
         )
         return replace(call, settings=filled_in(call.settings, as_batches(loaders[0]))), *loaders
     x = trainer.get_samples()
+    if config.shards == "same":
+        check_same_rows(call.world, (x,), "the samples")
     split(trainer, call, x, config.validation_fraction)
     call = call.with_recipe(len(trainer.train_indices))
     size = call.settings.train.batch_size

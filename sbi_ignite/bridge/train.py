@@ -17,7 +17,7 @@ from ignite.utils import manual_seed
 
 from sbi_ignite.bridge.arguments import Call, parse_call
 from sbi_ignite.bridge.batches import make_loaders, refused_by_torch, split
-from sbi_ignite.bridge.fit import fit, refuse_nested_training
+from sbi_ignite.bridge.fit import fit, meeting_others, refuse_nested_training
 from sbi_ignite.bridge.lines import check_sbi, private
 from sbi_ignite.bridge.losses import loss_of
 from sbi_ignite.bridge.memory import memory_of
@@ -26,10 +26,13 @@ from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.sbi_summary import report_end
 from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
+from sbi_ignite.data.shards import check_same_rows
 from sbi_ignite.exceptions import NonFiniteLossError, NoSimulationsError, SbiIgniteError
 from sbi_ignite.settings import Resolved
 from sbi_ignite.training.options import checked_device
 from sbi_ignite.training.recipe import filled_in
+from sbi_ignite.training.run import world_of
+from sbi_ignite.world import local_card
 
 _current: ContextVar[Call | None] = ContextVar("sbi_ignite_call", default=None)
 
@@ -60,13 +63,18 @@ def train(
 
 def carry_out(trainer: Any, sbi_train: Callable[..., Any], call: Call) -> Any:
     """Carry out a call that has been parsed and checked."""
-    prepare(trainer, call.settings)
+    config = call.settings.train
+    world = world_of(config, config.device or private(trainer).device)
+    call = replace(call, world=world)
     with (
+        world.taking_part(),
         training_in_this_thread(),
         _activated(call),
         _undone_if_refused(trainer),
         lean_building(trainer, call),
     ):
+        prepare(trainer, call.settings)
+        world.share_random_states()
         return sbi_train(trainer, **call.keywords)
 
 
@@ -125,7 +133,8 @@ def prepare(trainer: Any, settings: Resolved) -> None:
     if config.seed is not None:
         manual_seed(config.seed)
     if config.device is not None:
-        private(trainer).move_to(config.device)
+        device = config.device if config.shards == "alone" else local_card(config.device)
+        private(trainer).move_to(str(device))
 
 
 def get_dataloaders(
@@ -149,6 +158,8 @@ def get_dataloaders(
             dataloader_kwargs,
         )
     tensors = private(trainer).simulations(starting_round)
+    if call.settings.train.shards == "same":
+        check_same_rows(call.world, tensors, "the simulations")
     split(trainer, call, tensors[1], validation_fraction, resume_training)
     if call.settings.awaits_recipe:
         call = call.with_recipe(len(trainer.train_indices))
@@ -196,7 +207,7 @@ def run_training_loop(
     call = active_call(trainer) or _implied_call(trainer, train_config)
     # Not filled in yet if a user's own get_dataloaders made the loaders.
     call = replace(call, settings=filled_in(call.settings, as_batches(train_loader)))
-    loss = loss_of(trainer, loss_args, call.sbi_compat)
+    loss = loss_of(trainer, loss_args, call.sbi_compat, meeting_others(call, train_loader))
     fit(trainer, call, loss, train_loader, val_loader, loss_args, summarization_kwargs or {})
     report_end(trainer, call)
     return private(trainer).network
