@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -22,8 +23,9 @@ from sbi_ignite.data.in_memory import (
 )
 from sbi_ignite.data.split import check_split, split_rows
 from sbi_ignite.data.transfer import indexed, placed
-from sbi_ignite.exceptions import DataError, SbiIgniteError, WrongTypeError
+from sbi_ignite.exceptions import DataError, SbiIgniteError, SettingsError, WrongTypeError
 from sbi_ignite.settings.redaction import shorten
+from sbi_ignite.world import ONE
 
 _VALIDATION_ROWS = 1_024
 _VALIDATION_ROWS_ON_CPU = 256
@@ -58,18 +60,49 @@ def split(
     # A script that always passes resume_training=True must be able to start.
     keep = keep and (call.sbi_compat or hasattr(trainer, "train_indices"))
     at_least, origin = call.family.rows_needed, call.settings.origin("train.validation_fraction")
+    in_parts = holds_part(call)
     if not keep:
         # A default fraction adapts to few rows; an explicit one, or sbi's form, does not.
         adapts = not call.sbi_compat and origin.source == "default"
-        trainer.train_indices, trainer.val_indices = split_rows(
-            rows, validation_fraction, at_least if adapts else 0
-        )
+        counts = call.world.gather(len(rows)) if in_parts else [len(rows)]
+        every = torch.arange(sum(counts)) if in_parts else rows
+        chosen = split_rows(every, validation_fraction, at_least if adapts else 0)
+        if in_parts:
+            begin = sum(counts[: call.world.rank])
+            chosen = tuple(_part_of(chosen_rows, rows, begin) for chosen_rows in chosen)
+        trainer.train_indices, trainer.val_indices = chosen
     sizes = len(trainer.train_indices), len(trainer.val_indices)
     if keep and not call.sbi_compat and sum(sizes) != len(rows):
         raise _grown(sum(sizes), len(rows))
+    if in_parts:
+        first, second = call.world.sums(*sizes)
+        sizes = int(first), int(second)
     at_least_train = 0 if call.sbi_compat else _ROWS_TO_MEASURE
     check_split(*sizes, at_least, validation_fraction, origin.where, at_least_train)
     _check_batch_size(call, *sizes)
+
+
+def holds_part(call: Call) -> bool:
+    """Return whether this process holds a part of the rows that no other process has."""
+    return call.world is not ONE and call.settings.train.shards == "own"
+
+
+def num_train_rows(trainer: Any, call: Call) -> int:
+    """Return the number of rows for training, over all processes."""
+    own = len(trainer.train_indices)
+    return int(call.world.sums(own)[0]) if holds_part(call) else own
+
+
+def _part_of(chosen: Tensor, rows: Tensor, begin: int) -> Tensor:
+    """Return which of a process's rows are among those chosen from the rows of all processes.
+
+    Args:
+        chosen: Numbers among all rows, in which those of processes follow each other.
+        rows: Row numbers in this process.
+        begin: Number of its first row among all.
+    """
+    own = (chosen >= begin) & (chosen < begin + len(rows))
+    return rows[chosen[own] - begin]
 
 
 def _valid_rows(x: Tensor, exclude_invalid_x: bool | None) -> Tensor:
@@ -162,6 +195,8 @@ def make_loaders(
         dataloader_kwargs: Users' arguments for torch's DataLoader; None slices batches by index.
     """
     train_rows, val_rows = trainer.train_indices, trainer.val_indices
+    if holds_part(call):
+        return _loaders_of_part(trainer, call, tensors, batch_size, dataloader_kwargs)
     device = indexed(private(trainer).device)
     if dataloader_kwargs is None:
         tensors = placed(tensors, device)
@@ -192,6 +227,41 @@ def make_loaders(
             _torch_loader(tensors, BatchIndices(train_rows, train_size, seed), dataloader_kwargs),
             _torch_loader(tensors, BatchIndices(val_rows, val_size, None), dataloader_kwargs),
         )
+
+
+def _loaders_of_part(
+    trainer: Any,
+    call: Call,
+    tensors: Sequence[Tensor],
+    batch_size: int,
+    dataloader_kwargs: Mapping[str, Any] | None,
+) -> tuple[Any, Any]:
+    """Return batches over the rows that only this process has; see `make_loaders`."""
+    origin = call.settings.origin("train.shards").where
+    for name, unwanted in (
+        ("sbi_compat", call.sbi_compat),
+        ("dataloader_kwargs", dataloader_kwargs is not None),
+    ):
+        if unwanted:
+            raise SettingsError(
+                f"shards: expected processes that hold the same rows beside {name}, got "
+                f"shards='own' from {origin}. Leave {name} out"
+                f"{', and pass a TrainConfig' * (name == 'sbi_compat')}"
+            )
+    train_rows, val_rows = trainer.train_indices, trainer.val_indices
+    device = indexed(private(trainer).device)
+    tensors = placed(tensors, device)
+    counts = call.world.sums(len(train_rows), len(val_rows))
+    train_size, val_size = (min(batch_size, int(count)) for count in counts)
+    if _any_batch_will_do(trainer, call, train_size):
+        val_size = min(_large_batch(tensors, val_size, device), int(counts[1]))
+    # Each process orders its own rows: the same order would not pair them at random.
+    (seed,) = np.random.SeedSequence((_seed_of_the_order(), call.world.rank)).generate_state(1)
+    return _delivered_on(
+        device,
+        ShuffledBatches(tensors, train_rows, train_size, int(seed)),
+        OrderedBatches(tensors, val_rows, val_size),
+    )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine
 
 from sbi_ignite.bridge.arguments import LOSS_KEYWORDS, Call
+from sbi_ignite.bridge.batches import holds_part
 from sbi_ignite.bridge.convergence import rules_of
 from sbi_ignite.bridge.in_context import InContext
 from sbi_ignite.bridge.lines import SbiTrainer, private
@@ -176,16 +177,21 @@ def meeting_others(call: Call, loader: Any) -> World:
 
 def _share_of(call: Call, loss: Loss, batches: Batches) -> Batches:
     """Return this process's share of batches that all processes have."""
-    world = call.world
+    world, met = call.world, getattr(loss, "met", ())
+    own = holds_part(call)
     if not isinstance(batches, InMemoryBatches):
-        return sharded(world, batches, own=False)
-    if isinstance(loss, BalancedRatioLoss) and (smallest := batches.smallest_batch) < world.size:
+        return sharded(world, batches, own)
+    if own:
+        batches = batches.joined(world, met)
+    if isinstance(loss, BalancedRatioLoss) and (
+        (smallest := min(world.gather(batches.smallest_batch))) < (1 if own else world.size)
+    ):
         raise DataError(
             f"{batches.name}: expected at least one row of each batch for every one of the "
             f"{world.size} processes, because the regulariser of BNRE takes all of them in every "
             f"step, got a batch of {smallest}. Take a larger batch_size, or fewer processes."
         )
-    return batches.shard(world.rank, world.size, getattr(loss, "met", ()))
+    return batches if own else batches.shard(world.rank, world.size, met)
 
 
 class SbiHooks(TrainingHooks):

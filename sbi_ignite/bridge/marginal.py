@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from sbi_ignite.bridge.arguments import Call, parse_call
-from sbi_ignite.bridge.batches import make_loaders, split
+from sbi_ignite.bridge.batches import holds_part, make_loaders, num_train_rows, split
 from sbi_ignite.bridge.fit import fit, refuse_nested_training
 from sbi_ignite.bridge.lines import check_sbi, private
 from sbi_ignite.bridge.losses import loss_of
+from sbi_ignite.bridge.network_builder import rows_like_all
 from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.ownership import is_sbis_own
 from sbi_ignite.bridge.sbi_summary import close_books, say_how_it_ended
@@ -60,7 +61,10 @@ def carry_out(trainer: Any, call: Call) -> Any:
     call, train_loader, val_loader = _loaders(trainer, call)
     config = call.settings.train
     if own.network is None:
-        own.build_marginal(trainer.get_samples()[trainer.train_indices].to("cpu"))
+        samples, rows = trainer.get_samples(), trainer.train_indices
+        if holds_part(call):
+            (samples,), rows = rows_like_all(call.world, (samples,), rows)
+        own.build_marginal(samples[rows].to("cpu"))
     loss = loss_of(trainer, None, config.sbi_compat)
     fit(trainer, call, loss, train_loader, val_loader)
     if call.world.rank:
@@ -88,7 +92,7 @@ def _loaders(trainer: Any, call: Call) -> tuple[Call, Any, Any]:
     if config.shards == "same":
         check_same_rows(call.world, (x,), "the samples")
     split(trainer, call, x, config.validation_fraction)
-    call = call.with_recipe(len(trainer.train_indices))
+    call = call.with_recipe(num_train_rows(trainer, call))
     size = call.settings.train.batch_size
     loaders = make_loaders(trainer, call, (x,), size, config.validation_fraction, kwargs)
     return call, *loaders

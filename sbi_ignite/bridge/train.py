@@ -16,7 +16,7 @@ from typing import Any
 from ignite.utils import manual_seed
 
 from sbi_ignite.bridge.arguments import Call, parse_call
-from sbi_ignite.bridge.batches import make_loaders, refused_by_torch, split
+from sbi_ignite.bridge.batches import make_loaders, num_train_rows, refused_by_torch, split
 from sbi_ignite.bridge.fit import fit, meeting_others, refuse_nested_training
 from sbi_ignite.bridge.lines import check_sbi, private
 from sbi_ignite.bridge.losses import loss_of
@@ -162,7 +162,7 @@ def get_dataloaders(
         check_same_rows(call.world, tensors, "the simulations")
     split(trainer, call, tensors[1], validation_fraction, resume_training)
     if call.settings.awaits_recipe:
-        call = call.with_recipe(len(trainer.train_indices))
+        call = call.with_recipe(num_train_rows(trainer, call))
         _current.set(call)
         training_batch_size = call.settings.train.batch_size
     if dataloader_kwargs is None and not private(trainer).keeps_loaders_to_itself:

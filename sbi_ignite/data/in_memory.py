@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from sbi_ignite.data.fingerprint import fingerprint_data
 from sbi_ignite.data.transfer import Staging
+from sbi_ignite.world import ONE, World
 
 
 class InMemoryBatches(ABC):
@@ -49,6 +50,7 @@ class InMemoryBatches(ABC):
         self._rank, self._num_ranks = 0, 1
         self._met: tuple[int, ...] = ()
         self._device: torch.device | None = None
+        self._world, self._rows_of_all = ONE, 0
         self._handed_out = 0
         self._skip = 0
 
@@ -60,7 +62,7 @@ class InMemoryBatches(ABC):
     @property
     def num_rows(self) -> int:
         """Rows that this source chooses from in one pass, over all ranks."""
-        return len(self.indices)
+        return self._rows_of_all or len(self.indices)
 
     @property
     def smallest_batch(self) -> int:
@@ -85,7 +87,9 @@ class InMemoryBatches(ABC):
         for position in range(first, len(self)):
             self._handed_out = position + 1
             rows = order[bounds[position] : bounds[position + 1]]
-            if self._num_ranks == 1:
+            if self._rows_of_all:
+                yield self._own_rows(rows)
+            elif self._num_ranks == 1:
                 self.rows = rows
                 yield self._batch_of(rows)
             else:
@@ -102,14 +106,27 @@ class InMemoryBatches(ABC):
         own = torch.arange(self._rank, len(rows), self._num_ranks, device=device)
         return (*batch, own, *(tensor.to(device) for tensor in met))
 
+    def _own_rows(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return rows that only this rank has and, where its loss meets them, those of others."""
+        self.rows = rows
+        batch = self._batch_of(rows)
+        if not self._met:
+            return batch
+        before = sum(self._world.gather(len(rows))[: self._world.rank])
+        own = before + torch.arange(len(rows), device=batch[0].device)
+        return (*batch, own, *(self._world.gather_rows(batch[i]) for i in self._met))
+
     def rows_at(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Return the rows with these numbers, shape (batch,), where the tensors are."""
         rows = rows.to(self.indices.device)
         return tuple(tensor.index_select(0, rows) for tensor in self.tensors)
 
     def fingerprint(self) -> list[dict[str, Any]]:
-        """Return dtype, shape and digest of every tensor."""
-        return fingerprint_data(self.tensors)
+        """Return dtype, shape and digest of every tensor; of all ranks if each has its own."""
+        found = fingerprint_data(self.tensors)
+        if not self._rows_of_all:
+            return found
+        return [tensor for tensors in self._world.gather(found) for tensor in tensors]
 
     def to(self, device: torch.device) -> None:
         """Copy batches to a CUDA device from now on, where the tensors stay on the host."""
@@ -134,6 +151,24 @@ class InMemoryBatches(ABC):
         if self._device is not None:
             shard.to(self._device)
         return shard
+
+    def joined(self, world: World, met: Sequence[int] = ()) -> Self:
+        """Return a copy that hands out its own rows, as a part of the batches of all ranks.
+
+        A batch has nearly as many of its rows as any other, and none where a rank has fewer rows
+        than there are batches.
+
+        Args:
+            world: The ranks, each with rows of its own.
+            met: As for `shard`.
+        """
+        part = copy(self)
+        part._world, part._met = world, tuple(met)
+        part._rows_of_all = int(world.sums(len(self.indices))[0])
+        part._batch_of = part.rows_at
+        if self._device is not None:
+            part.to(self._device)
+        return part
 
     def select(self, indices: Tensor) -> bool:
         """Choose from these rows from now on.
@@ -230,7 +265,7 @@ class ShuffledBatches(InMemoryBatches):
         self._pass = -1
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return -(-self.num_rows // self.batch_size)
 
     def _order(self) -> Tensor:
         if not self._skip:
@@ -255,7 +290,7 @@ class OrderedBatches(InMemoryBatches):
     """Every row once per pass, always in the same order and the same batches: for validation."""
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return -(-self.num_rows // self.batch_size)
 
     def _order(self) -> Tensor:
         return self.indices

@@ -75,7 +75,7 @@ def persistence(training: Training) -> Iterator[Persistence | NoPersistence]:
                 how_computed=training.how_computed,
                 # A writer thread must not run while a loader forks its workers.
                 background=not training.train_batches.uses_processes,
-                ranks=RankStates(world, training.parts),
+                ranks=RankStates(world, training.parts, _in_parts(training)),
                 decide=training.together.decide,
             )
         world.from_first(files.for_followers())
@@ -119,6 +119,10 @@ def _validation_data(training: Training) -> list[dict[str, Any]] | None:
     if known is not None and set(map(id, batches.tensors)) <= set(map(id, known)):
         return None  # a trainer's rows, or subsets of one dataset
     return batches.fingerprint()
+
+
+def _in_parts(training: Training) -> bool:
+    return training.settings.train.shards == "own"
 
 
 class NoPersistence:
@@ -183,21 +187,23 @@ class RankStates:
     Args:
         world: The processes.
         parts: The parts of the training.
+        in_parts: Whether each process has rows of its own.
     """
 
     NAME = "ranks"
     """Name under which checkpoints hold it."""
 
-    OWN = ("random", "train_loss")
-
-    def __init__(self, world: World, parts: Mapping[str, Stateful]) -> None:
-        self.world, self._parts = world, parts
+    def __init__(self, world: World, parts: Mapping[str, Stateful], in_parts: bool = False) -> None:
+        self.world, self._parts, self._in_parts = world, parts, in_parts
+        own = ("train_loss", "books", "batches") if in_parts else ("train_loss",)
+        self._own = tuple(name for name in own if name in parts)
 
     def gathered(self) -> dict[str, Any]:
         """Return the states of all processes, as texts; nothing for a single one."""
         if self.world is ONE:
             return {}
-        own = {"random": random_states(), "train_loss": self._parts["train_loss"].state_dict()}
+        own = {name: self._parts[name].state_dict() for name in self._own}
+        own["random"] = random_states()
         file = io.BytesIO()
         torch.save(own, file)
         texts = self.world.gather(base64.b64encode(file.getvalue()).decode("ascii"))
@@ -219,6 +225,12 @@ class RankStates:
         states = [_loaded(texts[str(number)]) for number in range(len(texts))]
         if len(states) == size:
             return {**found, **states[rank]}
+        if self._in_parts:
+            raise CheckpointMismatchError(
+                f"This run began with {len(states)} processes that each had rows of its own "
+                f'(shards="own"), now there are {size}. Start {len(states)} again, with the same '
+                'rows each, or begin a new run with resume="never".'
+            )
         sums = [state["train_loss"] for state in states]
         of_all = {name: sum(one[name] for one in sums) for name in ("loss_sum", "rows")}
         nothing = {"loss_sum": 0.0, "rows": 0}
@@ -257,7 +269,7 @@ class FollowingPersistence(NoPersistence):
             kind, words = told["error"]
             known = isinstance(kind, type) and issubclass(kind, SbiIgniteError)
             raise kind(words) if known else RankFailedError(f"Rank 0 ended with {words}")
-        ranks = RankStates(world, training.parts)
+        ranks = RankStates(world, training.parts, _in_parts(training))
         found = told["found"]
         if found is not None:
             found = ranks.given_back(found)
