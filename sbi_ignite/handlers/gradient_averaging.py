@@ -104,7 +104,7 @@ class GradientAveraging(Together):
                 return StepOutput(0.0, 0)
             except Exception as error:
                 if not self._met:  # the others wait for this process's gradients
-                    self._exchange(0, [None] * len(self._parameters), failed=True)
+                    self.exchange(0, [None] * len(self._parameters), failed=True)
                     raise_in_all(self._world, error)
                 raise
 
@@ -120,11 +120,11 @@ class GradientAveraging(Together):
                 "ones. Make the embedding with sparse=False."
             )
         self._met = True
-        if self._exchange(rows, gradients):
+        if self.exchange(rows, gradients):
             raise_in_all(self._world, None)
 
     @torch.no_grad()
-    def _exchange(self, rows: int, gradients: list[Tensor | None], failed: bool = False) -> bool:
+    def exchange(self, rows: int, gradients: list[Tensor | None], failed: bool = False) -> bool:
         """Replace gradients by their mean over all rows; return whether a process has failed."""
         self._make_room()
         flags = [float(rows), float(failed), *(float(flag()) for flag in self._flags)]

@@ -11,7 +11,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor, nn
 
 import sbi_ignite
-from sbi_ignite import TrainConfig
+from sbi_ignite import EarlyStopping, TrainConfig
 
 ROWS = 203
 
@@ -153,3 +153,7 @@ def first_gradients(calls: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any
         net = trainer.train(TrainConfig(**settings), callbacks=[look])
         results[name] = {"gradients": look.found, **what_it_did(trainer, net)}
     return results
+
+
+def size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
