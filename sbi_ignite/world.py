@@ -373,11 +373,6 @@ def local_card(device: str | torch.device) -> str | torch.device:
     return torch.device("cuda", _local_rank() % torch.cuda.device_count())
 
 
-def expects_others() -> bool:
-    """Return whether a launcher or a process group says that there are other processes."""
-    return _launcher() is not None or (_is_initialized() and join_world().size > 1)
-
-
 def _is_initialized() -> bool:
     import torch.distributed as dist
 

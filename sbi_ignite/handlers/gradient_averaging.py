@@ -68,6 +68,7 @@ class GradientAveraging(Together):
         self._asked: list[bool] = []
         self._engine: Engine | None = None
         self._met = False
+        self._slots: list[Tensor] = []
 
     def decide(self, flag: Flag) -> Flag:
         """Return a function that says whether any process had set a flag when they last met."""
@@ -125,42 +126,47 @@ class GradientAveraging(Together):
 
     @torch.no_grad()
     def exchange(self, rows: int, gradients: list[Tensor | None], failed: bool = False) -> bool:
-        """Replace gradients by their mean over all rows; return whether a process has failed."""
+        """Replace gradients by their mean over all rows; return whether a process has failed.
+
+        Args:
+            rows: Rows of this process in the batch.
+            gradients: One for each parameter, None where it has no part in the loss.
+            failed: Whether this process has failed, and has no gradients.
+        """
         self._make_room()
-        flags = [float(rows), float(failed), *(float(flag()) for flag in self._flags)]
         there = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        present = torch.zeros(len(gradients))
-        present[there] = 1.0
         if len(there) < len(gradients):
-            self._buffer.zero_()
+            self._numbers.zero_()
         if there:
             own = [gradient for gradient in gradients if gradient is not None]
             copy_each([self._slots[i] for i in there], own)
-        self._buffer.mul_(rows)
-        self._counts.copy_(present)
-        self._words.copy_(torch.tensor(flags, dtype=self._words.dtype))
+        self._numbers.mul_(rows)
+        words = [float(rows), float(failed), *(float(flag()) for flag in self._flags)]
+        words += [float(gradient is not None) for gradient in gradients]
+        self._words.copy_(torch.tensor(words, dtype=self._words.dtype))
         self._world.add(self._whole)
-        total, any_failed, *asked = self._words.tolist()
+        total, any_failed, *others = self._words.tolist()
+        asked, counts = others[: len(self._flags)], others[len(self._flags) :]
         self._asked = [number > 0 for number in asked]
         if any_failed or not total:
             return bool(any_failed)
-        self._buffer.div_(total)
-        for parameter, slot, count in zip(
-            self._parameters, self._slots, self._counts.tolist(), strict=True
-        ):
+        self._numbers.div_(total)
+        for parameter, slot, count in zip(self._parameters, self._slots, counts, strict=True):
             parameter.grad = slot.to(parameter.dtype) if count else None
         return False
 
     def _make_room(self) -> None:
         """Lay out what is exchanged, once it is known which flags there are."""
-        if hasattr(self, "_whole"):
+        if self._slots:
             return
         first = self._parameters[0]
         sizes = [p.numel() for p in self._parameters]
-        numbers, parts = sum(sizes), (len(sizes), 2 + len(self._flags))
-        self._whole = torch.zeros(numbers + sum(parts), dtype=first.dtype, device=first.device)
-        self._buffer, self._counts, self._words = self._whole.split((numbers, *parts))
-        pieces = self._buffer.split(sizes)
+        parts = sum(sizes), 2 + len(self._flags) + len(sizes)
+        # Numbers of rows need more digits than a 16-bit type has.
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        self._whole = torch.zeros(sum(parts), dtype=dtype, device=first.device)
+        self._numbers, self._words = self._whole.split(parts)
+        pieces = self._numbers.split(sizes)
         self._slots = [x.view(p.shape) for x, p in zip(pieces, self._parameters, strict=True)]
 
     @torch.no_grad()

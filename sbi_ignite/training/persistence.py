@@ -75,7 +75,7 @@ def persistence(training: Training) -> Iterator[Persistence | NoPersistence]:
                 how_computed=training.how_computed,
                 # A writer thread must not run while a loader forks its workers.
                 background=not training.train_batches.uses_processes,
-                ranks=RankStates(world, training.parts, _in_parts(training)),
+                ranks=_rank_states(training),
                 decide=training.together.decide,
             )
         world.from_first(files.for_followers())
@@ -121,8 +121,10 @@ def _validation_data(training: Training) -> list[dict[str, Any]] | None:
     return batches.fingerprint()
 
 
-def _in_parts(training: Training) -> bool:
-    return training.settings.train.shards == "own"
+def _rank_states(training: Training) -> RankStates:
+    in_parts = training.settings.train.shards == "own"
+    same_draws = training.hooks.steps.same_draws
+    return RankStates(training.world, training.parts, in_parts, same_draws)
 
 
 class NoPersistence:
@@ -188,13 +190,17 @@ class RankStates:
         world: The processes.
         parts: The parts of the training.
         in_parts: Whether each process has rows of its own.
+        same_draws: Whether all of them draw the same random numbers.
     """
 
     NAME = "ranks"
     """Name under which checkpoints hold it."""
 
-    def __init__(self, world: World, parts: Mapping[str, Stateful], in_parts: bool = False) -> None:
-        self.world, self._parts, self._in_parts = world, parts, in_parts
+    def __init__(
+        self, world: World, parts: Mapping[str, Stateful], in_parts: bool, same_draws: bool
+    ) -> None:
+        self.world, self._parts = world, parts
+        self._in_parts, self._same_draws = in_parts, same_draws
         own = ("train_loss", "books", "batches") if in_parts else ("train_loss",)
         self._own = tuple(name for name in own if name in parts)
 
@@ -217,11 +223,9 @@ class RankStates:
         """
         texts = found.get(self.NAME)
         rank, size = self.world.rank, self.world.size
+        nothing = {"loss_sum": 0.0, "rows": 0}
         if texts is None:
-            if not rank:
-                return found
-            own = {"train_loss": {"loss_sum": 0.0, "rows": 0}, "random": random_states()}
-            return {**found, **own}
+            return {**found, **self._noise(found), "train_loss": nothing} if rank else found
         states = [_loaded(texts[str(number)]) for number in range(len(texts))]
         if len(states) == size:
             return {**found, **states[rank]}
@@ -233,12 +237,13 @@ class RankStates:
             )
         sums = [state["train_loss"] for state in states]
         of_all = {name: sum(one[name] for one in sums) for name in ("loss_sum", "rows")}
-        nothing = {"loss_sum": 0.0, "rows": 0}
-        return {
-            **found,
-            "train_loss": nothing if rank else of_all,
-            "random": random_states() if rank else states[0]["random"],
-        }
+        sums_here = nothing if rank else of_all
+        return {**found, **self._noise(states[0]), "train_loss": sums_here}
+
+    def _noise(self, first: Mapping[str, Any]) -> dict[str, Any]:
+        """Return random states to continue with, given those of the first process."""
+        own = self.world.rank and not self._same_draws
+        return {"random": random_states() if own else first["random"]}
 
 
 def _loaded(text: str) -> dict[str, Any]:
@@ -269,7 +274,7 @@ class FollowingPersistence(NoPersistence):
             kind, words = told["error"]
             known = isinstance(kind, type) and issubclass(kind, SbiIgniteError)
             raise kind(words) if known else RankFailedError(f"Rank 0 ended with {words}")
-        ranks = RankStates(world, training.parts, _in_parts(training))
+        ranks = _rank_states(training)
         found = told["found"]
         if found is not None:
             found = ranks.given_back(found)
