@@ -12,8 +12,9 @@ import contextlib
 import logging
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -225,40 +226,81 @@ class Ranks(World):
 
     def _all_failed(self) -> bool:
         """Return whether all ranks have failed in this call, after a moment for them to say so."""
-        board, name = self._board, f"failed/{self._calls}"
-        if board is None:
-            return False
-        with contextlib.suppress(RuntimeError):
+        name, until = f"failed/{self._calls}", time.monotonic() + self._patience
+
+        def ask(board: Any) -> bool:
             board.add(name, 1)
-            until = time.monotonic() + self._patience
             while time.monotonic() < until:
                 if board.add(name, 0) == self.size:
                     return True
                 time.sleep(0.02)
-        return False
+            return False
+
+        return bool(self._at_board(ask))
 
     def _leave(self, error: BaseException) -> None:
         """Say why this rank ends, and close its connections, so that the others notice at once."""
         words = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         self._failed = f"Rank {self.rank} (this one) ended with {words}"
-        self._post("error", words)
         self._close()
+        self._at_board(lambda board: self._say_last_words(board, words))
 
     def _inquire(self, error: Exception) -> NoReturn:
         """Find out which ranks are missing, and raise an error that names them."""
-        self._post("here", "yes")
         self._close()  # so that those who wait for this rank notice too
-        others = [rank for rank in range(self.size) if rank != self.rank]
-        until = time.monotonic() + self._patience
-        silent, ended = others, {}
-        while silent and time.monotonic() < until:
-            silent = [r for r in silent if not self._has_posted("here", r)]
-            ended = {r: words for r in silent if (words := self._posted("error", r))}
-            if ended:
-                break
-            time.sleep(0.05)
+        answer = self._at_board(self._ask_around)
+        if self._board is None:
+            answer = (self._others if self.size == 2 else [], {})
+        # Without an answer it is rank 0, which has the board, that is gone.
+        silent, ended = ([0] if self.rank else [], {}) if answer is None else answer
         self._failed = self._words(error, silent, ended)
         raise RankFailedError(self._failed, ranks=tuple(ended or silent)) from error
+
+    def _say_last_words(self, board: Any, words: str) -> None:
+        board.set(f"error/{self.rank}", words)
+        self._stay_for_readers(board, self._others)
+
+    def _ask_around(self, board: Any) -> tuple[list[int], dict[int, str]]:
+        """Return which ranks say nothing, and the last words of those that have ended."""
+        board.set(f"here/{self.rank}", "yes")
+        silent, ended = self._others, {}
+        until = time.monotonic() + self._patience
+        while silent and not ended and time.monotonic() < until:
+            silent = [rank for rank in silent if not board.check([f"here/{rank}"])]
+            told = [rank for rank in silent if board.check([f"error/{rank}"])]
+            ended = {rank: board.get(f"error/{rank}").decode() for rank in told}
+            time.sleep(0.05)
+        board.set(f"read/{self.rank}", "yes")
+        self._stay_for_readers(board, [r for r in self._others if r not in (ended or silent)])
+        return silent, ended
+
+    def _stay_for_readers(self, board: Any, readers: Sequence[int]) -> None:
+        """Keep the board, which is rank 0's, until the others have read it."""
+        until = time.monotonic() + self._patience
+        while self.rank == 0 and time.monotonic() < until:
+            if all(board.check([f"read/{rank}"]) for rank in readers):
+                return
+            time.sleep(0.02)
+
+    def _at_board(self, do: Callable[[Any], T]) -> T | None:
+        """Return what is done at the board, or None if it does not answer."""
+        answer: list[T] = []
+
+        def ask() -> None:
+            with contextlib.suppress(RuntimeError):
+                answer.append(do(self._board))
+
+        if self._board is None:
+            return None
+        # The board of a process that has been stopped keeps its readers waiting for ever.
+        asking = threading.Thread(target=ask, daemon=True, name="sbi_ignite-board")
+        asking.start()
+        asking.join(2 * self._patience + 1.0)
+        return answer[0] if answer else None
+
+    @property
+    def _others(self) -> list[int]:
+        return [rank for rank in range(self.size) if rank != self.rank]
 
     def _words(self, error: Exception, silent: Sequence[int], ended: dict[int, str]) -> str:
         if ended:
@@ -301,26 +343,6 @@ class Ranks(World):
                 board = dist.TCPStore(host, port, None, False, patience, wait_for_workers=False)
         return board if all(self.gather(board is not None)) else None
 
-    def _post(self, name: str, words: str) -> None:
-        if self._board is not None:
-            with contextlib.suppress(RuntimeError):
-                self._board.set(f"{name}/{self.rank}", words)
-
-    def _has_posted(self, name: str, rank: int) -> bool:
-        if self._board is None:
-            return False
-        try:
-            return bool(self._board.check([f"{name}/{rank}"]))
-        except RuntimeError:  # rank 0, which holds the store, is gone
-            return False
-
-    def _posted(self, name: str, rank: int) -> str:
-        if not self._has_posted(name, rank):
-            return ""
-        with contextlib.suppress(RuntimeError):
-            return self._board.get(f"{name}/{rank}").decode()
-        return ""
-
     def _close(self) -> None:
         """Take the group down, which closes the connections to other ranks."""
         if self._owned and self._dist.is_initialized():
@@ -358,7 +380,7 @@ def join_world(device: str | torch.device | None = None, timeout: timedelta | No
     launcher = _launcher()
     if launcher is None:
         return ONE
-    _joined = _start(launcher, torch.device(device or "cpu"), timeout or TIMEOUT)
+    _joined = _start(launcher, str(device or "cpu").startswith("cuda"), timeout or TIMEOUT)
     return _joined
 
 
@@ -403,12 +425,12 @@ def _local_size() -> int:
     return max(1, int("".join(c for c in per_node.split(",")[0].split("(")[0] if c.isdigit())))
 
 
-def _start(launcher: str, device: torch.device, timeout: timedelta) -> Ranks:
+def _start(launcher: str, on_cuda: bool, timeout: timedelta) -> Ranks:
     """Make the process group that a launcher has prepared, and return this process's place."""
     seconds = timeout.total_seconds()
     waits = seconds - min(MOST_FOR_INQUIRY, SHARE_FOR_INQUIRY * seconds)
     backend = "gloo"
-    if device.type == "cuda":
+    if on_cuda and torch.cuda.is_available():
         torch.cuda.set_device(_local_rank() % torch.cuda.device_count())
         backend = "nccl" if torch.cuda.device_count() >= _local_size() else "gloo"
     if launcher == "torchrun":
@@ -423,11 +445,11 @@ def _start(launcher: str, device: torch.device, timeout: timedelta) -> Ranks:
         idist.initialize(backend, timeout=timedelta(seconds=waits))
     ranks = Ranks(timeout, owned=True)
     atexit.register(ranks._close)
-    _set_threads(ranks, device)
+    _set_threads(ranks)
     return ranks
 
 
-def _set_threads(ranks: Ranks, device: torch.device) -> None:
+def _set_threads(ranks: Ranks) -> None:
     """Share the processors of a machine out among its processes, and say so once."""
     if "OMP_NUM_THREADS" in os.environ:  # torchrun sets it to 1 unless the user has
         why = "OMP_NUM_THREADS"

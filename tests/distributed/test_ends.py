@@ -30,8 +30,15 @@ def _for_ever(directory, config):
     return programs.train_for_ever(directory, **config)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+    ("number", "victim"),
+    [
+        (signal.SIGKILL, 1),
+        (signal.SIGSTOP, 0),  # with the store in which the others look for last words
+        pytest.param(signal.SIGKILL, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_process_that_is_gone_ends_the_others_with_an_error_that_names_it(
     tmp_path, number, victim
 ):
@@ -40,7 +47,7 @@ def test_a_process_that_is_gone_ends_the_others_with_an_error_that_names_it(
     try:
         os.kill(ranks[victim].pid, number)
         began = time.monotonic()
-        error = ranks[1 - victim].end(SECONDS + 30)
+        error = ranks[1 - victim].end(SECONDS + 30)  # which includes how long python takes to end
         took = time.monotonic() - began
     finally:
         ranks[victim].process.kill()
@@ -133,7 +140,7 @@ def _dropout(directory, signalled_at):
     return programs.train("FMPE", max_epochs=5, checkpoint=directory, callbacks=callbacks)
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_another_number_of_processes_continues_and_says_that_it_is_not_bitwise(
     tmp_path, before, after
 ):
@@ -161,7 +168,7 @@ def test_only_the_first_process_prints_logs_and_saves(tmp_path):
     assert other == ""
     runs = {result["run_directory"] for result in results}
     assert len(runs) == 1
-    assert load_run(runs.pop()).summary.world_size == 2
+    assert load_run(tmp_path / "ranks" / "run").summary.world_size == 2
 
 
 def _talks():
