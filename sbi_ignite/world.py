@@ -71,11 +71,12 @@ class World:
         """Return the values of all ranks in order: plain data, or anything that can be pickled."""
         return [value]
 
-    def gather_rows(self, rows: Tensor) -> Tensor:
+    def gather_rows(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         """Return the rows of all ranks, in order of ranks.
 
         Args:
             rows: Shape (num_rows, ...); the number of rows may differ between ranks.
+            counts: The number of every rank, if all know them.
         """
         return rows
 
@@ -128,9 +129,14 @@ class Ranks(World):
 
     def add(self, tensor: Tensor) -> Tensor:
         """Add the tensors of all ranks, in place, and return the sum."""
+        near = self._near(tensor)
         with self._listening():
-            self._dist.all_reduce(tensor)
-        return tensor
+            self._dist.all_reduce(near)
+        return tensor if near is tensor else tensor.copy_(near)
+
+    def _near(self, tensor: Tensor) -> Tensor:
+        """Return a tensor where the backend takes it: nccl takes none on the host."""
+        return tensor.to(self._device) if self._device.type == "cuda" else tensor
 
     def sums(self, *numbers: float) -> tuple[float, ...]:
         """Return the sums of numbers over all ranks, in double precision."""
@@ -148,18 +154,21 @@ class Ranks(World):
             self._dist.all_gather_object(found, value)
         return found
 
-    def gather_rows(self, rows: Tensor) -> Tensor:
+    def gather_rows(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         """Return the rows of all ranks, in order of ranks."""
-        sizes = torch.zeros(self.size, dtype=torch.int64, device=self._device)
-        sizes[self.rank] = len(rows)
-        counts = [int(n) for n in self.add(sizes).tolist()]
+        if counts is None:
+            sizes = torch.zeros(self.size, dtype=torch.int64, device=self._device)
+            sizes[self.rank] = len(rows)
+            counts = [int(n) for n in self.add(sizes).tolist()]
         most = max(counts)
-        padded = rows.new_zeros((most, *rows.shape[1:]))
+        # gloo gathers nothing that is on a card.
+        padded = rows.new_zeros((most, *rows.shape[1:]), device=self._device)
         padded[: len(rows)] = rows
         found = [torch.empty_like(padded) for _ in counts]
         with self._listening():
-            self._dist.all_gather(found, padded.contiguous())
-        return torch.cat([part[:count] for part, count in zip(found, counts, strict=True)])
+            self._dist.all_gather(found, padded)
+        joined = torch.cat([part[:count] for part, count in zip(found, counts, strict=True)])
+        return joined.to(rows.device)
 
     def from_first(self, value: T) -> T:
         """Return rank 0's value."""
@@ -172,7 +181,7 @@ class Ranks(World):
         """Overwrite tensors by rank 0's."""
         with self._listening(), torch.no_grad():
             for tensor in tensors:
-                whole = tensor.detach().contiguous()
+                whole = self._near(tensor.detach()).contiguous()
                 self._dist.broadcast(whole, src=0)
                 if whole.data_ptr() != tensor.data_ptr():
                     tensor.copy_(whole)

@@ -51,6 +51,7 @@ class InMemoryBatches(ABC):
         self._met: tuple[int, ...] = ()
         self._device: torch.device | None = None
         self._world, self._rows_of_all = ONE, 0
+        self._rows_of_each: list[int] = []
         self._handed_out = 0
         self._skip = 0
 
@@ -88,7 +89,7 @@ class InMemoryBatches(ABC):
             self._handed_out = position + 1
             rows = order[bounds[position] : bounds[position + 1]]
             if self._rows_of_all:
-                yield self._own_rows(rows)
+                yield self._own_rows(rows, position)
             elif self._num_ranks == 1:
                 self.rows = rows
                 yield self._batch_of(rows)
@@ -106,15 +107,17 @@ class InMemoryBatches(ABC):
         own = torch.arange(self._rank, len(rows), self._num_ranks, device=device)
         return (*batch, own, *(tensor.to(device) for tensor in met))
 
-    def _own_rows(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def _own_rows(self, rows: Tensor, position: int) -> tuple[Tensor, ...]:
         """Return rows that only this rank has and, where its loss meets them, those of others."""
         self.rows = rows
         batch = self._batch_of(rows)
         if not self._met:
             return batch
-        before = sum(self._world.gather(len(rows))[: self._world.rank])
+        bounds = [even_bounds(rows_of_one, len(self)) for rows_of_one in self._rows_of_each]
+        counts = [of_one[position + 1] - of_one[position] for of_one in bounds]
+        before = sum(counts[: self._world.rank])
         own = before + torch.arange(len(rows), device=batch[0].device)
-        return (*batch, own, *(self._world.gather_rows(batch[i]) for i in self._met))
+        return (*batch, own, *(self._world.gather_rows(batch[i], counts) for i in self._met))
 
     def rows_at(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Return the rows with these numbers, shape (batch,), where the tensors are."""
@@ -164,7 +167,8 @@ class InMemoryBatches(ABC):
         """
         part = copy(self)
         part._world, part._met = world, tuple(met)
-        part._rows_of_all = int(world.sums(len(self.indices))[0])
+        part._rows_of_each = world.gather(len(self.indices))
+        part._rows_of_all = sum(part._rows_of_each)
         part._batch_of = part.rows_at
         if self._device is not None:
             part.to(self._device)
