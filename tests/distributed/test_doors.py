@@ -32,7 +32,7 @@ def regression(rows=slice(None), batch=10, **config):
 
 
 def _regressions():
-    return regression(), regression(normalized=True, batch=20)
+    return regression(), regression(slice(100), normalized=True, batch=20)
 
 
 def test_run_training_shares_every_batch_of_a_loader(tmp_path):

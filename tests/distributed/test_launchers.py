@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ for proposal in [None, "posterior"][: int(os.environ["ROUNDS"])]:
     trainer.train(max_num_epochs=int(os.environ["EPOCHS"]), stop_after_epochs=10**6)
     posterior = trainer.build_posterior().set_default_x(torch.zeros(2))
 sample = posterior.sample((1,), show_progress_bars=False)
-print(trainer.training_summary.world_size, trainer.epoch, sample.sum().item())
+print("RESULT", trainer.training_summary.world_size, trainer.epoch, sample.sum().item())
 """
 
 
@@ -71,7 +72,8 @@ def test_sigterm_to_torchrun_saves_and_the_same_command_continues_through_two_ro
     job = launch(tmp_path, EPOCHS=str(epochs + 1), ROUNDS="2")
     output, errors = job.communicate(timeout=240)
     assert job.returncode == 0, errors
-    first, second = sorted(line for line in output.splitlines() if line.startswith("2 "))
-    assert first == second  # the same samples in both processes
+    samples = re.findall(r"RESULT 2 .*", output)
+    assert len(samples) == 2, output
+    assert samples[0] == samples[1]  # the same in both processes
     assert load_run(tmp_path / "run").summary.resumed_from_epoch == epochs
     assert load_run(tmp_path / "run" / "round-1").summary.world_size == 2
