@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sbi_ignite.exceptions import NonFiniteLossError as NonFiniteLossError
     from sbi_ignite.exceptions import NoSimulationsError as NoSimulationsError
     from sbi_ignite.exceptions import NotYetError as NotYetError
+    from sbi_ignite.exceptions import RankFailedError as RankFailedError
     from sbi_ignite.exceptions import SbiIgniteError as SbiIgniteError
     from sbi_ignite.exceptions import SbiIgniteWarning as SbiIgniteWarning
     from sbi_ignite.exceptions import SettingsError as SettingsError
@@ -60,8 +61,8 @@ _HOMES = {
     "training.run": "run_training",
     "exceptions": (
         "ArgumentError CheckpointError CheckpointMismatchError DataError MissingPackageError "
-        "NoSimulationsError NonFiniteLossError NotYetError SbiIgniteError SbiIgniteWarning "
-        "SettingsError UnsupportedSbiError"
+        "NoSimulationsError NonFiniteLossError NotYetError RankFailedError SbiIgniteError "
+        "SbiIgniteWarning SettingsError UnsupportedSbiError"
     ),
     "bridge.learning_rate": "LearningRateRange find_learning_rate",
     "bridge.load": "load_estimator",

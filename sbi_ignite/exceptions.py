@@ -17,6 +17,7 @@ __all__ = [
     "NoSimulationsError",
     "NonFiniteLossError",
     "NotYetError",
+    "RankFailedError",
     "SbiIgniteError",
     "SbiIgniteWarning",
     "SettingsError",
@@ -91,6 +92,19 @@ class NonFiniteLossError(SbiIgniteError, ValueError):
         self.iteration = int(iteration)
         self.rows = tuple(int(row) for row in rows)
         self.validation = bool(validation)
+
+
+class RankFailedError(SbiIgniteError, RuntimeError):
+    """One of several processes that train one network together has ended or does not answer.
+
+    Args:
+        message: What happened, in a sentence that names the rank.
+        ranks: The ranks that are missing; empty if all of them still run.
+    """
+
+    def __init__(self, message: str, *, ranks: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.ranks = tuple(int(rank) for rank in ranks)
 
 
 class MissingPackageError(SbiIgniteError, ImportError):

@@ -145,7 +145,7 @@ class TrainingSummary:
             "stopped by": self.ended_by,
             "complete": "yes" if self.complete else "no, it can be continued",
             "time in epochs": f"{seconds:.1f} s",
-            "device": self.device,
+            "device": self.device + (f", {self.world_size} processes" * (self.world_size > 1)),
         }
         if self.init_from is not None:
             rows["began with"] = (

@@ -19,6 +19,7 @@ from sbi_ignite.handlers.callbacks import as_callbacks
 from sbi_ignite.methods.base import LossArgs, Method
 from sbi_ignite.methods.table import loss_keywords, method_of
 from sbi_ignite.settings import Resolved, TrainConfig, resolve
+from sbi_ignite.world import ONE, World
 
 SBI_NAMES = {
     "batch_size": "training_batch_size",
@@ -55,6 +56,7 @@ class Call:
         sbi_form: Whether the call has only sbi's keywords.
         init_from: Where the first weights come from; None leaves those that the network has.
         validation: The user's own validation set; None splits the simulations.
+        world: The processes that carry it out together.
     """
 
     trainer: Any
@@ -67,6 +69,7 @@ class Call:
     sbi_form: bool = False
     init_from: Any = None
     validation: Any = None
+    world: World = ONE
 
     @property
     def sbi_compat(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -22,8 +23,15 @@ from sbi_ignite.data.in_memory import (
 )
 from sbi_ignite.data.split import check_split, split_rows
 from sbi_ignite.data.transfer import indexed, placed
-from sbi_ignite.exceptions import DataError, SbiIgniteError, WrongTypeError
+from sbi_ignite.exceptions import (
+    ArgumentError,
+    DataError,
+    SbiIgniteError,
+    SettingsError,
+    WrongTypeError,
+)
 from sbi_ignite.settings.redaction import shorten
+from sbi_ignite.world import ONE
 
 _VALIDATION_ROWS = 1_024
 _VALIDATION_ROWS_ON_CPU = 256
@@ -65,18 +73,32 @@ def split(
     by_the_call = call.settings.origin("train.resume_training").source == "call"
     keep = keep and ((call.sbi_compat and by_the_call) or hasattr(trainer, "train_indices"))
     at_least, origin = call.family.rows_needed, call.settings.origin("train.validation_fraction")
+    in_parts = holds_part(call)
+    if in_parts and validation is not None:
+        raise ArgumentError(
+            "validation: expected simulations to split where every process brings rows of its own, "
+            "got a validation set beside shards='own' from "
+            f"{call.settings.origin('train.shards')}. Leave validation out, or give all processes the same rows."
+        )
     if validation is not None and not keep:
         # One draw, as for a split, so that the network built next is the same one.
         trainer.train_indices, trainer.val_indices = rows[torch.randperm(len(rows))], rows[:0]
     elif not keep:
         # A default fraction adapts to few rows; an explicit one, or sbi's form, does not.
         adapts = not call.sbi_compat and origin.source == "default"
-        trainer.train_indices, trainer.val_indices = split_rows(
-            rows, validation_fraction, at_least if adapts else 0
-        )
+        counts = call.world.gather(len(rows)) if in_parts else [len(rows)]
+        every = torch.arange(sum(counts)) if in_parts else rows
+        chosen = split_rows(every, validation_fraction, at_least if adapts else 0)
+        if in_parts:
+            begin = sum(counts[: call.world.rank])
+            chosen = tuple(_part_of(chosen_rows, rows, begin) for chosen_rows in chosen)
+        trainer.train_indices, trainer.val_indices = chosen
     sizes = len(trainer.train_indices), len(trainer.val_indices)
     if keep and not call.sbi_compat and sum(sizes) != len(rows):
         raise _grown(sum(sizes), len(rows))
+    if in_parts:
+        first, second = call.world.sums(*sizes)
+        sizes = int(first), int(second)
     at_least_train = 0 if call.sbi_compat else _ROWS_TO_MEASURE
     if validation is not None:
         sizes = sizes[0], len(validation[0])
@@ -93,6 +115,29 @@ def _check_training_rows(num_train: int, at_least: int) -> None:
             f"The training set would have {num_train} simulations beside the given validation set, "
             f"expected at least {at_least}. Add simulations."
         )
+
+
+def holds_part(call: Call) -> bool:
+    """Return whether this process holds a part of the rows that no other process has."""
+    return call.world is not ONE and call.settings.train.shards == "own"
+
+
+def num_train_rows(trainer: Any, call: Call) -> int:
+    """Return the number of rows for training, over all processes."""
+    own = len(trainer.train_indices)
+    return int(call.world.sums(own)[0]) if holds_part(call) else own
+
+
+def _part_of(chosen: Tensor, rows: Tensor, begin: int) -> Tensor:
+    """Return which of a process's rows are among those chosen from the rows of all processes.
+
+    Args:
+        chosen: Numbers among all rows, in which those of processes follow each other.
+        rows: Row numbers in this process.
+        begin: Number of its first row among all.
+    """
+    own = (chosen >= begin) & (chosen < begin + len(rows))
+    return rows[chosen[own] - begin]
 
 
 def valid_rows(x: Tensor, exclude_invalid_x: bool | None) -> Tensor:
@@ -188,6 +233,8 @@ def make_loaders(
             None takes the trainer's `val_indices` of `tensors`.
     """
     train_rows, val_rows = trainer.train_indices, trainer.val_indices
+    if holds_part(call):
+        return _loaders_of_part(trainer, call, tensors, batch_size, dataloader_kwargs)
     device = indexed(private(trainer).device)
     if dataloader_kwargs is None:
         tensors = placed(tensors, device)
@@ -236,6 +283,41 @@ def make_loaders(
             _training_loader(tensors, BatchIndices(train_rows, train_size, seed), said),
             _validation_loader(held_out, BatchIndices(val_rows, val_size, None), said),
         )
+
+
+def _loaders_of_part(
+    trainer: Any,
+    call: Call,
+    tensors: Sequence[Tensor],
+    batch_size: int,
+    dataloader_kwargs: Mapping[str, Any] | None,
+) -> tuple[Any, Any]:
+    """Return batches over the rows that only this process has; see `make_loaders`."""
+    origin = call.settings.origin("train.shards").where
+    for name, unwanted in (
+        ("sbi_compat", call.sbi_compat),
+        ("dataloader_kwargs", dataloader_kwargs is not None),
+    ):
+        if unwanted:
+            raise SettingsError(
+                f"shards: expected processes that hold the same rows beside {name}, got "
+                f"shards='own' from {origin}. Leave {name} out"
+                f"{', and pass a TrainConfig' * (name == 'sbi_compat')}"
+            )
+    train_rows, val_rows = trainer.train_indices, trainer.val_indices
+    device = indexed(private(trainer).device)
+    tensors = placed(tensors, device)
+    counts = call.world.sums(len(train_rows), len(val_rows))
+    train_size, val_size = (min(batch_size, int(count)) for count in counts)
+    if _any_batch_will_do(trainer, call, train_size):
+        val_size = min(_large_batch(tensors, val_size, device), int(counts[1]))
+    # Each process orders its own rows: the same order would not pair them at random.
+    (seed,) = np.random.SeedSequence((_seed_of_the_order(), call.world.rank)).generate_state(1)
+    return _delivered_on(
+        device,
+        ShuffledBatches(tensors, train_rows, train_size, int(seed)),
+        OrderedBatches(tensors, val_rows, val_size),
+    )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine
 
 from sbi_ignite.bridge.arguments import Call
+from sbi_ignite.bridge.batches import holds_part
 from sbi_ignite.bridge.convergence import rules_of
 from sbi_ignite.bridge.in_context import InContext
 from sbi_ignite.bridge.initial_weights import load_initial_weights
@@ -29,8 +30,10 @@ from sbi_ignite.bridge.traceable import is_traceable
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.data.fingerprint import fingerprint_data
 from sbi_ignite.data.foreign import WholePass, as_batches
+from sbi_ignite.data.in_memory import InMemoryBatches
+from sbi_ignite.data.shards import sharded
 from sbi_ignite.data.source import Batches
-from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError
+from sbi_ignite.exceptions import ArgumentError, DataError, NonFiniteLossError
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.handlers.rules.base import Rule
@@ -41,6 +44,7 @@ from sbi_ignite.kernels.splines import (
 )
 from sbi_ignite.kernels.tanh import TanhBySigmoid, has_tanh
 from sbi_ignite.methods.base import Loss
+from sbi_ignite.methods.nre import BalancedRatioLoss
 from sbi_ignite.optim.make import make_optimizer
 from sbi_ignite.runs.directory import read_manifest
 from sbi_ignite.runs.fingerprint import INIT_FROM, VALIDATION_DATA
@@ -51,6 +55,7 @@ from sbi_ignite.training.hooks import Place, Steps, TrainingHooks
 from sbi_ignite.training.options import rates_of
 from sbi_ignite.training.run import run
 from sbi_ignite.training.training import assemble
+from sbi_ignite.world import ONE, World
 
 _in_loop: ContextVar[Any] = ContextVar("sbi_ignite_in_loop", default=None)
 
@@ -109,6 +114,9 @@ def fit(
         check_loader(loader, name)
     train_batches, val_batches = as_batches(train_loader), as_batches(val_loader, "val_loader")
     check_kernel(trainer, call, train_batches)
+    if call.world is not ONE:
+        train_batches = _share_of(call, loss, train_batches)
+        val_batches = _share_of(call, loss, val_batches)
     place = Place(
         method=type(trainer).__name__,
         directory=directory_of(trainer, call, now, train_batches),
@@ -129,7 +137,10 @@ def fit(
     if own.is_overridden(own.VALIDATE_EPOCH):
         validation_step = _WholeEpoch(trainer, own.VALIDATE_EPOCH, (loss_args,), refuse)
         val_batches = WholePass(val_batches, "val_loader")
-    steps = Steps(train_step, validation_step, traceable=is_traceable(trainer, loss))
+    met = getattr(loss, "met", ())
+    waits = isinstance(loss, BalancedRatioLoss) and call.world is not ONE
+    traceable = is_traceable(trainer, loss) and not waits  # for other processes, in every step
+    steps = Steps(train_step, validation_step, traceable, same_draws=bool(met))
 
     splines = nullcontext()
     rounds_otherwise = not config.sbi_compat or config.precision != "32"
@@ -154,9 +165,39 @@ def fit(
                 callbacks=call.callbacks,
                 device=own.device,
                 hooks=hooks,
+                world=call.world,
             )
         )
     end_round(memory, now, state.iteration)
+
+
+def meeting_others(call: Call, loader: Any) -> World:
+    """Return the processes of a call, if batches can have the rows of all that a loss meets.
+
+    Args:
+        call: The call.
+        loader: Batches of training data.
+    """
+    return call.world if isinstance(loader, InMemoryBatches) else ONE
+
+
+def _share_of(call: Call, loss: Loss, batches: Batches) -> Batches:
+    """Return this process's share of batches that all processes have."""
+    world, met = call.world, getattr(loss, "met", ())
+    own = holds_part(call)
+    if not isinstance(batches, InMemoryBatches):
+        return sharded(world, batches, own)
+    if own:
+        batches = batches.joined(world, met)
+    if isinstance(loss, BalancedRatioLoss) and (
+        (smallest := min(world.gather(batches.smallest_batch))) < (1 if own else world.size)
+    ):
+        raise DataError(
+            f"{batches.name}: expected at least one row of each batch for every one of the "
+            f"{world.size} processes, because the regulariser of BNRE takes all of them in every "
+            f"step, got a batch of {smallest}. Take a larger batch_size, or fewer processes."
+        )
+    return batches if own else batches.shard(world.rank, world.size, met)
 
 
 class SbiHooks(TrainingHooks):
@@ -213,7 +254,7 @@ class SbiHooks(TrainingHooks):
             (self._state.train_loss, self._state.validation_loss),
             epoch_started,
             self._summarization_kwargs,
-            show=not self._call.logs_to_screen,
+            show=not self._call.logs_to_screen and not self._call.world.rank,
         )
 
     def on_end(self, logged_to: Mapping[str, Any]) -> None:

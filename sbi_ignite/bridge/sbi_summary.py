@@ -118,12 +118,14 @@ def report_end(trainer: Any, call: Call) -> None:
         call: The call that was carried out.
     """
     config = call.settings.train
-    if config.sbi_compat:
+    if call.world.rank:
+        pass  # the first process says it
+    elif config.sbi_compat:
         rule = sbis_rule(call)
         private(trainer).report_convergence(rule and rule.patience, config.max_epochs)
     else:
         say_how_it_ended(trainer, call)
-    close_books(trainer, config)
+    close_books(trainer, config, says=call.world.rank == 0)
 
 
 def say_how_it_ended(trainer: Any, call: Call) -> None:
@@ -141,11 +143,19 @@ def say_how_it_ended(trainer: Any, call: Call) -> None:
     )
 
 
-def close_books(trainer: Any, config: TrainConfig) -> None:
-    """Write the totals of a call into sbi's summary and tracker."""
+def close_books(trainer: Any, config: TrainConfig, says: bool = True) -> None:
+    """Write the totals of a call into sbi's summary and, in the first process, tell others.
+
+    Args:
+        trainer: The trainer.
+        config: The settings of the call.
+        says: Whether to write to sbi's tracker and to print.
+    """
     own = private(trainer)
     own.summary["epochs_trained"].append(trainer.epoch)
     own.summary["best_validation_loss"].append(own.best_loss)
+    if not says:
+        return
     _track_totals(own)
     if config.show_train_summary:
         print(own.describe_round())

@@ -20,7 +20,7 @@ from scipy.stats import binom, kstwo
 
 from sbi_ignite.exceptions import ArgumentError
 from sbi_ignite.html import table
-from sbi_ignite.summary import shown_in_notebooks
+from sbi_ignite.pictures import shown_in_notebooks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,6 +18,7 @@ BUDGETS = frozenset(
         "max_time",
         "device",
         "compile",
+        "process_timeout",
         "resume_training",
         "retrain_from_scratch",
         "show_train_summary",

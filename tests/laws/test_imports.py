@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
     "words": ("callback", "summary", "html", "pictures", "exceptions", "settings", "_version"),
-    "ground": ("random_state", "concurrency"),
+    "ground": ("random_state", "concurrency", "world"),
     "data": ("data",),
     "arithmetic": ("optim", "kernels"),
     "capture": ("capture",),
