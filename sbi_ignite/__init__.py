@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from sbi_ignite.callback import Callback as Callback
     from sbi_ignite.callback import History as History
     from sbi_ignite.callback import TrainingState as TrainingState
+    from sbi_ignite.ensembles.ensemble import Ensemble as Ensemble
+    from sbi_ignite.ensembles.ensemble import train_ensemble as train_ensemble
+    from sbi_ignite.ensembles.summary import EnsembleSummary as EnsembleSummary
     from sbi_ignite.exceptions import ArgumentError as ArgumentError
     from sbi_ignite.exceptions import CheckpointError as CheckpointError
     from sbi_ignite.exceptions import CheckpointMismatchError as CheckpointMismatchError
@@ -59,6 +62,8 @@ _HOMES = {
     "bridge.learning_rate": "LearningRateRange find_learning_rate",
     "bridge.load": "load_estimator",
     "bridge.patch": "patch_sbi unpatch_sbi",
+    "ensembles.ensemble": "Ensemble train_ensemble",
+    "ensembles.summary": "EnsembleSummary",
     "runs.load": "Run load_run",
     "settings": (
         "CheckpointConfig EarlyStopping LRSchedule LoggingConfig Stage TrainConfig WeightAveraging"

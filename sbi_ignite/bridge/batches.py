@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sbi_ignite.bridge.arguments import Call
 from sbi_ignite.bridge.lines import private
+from sbi_ignite.bridge.memory import memory_of
 from sbi_ignite.data.in_memory import (
     BatchIndices,
     InMemoryBatches,
@@ -20,7 +21,7 @@ from sbi_ignite.data.in_memory import (
     SbiOrderBatches,
     ShuffledBatches,
 )
-from sbi_ignite.data.split import check_split, split_rows
+from sbi_ignite.data.split import bootstrapped, check_split, split_rows
 from sbi_ignite.data.transfer import indexed, placed
 from sbi_ignite.exceptions import DataError, SbiIgniteError, WrongTypeError
 from sbi_ignite.settings.redaction import shorten
@@ -61,9 +62,13 @@ def split(
     if not keep:
         # A default fraction adapts to few rows; an explicit one, or sbi's form, does not.
         adapts = not call.sbi_compat and origin.source == "default"
+        seeds = memory_of(trainer).row_seeds
+        generator = None if seeds is None else torch.Generator().manual_seed(seeds.split)
         trainer.train_indices, trainer.val_indices = split_rows(
-            rows, validation_fraction, at_least if adapts else 0
+            rows, validation_fraction, at_least if adapts else 0, generator
         )
+        if seeds is not None and seeds.bootstrap is not None and len(trainer.train_indices):
+            trainer.train_indices = bootstrapped(trainer.train_indices, seeds.bootstrap)
     sizes = len(trainer.train_indices), len(trainer.val_indices)
     if keep and not call.sbi_compat and sum(sizes) != len(rows):
         raise _grown(sum(sizes), len(rows))
