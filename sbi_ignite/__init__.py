@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from sbi_ignite.settings import WeightAveraging as WeightAveraging
     from sbi_ignite.summary import TrainingSummary as TrainingSummary
     from sbi_ignite.training.run import run_training as run_training
+    from sbi_ignite.tuning import OptunaPruning as OptunaPruning
 
 _HOMES = {
     "callback": "Callback History TrainingState",
@@ -69,6 +70,7 @@ _HOMES = {
         "CheckpointConfig EarlyStopping LRSchedule LoggingConfig Stage TrainConfig WeightAveraging"
     ),
     "summary": "TrainingSummary",
+    "tuning": "OptunaPruning",
 }
 _MODULE_OF = {
     **{name: module for module, names in _HOMES.items() for name in names.split()},

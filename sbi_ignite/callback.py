@@ -21,6 +21,7 @@ STOP_REASONS = (
     "signal",
     "rule",
     "callback",
+    "pruned",
 )
 
 
@@ -239,8 +240,11 @@ class Callback:
     def on_train_end(self, summary: TrainingSummary) -> None:
         """Called once at a regular end, with the best weights in the model."""
 
+    def on_saved(self, summary: TrainingSummary) -> None:
+        """Called last, when the files of the run are complete; `train()` raises what it raises."""
+
     def on_exception(self, error: BaseException, state: TrainingState) -> None:
         """Called when training ends with an error, which is raised afterwards."""
 
 
-CALLBACK_METHODS = ("on_train_start", "on_epoch_end", "on_train_end", "on_exception")
+CALLBACK_METHODS = ("on_train_start", "on_epoch_end", "on_train_end", "on_saved", "on_exception")

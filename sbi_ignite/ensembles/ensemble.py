@@ -634,7 +634,7 @@ def _report(outcomes: Mapping[int, Outcome]) -> None:
 
 
 def _warn(text: str, category: type[Warning]) -> None:
-    """Warn at the user's line; where warnings are errors, print instead: networks are worth more."""
+    """Warn at the user's line; where warnings are errors, print: networks are worth more."""
     try:
         warnings.warn(text, category, stacklevel=5)
     except Warning:

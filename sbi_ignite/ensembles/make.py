@@ -87,7 +87,7 @@ def make_trainers(
 def _made_anew(
     make_trainer: Callable[[], Any], first: Any, chosen: Sequence[int], seed: int
 ) -> dict[int, Any]:
-    """Return a trainer per member, each made under seeds of its own, with one set of simulations."""
+    """Return a trainer per member, made under a seed of its own, with one set of simulations."""
     made: dict[int, Any] = {}
     tensors = simulations_of(first)
     for index in chosen:

@@ -218,7 +218,7 @@ def _patched(task: Task) -> Iterator[None]:
 
 @contextmanager
 def _tracker(task: Task) -> Iterator[Any]:
-    """Yield the tracker of the member: a copy of the user's, or sbi's own in a folder of its own."""
+    """Yield the member's tracker: a copy of the user's, or sbi's own in a folder of its own."""
     if task.tracker is not None:
         yield cloudpickle.loads(task.tracker)["tracker"]
         return

@@ -30,7 +30,7 @@ class MemberSeeds:
 def member_seeds(
     seed: int, member: int, round_index: int = 0, *, bootstrap: bool = False, resplit: bool = False
 ) -> MemberSeeds:
-    """Return the seeds of a member, which depend on nothing else: not on how many members there are.
+    """Return the seeds of a member; they do not depend on how many members there are.
 
     Args:
         seed: Seed of the ensemble.

@@ -55,7 +55,8 @@ class Workers:
         """
         if n_jobs is not None and (isinstance(n_jobs, bool) or not isinstance(n_jobs, int)):
             raise ArgumentError(f"n_jobs: expected a whole number or None, got {n_jobs!r}.")
-        backend, configured = get_active_backend()
+        backend, found = get_active_backend()
+        configured: Any = found  # joblib's annotations include its own default
         if isinstance(backend, ThreadingBackend):
             raise ArgumentError(
                 "train_ensemble: expected a backend of joblib that runs processes, got "
@@ -72,7 +73,7 @@ class Workers:
                 f"n_jobs: expected at most the {cores} cores of this machine, got {asked}. Take "
                 "-1 for all of them; members do not train faster by sharing a core."
             )
-        effective = joblib.effective_n_jobs(n_jobs)
+        effective = joblib.effective_n_jobs(asked if asked is not None else 1)
         if local and effective == 1:
             return cls(1, "sequential")
         return cls(min(effective, num_members), type(backend).__name__.removesuffix("Backend"))
@@ -112,12 +113,14 @@ class Workers:
         backend, _ = get_active_backend()
         streams = bool(getattr(backend, "supports_return_generator", False))
         # n_jobs=1 would train in this process, and die with it.
-        parallel = joblib.Parallel(
-            n_jobs=max(2, n_jobs) if self.backend in ("Loky", "Multiprocessing") else n_jobs,
-            batch_size=1,
-            pre_dispatch="all",
-            return_as="generator_unordered" if streams else "list",
-        )
+        in_processes = self.backend in ("Loky", "Multiprocessing")
+        options: dict[str, Any] = {
+            "n_jobs": max(2, n_jobs) if in_processes else n_jobs,
+            "batch_size": 1,
+            "pre_dispatch": "all",
+            "return_as": "generator_unordered" if streams else "list",
+        }
+        parallel = joblib.Parallel(**options)
         found: Any = parallel(joblib.delayed(train_member)(task) for task in tasks)
         yield from found
 

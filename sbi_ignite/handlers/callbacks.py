@@ -44,6 +44,10 @@ class UserCallbacks:
         """Tell all that training ended regularly."""
         self._call("on_train_end", summary)
 
+    def on_saved(self, summary: TrainingSummary) -> None:
+        """Tell all that the files of a training that ended regularly are complete."""
+        self._call("on_saved", summary)
+
     def on_exception(self, error: BaseException) -> None:
         """Tell all that training ended with an error."""
         self._call("on_exception", error, self._state)

@@ -26,6 +26,7 @@ from sbi_ignite.loggers.base import (
     results,
     run_record,
     warm_up_figures,
+    status_of,
 )
 from sbi_ignite.loggers.clock import now
 from sbi_ignite.loggers.locks import alone
@@ -165,6 +166,7 @@ class Mlflow(Backend):
         # Epochs have the best loss already.
         own = {n: v for n, v in numbers.items() if not n.endswith("_loss")}
         tags = {n: str(v) for n, v in found.items() if n not in numbers}
+        tags["status"] = status_of(summary)
         step = self._info.first_step + summary.epochs_trained
         self._log_metrics(own, step, self._end_time() / 1000, tags)
         figure = summary.plot()

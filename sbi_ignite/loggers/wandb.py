@@ -25,6 +25,7 @@ from sbi_ignite.loggers.base import (
     parameters,
     results,
     warm_up_figures,
+    status_of,
 )
 from sbi_ignite.loggers.clock import now
 from sbi_ignite.loggers.locks import claim
@@ -154,7 +155,7 @@ class Wandb(Backend):
         """Put the results into the run's summary, log the figure, and close."""
         import wandb
 
-        self._run.summary.update(results(summary))
+        self._run.summary.update({**results(summary), "status": status_of(summary)})
         self._run.log({"loss_curve": wandb.Image(summary.plot())})
         self._close(exit_code=0)
         if self._moved is not None:

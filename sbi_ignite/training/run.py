@@ -200,7 +200,9 @@ def in_turns(training: Training) -> Generator[None, None, TrainingSummary]:
             yield from _loop(training)
         took_steps = training.state.iteration > began_at
         how = training.how_computed() if took_steps else Report(*files.earlier_report)
-        return _conclude(training, files, resumed_from, how)
+        summary = _conclude(training, files, resumed_from, how)
+    training.callbacks.on_saved(summary)
+    return summary
 
 
 def _resume(training: Training, files: Persistence | NoPersistence) -> int:

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "sbi_ignite"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
-    "words": ("callback", "summary", "html", "exceptions", "settings", "_version"),
+    "words": ("callback", "summary", "html", "exceptions", "settings", "tuning", "_version"),
     "ground": ("random_state", "concurrency"),
     "data": ("data",),
     "arithmetic": ("optim", "kernels"),
