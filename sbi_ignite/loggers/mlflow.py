@@ -25,8 +25,8 @@ from sbi_ignite.loggers.base import (
     parameters,
     results,
     run_record,
-    warm_up_figures,
     status_of,
+    warm_up_figures,
 )
 from sbi_ignite.loggers.clock import now
 from sbi_ignite.loggers.locks import alone

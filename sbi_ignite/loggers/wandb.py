@@ -24,8 +24,8 @@ from sbi_ignite.loggers.base import (
     origins,
     parameters,
     results,
-    warm_up_figures,
     status_of,
+    warm_up_figures,
 )
 from sbi_ignite.loggers.clock import now
 from sbi_ignite.loggers.locks import claim
