@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import platform
 import sys
 import time
 import warnings
@@ -339,6 +340,8 @@ def _train(
     first = next(iter(trainers.values()))
     calls = {id(t): check_train_call(t, arguments) for t in trainers.values()}
     call = calls[id(first)]
+    if call.settings.train.resume_training and round_index:
+        round_index -= 1  # the last round goes on, with the seeds that it has
     workers = Workers.found(n_jobs, len(trainers))
     directory = _directory(call, number)
     method = type(first).__name__
@@ -544,7 +547,7 @@ def _task(
         log_folder=log_folder,
         tracker=tracker,
         run_directory=None if checkpoint is None else Path(checkpoint.directory),
-        started_by=(os.getpid(), os.uname().nodename),
+        started_by=(os.getpid(), platform.node()),
         prints=group.prints,
     )
 

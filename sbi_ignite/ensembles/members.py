@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import platform
 import signal
 import struct
 import threading
@@ -239,7 +240,7 @@ def _watched(task: Task) -> Iterator[Callable[[Any], None]]:
     """
     over, held = threading.Event(), []
     parent = os.getppid()
-    is_child = task.started_by == (parent, os.uname().nodename)
+    is_child = task.started_by == (parent, platform.node())
 
     def look() -> None:
         while not over.wait(_POLL_SECONDS):

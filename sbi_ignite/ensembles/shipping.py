@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -148,7 +149,7 @@ class SharedFolder:
         if not file.exists():
             raise DataError(
                 f"{file} with the simulations of the ensemble is not there for a worker on "
-                f"{os.uname().nodename}. Set JOBLIB_TEMP_FOLDER, where the ensemble is started, to "
+                f"{platform.node()}. Set JOBLIB_TEMP_FOLDER, where the ensemble is started, to "
                 "a folder that all machines see."
             )
         return torch.load(file, mmap=True, weights_only=True)

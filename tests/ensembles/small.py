@@ -23,4 +23,4 @@ def maker(name: str = "NPE_C", num_rows: int = 120, **kwargs: Any) -> Callable[[
 def ensemble(make: Any | None = None, members: int | None = 2, **kwargs: Any) -> Any:
     """Return a trained ensemble with seed 5."""
     kwargs = {"config": CONFIG, "seed": 5, **kwargs}
-    return train_ensemble(make or maker(), members, **kwargs)
+    return train_ensemble(maker() if make is None else make, members, **kwargs)

@@ -7,8 +7,14 @@ import json
 import pytest
 import torch
 
-from sbi_ignite import Callback, EnsembleSummary, NonFiniteLossError, SbiIgniteWarning
-from tests.ensembles.small import ensemble, maker
+from sbi_ignite import (
+    Callback,
+    EnsembleSummary,
+    NonFiniteLossError,
+    SbiIgniteWarning,
+)
+from tests.ensembles.small import CONFIG, ensemble, maker
+from tests.small import same
 
 
 class Fail(Callback):
@@ -69,8 +75,10 @@ def test_the_error_is_raised_if_all_members_fail():
 def test_the_members_that_are_left_go_on_in_later_rounds():
     with pytest.warns(SbiIgniteWarning, match="member 0 has failed"):
         found = ensemble(members=3, callbacks=[Fail(seeds(0))])
-    found.train(None, None, max_num_epochs=1, stop_after_epochs=1)
+    found.train(CONFIG.model_copy(update={"max_epochs": 4, "resume_training": True}))
     assert [member.index for member in found.summary.members] == [1, 2]
+    longer = CONFIG.model_copy(update={"max_epochs": 4})
+    assert all(map(same, found.trainers, ensemble(members=3, only=[1, 2], config=longer).trainers))
 
 
 def test_the_summary_is_text_html_and_json(three):
