@@ -134,8 +134,8 @@ class Ensemble:
         before = random_states()
         samples = {}
         try:
+            torch.manual_seed(seed)
             for index, trainer in zip(self._indices, self.trainers, strict=True):
-                torch.manual_seed(seed)
                 posterior = trainer.build_posterior(**kwargs)
                 drawn = posterior.sample((num_samples,), x=x_o, show_progress_bars=False)
                 samples[index] = drawn.detach().cpu().double().numpy()
