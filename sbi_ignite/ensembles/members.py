@@ -41,6 +41,9 @@ from sbi_ignite.runs.lock import Lock
 from sbi_ignite.summary import TrainingSummary
 
 _POLL_SECONDS = 0.25
+_SECONDS_TO_SAVE = 120.0
+"""How long a worker whose ensemble was killed may take to finish its batch and save."""
+
 _SECONDS_FOR_ORPHANS = 10.0
 """How long to wait for a worker of a killed ensemble, which saves and ends by itself."""
 
@@ -137,6 +140,7 @@ def train_member(task: Task, tensors: Sequence[Tensor] | None = None) -> Outcome
     Returns:
         The outcome; an error of the training is in it instead of being raised.
     """
+    _end_with_parent(task.started_by)
     with _one_at_a_time, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -234,22 +238,16 @@ def _tracker(task: Task) -> Iterator[Any]:
 
 @contextmanager
 def _watched(task: Task) -> Iterator[Callable[[Any], None]]:
-    """Note progress in the file for it, and end the process cleanly if its ensemble was killed.
+    """Note progress in the file for it.
 
     It looks at the trainer from a thread, so that nothing is added to the training itself.
     """
     over, held = threading.Event(), []
-    parent = os.getppid()
-    is_child = task.started_by == (parent, platform.node())
 
     def look() -> None:
         while not over.wait(_POLL_SECONDS):
             if held:
                 note_progress(task.folder.progress, task.index, getattr(held[0], "epoch", 0))
-            if is_child and os.getppid() != parent:
-                # The training saves itself and ends this process.
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
 
     thread = threading.Thread(target=look, daemon=True, name="sbi-ignite-member")
     thread.start()
@@ -258,6 +256,36 @@ def _watched(task: Task) -> Iterator[Callable[[Any], None]]:
     finally:
         over.set()
         thread.join()
+
+
+_guarded = False
+"""Whether this process watches for the death of the one that has started it."""
+
+
+def _end_with_parent(started_by: tuple[int, str]) -> None:
+    """Let a worker save and end once the process of its ensemble is gone.
+
+    Workers of joblib's loky would train on, and then wait forever for somebody to take the result:
+    each of them holds open the pipes that the others write to.
+
+    Args:
+        started_by: Number of the process of the ensemble and name of its machine.
+    """
+    global _guarded
+    parent = os.getppid()
+    if _guarded or started_by != (parent, platform.node()):
+        return
+    _guarded = True
+
+    def guard() -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL_SECONDS)
+        if _one_at_a_time.locked():  # the training saves itself and gives up the lock
+            os.kill(os.getpid(), signal.SIGTERM)
+            _one_at_a_time.acquire(timeout=_SECONDS_TO_SAVE)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=guard, daemon=True, name="sbi-ignite-guard").start()
 
 
 def _await_orphan(directory: Path | None) -> None:

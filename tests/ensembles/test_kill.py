@@ -59,6 +59,10 @@ def calm(folder: Path) -> dict[str, Any]:
     return torch.load(folder / "calm.pt", weights_only=True)
 
 
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
 def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(map(same, one["weights"], other["weights"]))
 
@@ -72,8 +76,11 @@ def test_a_killed_ensemble_continues_where_each_member_stood(tmp_path, n_jobs):
     workers = {int(note.read_text()) for note in notes(out)} - {process.pid}
     process.kill()
     process.wait()
-    # Workers notice that they are alone, save, and end.
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 60)
+    try:  # workers notice that they are alone, save, and end
+        until(lambda: not any(map(alive, workers)), 60)
+    finally:
+        for pid in filter(alive, workers):
+            os.kill(pid, signal.SIGKILL)
     assert start(tmp_path / "killed", out, n_jobs, 0.0).wait(600) == 0
     found = torch.load(out, weights_only=True)
     assert equal(found, calm(tmp_path))
