@@ -39,7 +39,7 @@ def make():
 
 meter = Meter()
 found = train_ensemble(
-    make, 5, TrainConfig(max_epochs=1, batch_size=20_000), n_jobs=2, seed=1
+    make, 5, TrainConfig(max_epochs=1, batch_size=10_000), n_jobs=2, seed=1
 )
 print(len(found), meter.peak())
 """
