@@ -13,7 +13,12 @@ from torch import Tensor
 from sbi_ignite.ensembles.members import Failure, Outcome, Task, train_member
 from sbi_ignite.exceptions import ArgumentError, SettingsError
 
-_OF_THIS_MACHINE = ("LokyBackend", "MultiprocessingBackend")
+_OF_THIS_MACHINE = (
+    "LokyBackend",
+    "MultiprocessingBackend",
+    "SequentialBackend",
+    "ThreadingBackend",
+)
 _TRIES_ALONE = 2
 """How often a member whose worker died is trained again, alone in a worker."""
 
@@ -57,25 +62,26 @@ class Workers:
             raise ArgumentError(f"n_jobs: expected a whole number or None, got {n_jobs!r}.")
         backend, found = get_active_backend()
         configured: Any = found  # joblib's annotations include its own default
+        if n_jobs == 0:
+            raise SettingsError("n_jobs: expected at least 1, or -1 for all cores, got 0.")
+        local = type(backend).__name__ in _OF_THIS_MACHINE
+        cores = joblib.cpu_count()
+        asked = configured if n_jobs is None else n_jobs
+        asked = getattr(backend, "default_n_jobs", 1) if asked is None else asked
+        if local and asked > cores:
+            raise SettingsError(
+                f"n_jobs: expected at most the {cores} cores of this machine, got {asked}. Take "
+                "-1 for all of them; members do not train faster by sharing a core."
+            )
+        effective = joblib.effective_n_jobs(asked)
+        if local and effective == 1:
+            return cls(1, "sequential")
         if isinstance(backend, ThreadingBackend):
             raise ArgumentError(
                 "train_ensemble: expected a backend of joblib that runs processes, got "
                 f"{type(backend).__name__} from joblib.parallel_config. Threads share torch's "
                 'random numbers. Take "loky", Dask or Ray.'
             )
-        if n_jobs == 0:
-            raise SettingsError("n_jobs: expected at least 1, or -1 for all cores, got 0.")
-        local = type(backend).__name__ in (*_OF_THIS_MACHINE, "SequentialBackend")
-        cores = joblib.cpu_count()
-        asked = configured if n_jobs is None else n_jobs
-        if local and asked is not None and asked > cores:
-            raise SettingsError(
-                f"n_jobs: expected at most the {cores} cores of this machine, got {asked}. Take "
-                "-1 for all of them; members do not train faster by sharing a core."
-            )
-        effective = joblib.effective_n_jobs(asked if asked is not None else 1)
-        if local and effective == 1:
-            return cls(1, "sequential")
         return cls(min(effective, num_members), type(backend).__name__.removesuffix("Backend"))
 
     def outcomes(self, tasks: Sequence[Task], tensors: Sequence[Tensor]) -> Iterator[Outcome]:

@@ -249,3 +249,15 @@ def test_the_backend_and_n_jobs_of_joblib_are_respected(sequential):
         found = ensemble(members=3)
     assert (found.summary.backend, found.summary.n_jobs) == ("Loky", 2)
     assert all(map(same, found.trainers, sequential.trainers))
+
+
+def test_inside_a_task_of_joblib_members_are_trained_one_after_the_other(sequential):
+    """There joblib's own backend runs threads; with one job none is needed."""
+    make = maker()
+
+    def task():
+        return train_ensemble(make, 2, CONFIG, seed=5).summary
+
+    (found,) = joblib.Parallel(n_jobs=2)(joblib.delayed(task)() for _ in range(1))
+    assert found.backend == "sequential"
+    assert found.losses == sequential.summary.losses[:2]
