@@ -3,7 +3,9 @@
 #
 # Ensembles of small networks could share one step: stack_module_state, and vmap over grad of the loss.
 # The affine flows of nflows and the flows of zuko, neural splines included, do so, with the gradients
-# of each network alone. Three kinds refuse, for three reasons in three libraries:
+# of each network alone. Others refuse, for reasons of their own:
+#   maf (nflows) on one batch for all members: it adds the log-determinants of the stack in place to a
+#                          tensor made for one member; a copy of the batch per member helps;
 #   nsf, maf_rqs (nflows): the spline picks the values inside its interval by a boolean mask, whose
 #                          number of rows differs between members;
 #   mdn (sbi's port):      index_put_ writes values of the whole stack into a tensor made for one member;
@@ -12,6 +14,7 @@
 #
 # Seen with sbi 0.27.0, nflows 0.14, zuko 1.6.0, torch 2.13.0, Python 3.11:
 #   maf: stacks
+#   maf, one batch for all: RuntimeError: output with shape [100] doesn't match the broadcast shape
 #   zuko_maf: stacks
 #   zuko_nsf: stacks
 #   nsf: RuntimeError: vmap: We do not support batching operators that can support dynamic shape.
@@ -50,16 +53,18 @@ class Loss(torch.nn.Module):
         return self.network.loss(theta, x).mean()
 
 
-def outcome(build):
+def outcome(build, one_batch=False):
     members = [Loss(build(theta, x)) for _ in range(MEMBERS)]
     parameters, buffers = stack_module_state(members)
 
     def loss(parameters, buffers, theta, x):
         return functional_call(members[0], (parameters, buffers), (theta, x))
 
-    together = vmap(grad(loss), in_dims=(0, 0, None, None), randomness="different")
+    batch = [t if one_batch else t.expand(MEMBERS, *t.shape) for t in (theta, x)]
+    in_dims = (0, 0, None, None) if one_batch else (0, 0, 0, 0)
+    together = vmap(grad(loss), in_dims=in_dims, randomness="different")
     try:
-        stacked = together(parameters, buffers, theta, x)
+        stacked = together(parameters, buffers, *batch)
     except RuntimeError as error:
         return f"RuntimeError: {str(error).splitlines()[0]}"
     for number, member in enumerate(members):
@@ -74,6 +79,7 @@ builders = {name: posterior_nn(name) for name in ("maf", "zuko_maf", "zuko_nsf")
 builders |= {name: posterior_nn(name) for name in ("nsf", "maf_rqs", "mdn")}
 builders["flow matching"] = posterior_flow_nn("mlp")
 found = {name: outcome(build) for name, build in builders.items()}
+found["maf, one batch for all"] = outcome(builders["maf"], one_batch=True)
 for name, what in found.items():
     print(f"{name}: {what[:110]}")
 as_seen = [
@@ -81,6 +87,7 @@ as_seen = [
     *["RuntimeError: vmap: We do not support batching operators that can support dynamic shape."] * 2,
     "RuntimeError: vmap: index_put_(self, *extra_args) is not possible",
     "RuntimeError: vmap: It looks like you're either (1) calling .item()",
+    "RuntimeError: output with shape [100] doesn't match the broadcast shape",
 ]
 sys.exit(not all(map(str.startswith, found.values(), as_seen)))
 PYTHON

@@ -25,7 +25,7 @@ from sbi_ignite.bridge.lines import private
 from sbi_ignite.bridge.mixins import check_train_call
 from sbi_ignite.ensembles.directory import EnsembleDirectory
 from sbi_ignite.ensembles.make import make_trainers
-from sbi_ignite.ensembles.members import Failure, Outcome, Task, raised
+from sbi_ignite.ensembles.members import Failure, Outcome, Task, passed_on, raised
 from sbi_ignite.ensembles.progress import progress_shown
 from sbi_ignite.ensembles.seeds import member_seeds
 from sbi_ignite.ensembles.shipping import (
@@ -44,8 +44,7 @@ from sbi_ignite.random_state import random_states, set_random_states
 from sbi_ignite.settings import TrainConfig
 from sbi_ignite.summary import TrainingSummary
 
-_PREFIX = "SBI_IGNITE_"
-_SEED = f"{_PREFIX}TRAIN__SEED"
+_SEED = "SBI_IGNITE_TRAIN__SEED"
 
 
 @dataclass(frozen=True)
@@ -528,7 +527,7 @@ def _task(
     own = {name: value for name, value in arguments.items() if value is not None}
     checkpoint = None if directory is None else directory.of_member(index)
     own |= {"checkpoint": checkpoint or False, "logging": group.of_member(index)}
-    environment = {n: v for n, v in os.environ.items() if n.startswith(_PREFIX)} | group.environment
+    environment: dict[str, str | None] = {**passed_on(), **group.environment}
     if call.sbi_form:
         # TrainConfig would make it another form; a seed from outside would be that of all members.
         if call.settings.train.seed is not None:

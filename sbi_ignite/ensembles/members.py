@@ -38,6 +38,7 @@ from sbi_ignite.exceptions import (
 )
 from sbi_ignite.random_state import random_states, set_random_states
 from sbi_ignite.runs.lock import Lock
+from sbi_ignite.settings.redaction import SECRET_NAME
 from sbi_ignite.summary import TrainingSummary
 
 _POLL_SECONDS = 0.25
@@ -62,7 +63,7 @@ class Task:
         seeds: Its seeds.
         threads: Threads that torch may use.
         folder: Where the simulations and the file of progress are.
-        environment: Variables that hold during the training; those that are None are removed.
+        environment: Variables that hold during the training, beside those of `passed_on`.
         log_folder: Folder for sbi's own tracker; None if the trainer has another.
         tracker: The trainer's own tracker, pickled; None for sbi's.
         run_directory: The member's; None without checkpoints.
@@ -188,9 +189,26 @@ def _as_before() -> Iterator[None]:
         set_random_states(states)
 
 
+def passed_on() -> dict[str, str]:
+    """Return the variables of this process that decide about settings and trackers.
+
+    Workers may have been started before they were set. Secrets are not among them: tasks may be
+    written down on their way.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_PREFIXES) and not SECRET_NAME.search(name)
+    }
+
+
+_PREFIXES = ("SBI_IGNITE_", "WANDB_", "MLFLOW_")
+
+
 @contextmanager
 def _variables(wanted: Mapping[str, str | None]) -> Iterator[None]:
-    """Set environment variables, or remove those that are None."""
+    """Set environment variables, and remove others of the same kinds."""
+    wanted = {**dict.fromkeys(passed_on()), **wanted}
     before = {name: os.environ.get(name) for name in wanted}
     _set(wanted)
     try:

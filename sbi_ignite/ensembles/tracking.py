@@ -22,7 +22,7 @@ from sbi_ignite.settings.resolved import item_prefixes
 from sbi_ignite.summary import TrainingSummary
 
 _PARENT = "mlflow.parentRunId"
-_SECONDS_FOR_PARENT = 20.0
+_SECONDS_FOR_PARENT = 60.0
 """How long to wait until MLflow has made the run that members are children of."""
 
 _IN_FOLDERS = ("tensorboard", "jsonl")
