@@ -58,6 +58,7 @@ class TrainerMemory:
         rate: Learning rate of the last training.
         kept_on_resume: Settings of the last training that cannot change when it is resumed.
         row_seeds: Seeds of the next split; None draws from the global random state, as sbi does.
+        loss_arguments: Its loss arguments, as plain data.
     """
 
     round: Round | None = None
@@ -68,6 +69,7 @@ class TrainerMemory:
     rate: float = 0.0
     kept_on_resume: Mapping[str, Any] = field(default_factory=dict)
     row_seeds: RowSeeds | None = None
+    loss_arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def memory_of(trainer: Any) -> TrainerMemory:
