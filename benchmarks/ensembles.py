@@ -158,7 +158,8 @@ def judge(estimators: Sequence[Any], theta: Tensor, x: Tensor) -> dict[str, floa
         parts = torch.stack([e.log_prob(values, condition=x) for e in estimators])
         return parts.logsumexp(dim=0) - torch.tensor(float(len(estimators))).log()
 
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nflows calls a function that torch will drop
         truth = log_prob(theta[None])[0]
         share = -(-DRAWS // len(estimators))
         draws = torch.cat([e.sample((share,), condition=x) for e in estimators])
