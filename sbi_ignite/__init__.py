@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from sbi_ignite.diagnostics import PosteriorCheck as PosteriorCheck
     from sbi_ignite.diagnostics import PosteriorPairplot as PosteriorPairplot
     from sbi_ignite.diagnostics import check_posterior as check_posterior
+    from sbi_ignite.ensembles.ensemble import Ensemble as Ensemble
+    from sbi_ignite.ensembles.ensemble import train_ensemble as train_ensemble
+    from sbi_ignite.ensembles.summary import EnsembleSummary as EnsembleSummary
     from sbi_ignite.exceptions import ArgumentError as ArgumentError
     from sbi_ignite.exceptions import CheckpointError as CheckpointError
     from sbi_ignite.exceptions import CheckpointMismatchError as CheckpointMismatchError
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
     from sbi_ignite.settings import WeightAveraging as WeightAveraging
     from sbi_ignite.summary import TrainingSummary as TrainingSummary
     from sbi_ignite.training.run import run_training as run_training
+    from sbi_ignite.tuning import OptunaPruning as OptunaPruning
 
 _HOMES = {
     "callback": "Callback History TrainingState",
@@ -67,11 +71,14 @@ _HOMES = {
     "bridge.learning_rate": "LearningRateRange find_learning_rate",
     "bridge.load": "load_estimator",
     "bridge.patch": "patch_sbi unpatch_sbi",
+    "ensembles.ensemble": "Ensemble train_ensemble",
+    "ensembles.summary": "EnsembleSummary",
     "runs.load": "Run load_run",
     "settings": (
         "CheckpointConfig EarlyStopping LRSchedule LoggingConfig Stage TrainConfig WeightAveraging"
     ),
     "summary": "TrainingSummary",
+    "tuning": "OptunaPruning",
 }
 _MODULE_OF = {
     **{name: module for module, names in _HOMES.items() for name in names.split()},

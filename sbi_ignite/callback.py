@@ -24,6 +24,7 @@ STOP_REASONS = (
     "signal",
     "rule",
     "callback",
+    "pruned",
 )
 
 
@@ -355,6 +356,9 @@ class Callback:
     def on_train_end(self, summary: TrainingSummary) -> None:
         """Called once at a regular end, with the best weights in the model."""
 
+    def on_saved(self, summary: TrainingSummary) -> None:
+        """Called last, when the files of the run are complete; `train()` raises what it raises."""
+
     def on_exception(self, error: BaseException, state: TrainingState) -> None:
         """Called when training ends with an error, which is raised afterwards."""
 
@@ -364,5 +368,6 @@ CALLBACK_METHODS = (
     "on_measure",
     "on_epoch_end",
     "on_train_end",
+    "on_saved",
     "on_exception",
 )

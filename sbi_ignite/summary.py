@@ -34,8 +34,8 @@ class TrainingSummary:
         learning_rate: Rate of the first parameter group.
         gradient_norm: Mean norm before clipping; NaN where it could not be measured.
         epoch_durations_sec: Seconds of training and validation.
-        stop_reason: "patience", "lr_threshold", "max_epochs", "time_limit", "signal", "rule" or
-            "callback".
+        stop_reason: "patience", "lr_threshold", "max_epochs", "time_limit", "signal", "rule",
+            "callback" or "pruned".
         stop_message: Words given with the request to stop, "" without any.
         complete: False where a longer run was cut short by time or a signal.
         resumed_from_epoch: Epoch from which this call continued; 0 for a fresh start.
@@ -114,6 +114,13 @@ class TrainingSummary:
     def _repr_html_(self) -> str:
         """Return the short table, as notebooks show it."""
         return table("TrainingSummary", self._rows().items())
+
+    @property
+    def status(self) -> str:
+        """What run.json says of it: "complete", "pruned", or "interrupted" if it can go on."""
+        if not self.complete:
+            return "interrupted"
+        return "pruned" if self.stop_reason == "pruned" else "complete"
 
     @property
     def best_kind(self) -> str:

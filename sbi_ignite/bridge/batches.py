@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sbi_ignite.bridge.arguments import Call
 from sbi_ignite.bridge.lines import private
+from sbi_ignite.bridge.memory import memory_of
 from sbi_ignite.data.in_memory import (
     BatchIndices,
     InMemoryBatches,
@@ -21,7 +22,7 @@ from sbi_ignite.data.in_memory import (
     SbiOrderBatches,
     ShuffledBatches,
 )
-from sbi_ignite.data.split import check_split, split_rows
+from sbi_ignite.data.split import bootstrapped, check_split, split_rows
 from sbi_ignite.data.transfer import indexed, placed
 from sbi_ignite.exceptions import (
     ArgumentError,
@@ -78,7 +79,8 @@ def split(
         raise ArgumentError(
             "validation: expected simulations to split where every process brings rows of its own, "
             "got a validation set beside shards='own' from "
-            f"{call.settings.origin('train.shards')}. Leave validation out, or give all processes the same rows."
+            f"{call.settings.origin('train.shards')}. Leave validation out, or give all processes "
+            "the same rows."
         )
     if validation is not None and not keep:
         # One draw, as for a split, so that the network built next is the same one.
@@ -88,11 +90,15 @@ def split(
         adapts = not call.sbi_compat and origin.source == "default"
         counts = call.world.gather(len(rows)) if in_parts else [len(rows)]
         every = torch.arange(sum(counts)) if in_parts else rows
-        chosen = split_rows(every, validation_fraction, at_least if adapts else 0)
+        seeds = memory_of(trainer).row_seeds
+        generator = None if seeds is None else torch.Generator().manual_seed(seeds.split)
+        chosen = split_rows(every, validation_fraction, at_least if adapts else 0, generator)
         if in_parts:
             begin = sum(counts[: call.world.rank])
             chosen = tuple(_part_of(chosen_rows, rows, begin) for chosen_rows in chosen)
         trainer.train_indices, trainer.val_indices = chosen
+        if seeds is not None and seeds.bootstrap is not None and len(trainer.train_indices):
+            trainer.train_indices = bootstrapped(trainer.train_indices, seeds.bootstrap)
     sizes = len(trainer.train_indices), len(trainer.val_indices)
     if keep and not call.sbi_compat and sum(sizes) != len(rows):
         raise _grown(sum(sizes), len(rows))

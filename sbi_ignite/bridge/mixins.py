@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sbi.inference as sbi_inference
 
 from sbi_ignite.bridge import marginal, train
+from sbi_ignite.bridge.arguments import Call, parse_call
 from sbi_ignite.bridge.lines import ReplacedLoop
-from sbi_ignite.bridge.options import refuse_arguments
+from sbi_ignite.bridge.options import check_call, refuse_arguments
 from sbi_ignite.summary import TrainingSummary
 
 
@@ -111,6 +113,29 @@ class PretrainedTrainer:
         """
         refuse_arguments(self, args, kwargs)
         return method_behind(type(self), "train")(self)
+
+
+def check_train_call(trainer: Any, arguments: Mapping[str, Any]) -> Call:
+    """Check a call of `train()` without carrying it out.
+
+    Args:
+        trainer: A trainer, of `sbi_ignite` or of sbi.
+        arguments: Its arguments by name.
+
+    Returns:
+        The parsed call.
+
+    Raises:
+        ArgumentError: See `IgniteTrainer.train`, likewise the others.
+        SettingsError: If a value is not valid.
+        NoSimulationsError: If there is nothing to train on.
+    """
+    ours = isinstance(trainer, IgniteTrainer)
+    found = method_behind(type(trainer), "train") if ours else type(trainer).train
+    call = parse_call(trainer, inspect.unwrap(found), (), arguments)
+    train.check_simulations(trainer)
+    check_call(trainer, call)
+    return call
 
 
 def method_behind(cls: type, name: str) -> Any:

@@ -111,7 +111,7 @@ class CheckpointHandler:
 
     def _stop(self) -> dict[str, str] | None:
         """Return a request to stop that no rule would make again after a resume."""
-        if self._state.stop_reason not in ("rule", "callback"):
+        if self._state.stop_reason not in ("rule", "callback", "pruned"):
             return None
         return {"reason": self._state.stop_reason, "message": self._state.stop_message}
 

@@ -328,6 +328,11 @@ def results(summary: TrainingSummary) -> dict[str, Any]:
     }
 
 
+def status_of(summary: TrainingSummary) -> str:
+    """Return the status of a training that has ended regularly: "finished" or "pruned"."""
+    return "pruned" if summary.stop_reason == "pruned" else "finished"
+
+
 def run_record(info: RunInfo) -> dict[str, Any]:
     """Return the content of the artifact `run.json`: manifest and settings with origins."""
     return {"method": info.method, **info.manifest, "settings": info.config}

@@ -17,6 +17,7 @@ from sbi_ignite.loggers.base import (
     origins,
     parameters,
     results,
+    status_of,
 )
 from sbi_ignite.loggers.places import Finder, Place
 
@@ -105,7 +106,7 @@ class JsonLines(Backend):
         """Append the results and draw the loss curve."""
         if self._is_whole:
             return
-        self._write({"summary": results(summary), "status": "finished"})
+        self._write({"summary": results(summary), "status": status_of(summary)})
         if self.path is not None:
             summary.plot().savefig(self.path.with_name("loss.png"))
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sbi_ignite.loggers.base import Backend, EpochFigure, EpochRow, RunInfo, origins, parameters
+from sbi_ignite.loggers.base import (
+    Backend,
+    EpochFigure,
+    EpochRow,
+    RunInfo,
+    origins,
+    parameters,
+    status_of,
+)
 
 if TYPE_CHECKING:
     from sbi_ignite.summary import TrainingSummary
@@ -24,7 +32,7 @@ class Memory(Backend):
         parameters: Settings and manifest as a flat dict.
         origins: Where each setting came from.
         summary: The summary of a finished training.
-        status: "running", "finished", "failed" or "killed"; None before the start.
+        status: "running", "finished", "pruned", "failed" or "killed"; None before the start.
 
     Example:
         >>> memory = Memory()
@@ -80,7 +88,7 @@ class Memory(Backend):
 
     def finish(self, summary: TrainingSummary) -> None:
         """Keep the summary."""
-        self.summary, self.status = summary, "finished"
+        self.summary, self.status = summary, status_of(summary)
 
     def fail(self, status: str, message: str) -> None:
         """Keep what happened."""

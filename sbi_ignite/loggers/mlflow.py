@@ -27,6 +27,7 @@ from sbi_ignite.loggers.base import (
     parameters,
     results,
     run_record,
+    status_of,
     warm_up_figures,
 )
 from sbi_ignite.loggers.clock import now
@@ -179,6 +180,7 @@ class Mlflow(Backend):
         # Epochs have the best loss already.
         own = {n: v for n, v in numbers.items() if not n.endswith("_loss")}
         tags = {n: str(v) for n, v in found.items() if n not in numbers}
+        tags["status"] = status_of(summary)
         step = self._info.first_step + summary.epochs_trained
         self._log_metrics(own, step, self._end_time() / 1000, tags)
         figure = summary.plot()

@@ -19,6 +19,7 @@ from sbi_ignite.loggers.base import (
     origins,
     parameters,
     results,
+    status_of,
 )
 from sbi_ignite.loggers.clock import now
 from sbi_ignite.loggers.places import Finder, Place
@@ -133,7 +134,7 @@ class TensorBoard(Backend):
 
     def finish(self, summary: TrainingSummary) -> None:
         """Write results and loss curve, and close."""
-        self._close({**results(summary), "status": "finished"}, summary.plot())
+        self._close({**results(summary), "status": status_of(summary)}, summary.plot())
 
     def fail(self, status: str, message: str) -> None:
         """Write what happened, and close."""

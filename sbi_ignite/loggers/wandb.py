@@ -26,6 +26,7 @@ from sbi_ignite.loggers.base import (
     origins,
     parameters,
     results,
+    status_of,
     warm_up_figures,
 )
 from sbi_ignite.loggers.clock import now
@@ -167,7 +168,7 @@ class Wandb(Backend):
         """Put the results into the run's summary, log the figure, and close."""
         import wandb
 
-        self._run.summary.update(results(summary))
+        self._run.summary.update({**results(summary), "status": status_of(summary)})
         self._run.log({"loss_curve": wandb.Image(summary.plot())})
         self._close(exit_code=0)
         if self._moved is not None:

@@ -44,7 +44,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """One of "running" (also when killed), "complete", "interrupted" and "failed"."""
+        """One of "running" (also when killed), "complete", "pruned", "interrupted", "failed"."""
         if not self.manifest and self.rounds:
             return self.rounds[-1].status
         return str(self.manifest.get("status", "running"))

@@ -33,6 +33,7 @@ from sbi_ignite.runs.machine import changes, in_words
 from sbi_ignite.runs.manifest import RESUMES, TORCH_SEED, WORLD_SIZE, make_manifest
 from sbi_ignite.runs.remembered import recall, remember
 from sbi_ignite.runs.snapshot import Snapshot
+from sbi_ignite.runs.status import FINISHED
 from sbi_ignite.settings import CheckpointConfig
 from sbi_ignite.summary import TrainingSummary
 from sbi_ignite.training.state import Saved, Snapshots, Stateful, restore
@@ -542,7 +543,7 @@ class Persistence:
             )
         saved = {} if trains else directory.read_manifest() or {}
         # A complete run stays complete at every moment, for others that may be reading it.
-        directory.write_manifest(saved if saved.get("status") == "complete" else self.manifest)
+        directory.write_manifest(saved if saved.get("status") in FINISHED else self.manifest)
         self._handler.start()
         self._handler.save_now()
         self._began = True
@@ -588,7 +589,7 @@ class Persistence:
             return
         if summary.complete:
             self._directory.write_summary(summary.to_dict())
-        status = "complete" if summary.complete else "interrupted"
+        status = summary.status
         with contextlib.suppress(CheckpointError):
             self._directory.update_manifest(
                 status=status,

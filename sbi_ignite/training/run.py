@@ -238,7 +238,9 @@ def in_turns(training: Training) -> Generator[None, None, TrainingSummary]:
             training.signals.tell_others()
         took_steps = training.state.iteration > began_at
         how = training.how_computed() if took_steps else Report(*files.earlier_report)
-        return _conclude(training, files, resumed_from, how)
+        summary = _conclude(training, files, resumed_from, how)
+    training.callbacks.on_saved(summary)
+    return summary
 
 
 def _draw_own_noise(training: Training) -> None:
