@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from sbi_ignite.callback import Callback as Callback
     from sbi_ignite.callback import History as History
     from sbi_ignite.callback import TrainingState as TrainingState
+    from sbi_ignite.data.convert import convert_simulations as convert_simulations
+    from sbi_ignite.data.simulate import simulate_to_file as simulate_to_file
+    from sbi_ignite.data.simulations import Simulations as Simulations
+    from sbi_ignite.data.simulations import open_simulations as open_simulations
+    from sbi_ignite.data.transformed import with_transform as with_transform
+    from sbi_ignite.data.writer import SimulationWriter as SimulationWriter
     from sbi_ignite.diagnostics import SBC as SBC
     from sbi_ignite.diagnostics import Coverage as Coverage
     from sbi_ignite.diagnostics import ParameterCheck as ParameterCheck
@@ -61,6 +67,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "callback": "Callback History TrainingState",
+    "data.convert": "convert_simulations",
+    "data.simulate": "simulate_to_file",
+    "data.simulations": "Simulations open_simulations",
+    "data.transformed": "with_transform",
+    "data.writer": "SimulationWriter",
     "diagnostics": ("Coverage ParameterCheck PosteriorCheck PosteriorPairplot SBC check_posterior"),
     "training.run": "run_training",
     "exceptions": (

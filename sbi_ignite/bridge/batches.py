@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from sbi_ignite.bridge.arguments import Call
 from sbi_ignite.bridge.lines import private
@@ -22,7 +22,9 @@ from sbi_ignite.data.in_memory import (
     SbiOrderBatches,
     ShuffledBatches,
 )
+from sbi_ignite.data.on_disk import OnDiskBatches
 from sbi_ignite.data.split import bootstrapped, check_split, split_rows
+from sbi_ignite.data.table import TableRows, is_stored
 from sbi_ignite.data.transfer import indexed, placed
 from sbi_ignite.exceptions import (
     ArgumentError,
@@ -238,6 +240,8 @@ def make_loaders(
         validation: Tensors of the user's own validation set, all rows of which are validated on;
             None takes the trainer's `val_indices` of `tensors`.
     """
+    if is_stored(tensors):
+        return _stored_loaders(trainer, call, tensors, batch_size, dataloader_kwargs, validation)
     train_rows, val_rows = trainer.train_indices, trainer.val_indices
     if holds_part(call):
         return _loaders_of_part(trainer, call, tensors, batch_size, dataloader_kwargs)
@@ -283,11 +287,14 @@ def make_loaders(
             ShuffledBatches(tensors, train_rows, train_size, seed),
             OrderedBatches(held_out, val_rows, val_size),
         )
+    rows = TensorDataset(*tensors)
     said = {name: value for name, value in dataloader_kwargs.items() if value is not None}
     with refused_by_torch(said, call):
         return (
-            _training_loader(tensors, BatchIndices(train_rows, train_size, seed), said),
-            _validation_loader(held_out, BatchIndices(val_rows, val_size, None), said),
+            _training_loader(rows, BatchIndices(train_rows, train_size, seed), said),
+            _validation_loader(
+                TensorDataset(*held_out), BatchIndices(val_rows, val_size, None), said
+            ),
         )
 
 
@@ -323,6 +330,58 @@ def _loaders_of_part(
         device,
         ShuffledBatches(tensors, train_rows, train_size, int(seed)),
         OrderedBatches(tensors, val_rows, val_size),
+    )
+
+
+def _stored_loaders(
+    trainer: Any,
+    call: Call,
+    columns: Sequence[Any],
+    batch_size: int,
+    dataloader_kwargs: Mapping[str, Any] | None,
+    validation: Sequence[Tensor] | None,
+) -> tuple[Any, Any]:
+    """Return batches over simulations in files; see `make_loaders`.
+
+    In sbi's form, batches have sbi's sizes, and what does not fill one is left out; their order is
+    ours.
+    """
+    if holds_part(call):
+        raise SettingsError(
+            "shards: expected processes that open the same files, of which each then reads a part "
+            f"of every batch, got shards='own' from {call.settings.origin('train.shards')}. Leave "
+            "it out"
+        )
+    table, seed = columns[0].table, _seed_of_the_order()
+    train_rows, val_rows = trainer.train_indices, trainer.val_indices
+    if validation is not None:
+        val_rows = torch.arange(len(validation[0]))
+    train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
+    said = {n: v for n, v in (dataloader_kwargs or {}).items() if v is not None}
+    if said or (dataloader_kwargs is not None and not table.transforms):
+        if table.transforms:
+            raise ArgumentError(
+                "dataloader_kwargs: expected none beside transform=, which draws every batch in "
+                "this process, got "
+                f"{shorten(said)}. Leave them out: batches are read in the "
+                "background anyway."
+            )
+        with refused_by_torch(said, call):
+            rows = TableRows(table)
+            held_out = rows if validation is None else TensorDataset(*validation)
+            return (
+                _training_loader(rows, BatchIndices(train_rows, train_size, seed), said),
+                _validation_loader(held_out, BatchIndices(val_rows, val_size, None), said),
+            )
+    if not call.sbi_compat and _any_batch_will_do(trainer, call, train_size):
+        device = indexed(private(trainer).device)
+        val_size = min(_large_batch(columns, val_size, device), len(val_rows))
+    in_sbis_sizes = {"drop_last": call.sbi_compat, "name": "the simulations"}
+    return (
+        OnDiskBatches(table, train_rows, train_size, seed, **in_sbis_sizes),
+        OnDiskBatches(table, val_rows, val_size, seed, shuffle=False, **in_sbis_sizes)
+        if validation is None
+        else OrderedBatches(validation, val_rows, val_size),
     )
 
 
@@ -394,7 +453,7 @@ _ABOUT_BATCHES = frozenset({"batch_size", "shuffle", "sampler", "batch_sampler",
 
 
 def _training_loader(
-    tensors: Sequence[Tensor], indices: BatchIndices, said: Mapping[str, Any]
+    dataset: Dataset[Any], indices: BatchIndices, said: Mapping[str, Any]
 ) -> DataLoader[Any]:
     """Return a DataLoader with users' arguments, by default over every row in even batches.
 
@@ -402,22 +461,22 @@ def _training_loader(
     are positions among the training rows.
     """
     if _ABOUT_BATCHES & set(said):
-        subset = torch.utils.data.Subset(TensorDataset(*tensors), indices.indices.tolist())
+        subset = torch.utils.data.Subset(dataset, indices.indices.tolist())
         if "batch_sampler" in said:
             return DataLoader(subset, **said)
         order = {} if "sampler" in said else {"shuffle": True}
         return DataLoader(subset, **{"batch_size": indices.batch_size, **order, **said})
-    return EvenLoader(TensorDataset(*tensors), batch_sampler=indices, **said)
+    return EvenLoader(dataset, batch_sampler=indices, **said)
 
 
 def _validation_loader(
-    tensors: Sequence[Tensor], indices: BatchIndices, said: Mapping[str, Any]
+    dataset: Dataset[Any], indices: BatchIndices, said: Mapping[str, Any]
 ) -> DataLoader[Any]:
     """Return a DataLoader of every validation row in a fixed order, with users' other arguments."""
     size = min(said.get("batch_size") or indices.batch_size, len(indices.indices))
     others = {name: value for name, value in said.items() if name not in _ABOUT_BATCHES}
     indices = BatchIndices(indices.indices, size, None)
-    return EvenLoader(TensorDataset(*tensors), batch_sampler=indices, **others)
+    return EvenLoader(dataset, batch_sampler=indices, **others)
 
 
 def _sbis_loader(
@@ -435,7 +494,7 @@ class EvenLoader(DataLoader[Any]):
     @property
     def batch_size(self) -> int:
         """Rows of a full batch, where torch itself has None."""
-        return self.batch_sampler.batch_size  # type: ignore[union-attr] # see `_torch_loader`
+        return self.batch_sampler.batch_size  # type: ignore[union-attr] # see `_training_loader`
 
     @batch_size.setter
     def batch_size(self, value: int | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]

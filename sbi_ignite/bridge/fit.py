@@ -21,7 +21,7 @@ from sbi_ignite.bridge.initial_weights import load_initial_weights
 from sbi_ignite.bridge.lines import SbiTrainer, private
 from sbi_ignite.bridge.loss_arguments import check_kernel, kept_loss_arguments, loss_arguments
 from sbi_ignite.bridge.memory import Round, memory_of
-from sbi_ignite.bridge.network_builder import rows_for_builder
+from sbi_ignite.bridge.network_builder import batches_for_builder
 from sbi_ignite.bridge.networks import describe_network
 from sbi_ignite.bridge.options import kept_on_resume
 from sbi_ignite.bridge.rounds import begin_round, directory_of, end_round, next_round
@@ -301,10 +301,8 @@ def _manifest(trainer: Any, call: Call, now: Round, batches: Batches) -> dict[st
     if call.settings.checkpoint is None:
         return manifest
     if memory.network is None or call.settings.train.retrain_from_scratch:
-        # Masks come third and do not concern a builder, which sees only training rows.
-        tensors = (batches.tensors or ())[:2]
-        rows = rows_for_builder(trainer, call, tensors)
-        memory.network = describe_network(private(trainer).builder, *(t[rows] for t in tensors))
+        seen = batches_for_builder(trainer, call, batches.tensors)
+        memory.network = describe_network(private(trainer).builder, *seen)
     return {**manifest, "estimator": memory.network}
 
 

@@ -14,7 +14,7 @@ from sbi_ignite.bridge.batches import holds_part, make_loaders, num_train_rows, 
 from sbi_ignite.bridge.fit import fit, refuse_nested_training
 from sbi_ignite.bridge.lines import check_sbi, private
 from sbi_ignite.bridge.losses import loss_of
-from sbi_ignite.bridge.network_builder import rows_like_all
+from sbi_ignite.bridge.network_builder import rows_for_marginal, rows_like_all
 from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.ownership import is_sbis_own
 from sbi_ignite.bridge.sbi_summary import close_books, say_how_it_ended
@@ -62,10 +62,12 @@ def carry_out(trainer: Any, call: Call) -> Any:
     call, train_loader, val_loader = _loaders(trainer, call)
     config = call.settings.train
     if own.network is None:
-        samples, rows = trainer.get_samples(), trainer.train_indices
+        samples = trainer.get_samples()
         if holds_part(call):
-            (samples,), rows = rows_like_all(call.world, (samples,), rows)
-        own.build_marginal(samples[rows].to("cpu"))
+            (samples,), rows = rows_like_all(call.world, (samples,), trainer.train_indices)
+            own.build_marginal(samples[rows].to("cpu"))
+        else:
+            own.build_marginal(rows_for_marginal(trainer, samples))
     loss = loss_of(trainer, None, config.sbi_compat)
     fit(trainer, call, loss, train_loader, val_loader)
     if call.world.rank:
@@ -82,10 +84,9 @@ def _loaders(trainer: Any, call: Call) -> tuple[Call, Any, Any]:
     """Return batches of x for training and validation, and the call, its recipe filled in."""
     config = call.settings.train
     kwargs = config.dataloader_kwargs
-    own_set = call.validation is not None
-    if not is_sbis_own(trainer, "get_dataloaders") or (
-        call.sbi_compat and kwargs is not None and not own_set
-    ):
+    own_set, stored = call.validation is not None, bool(private(trainer).stored_columns)
+    as_in_sbi = call.sbi_compat and kwargs is not None and not stored and not own_set
+    if not is_sbis_own(trainer, "get_dataloaders") or as_in_sbi:
         loaders = trainer.get_dataloaders(
             config.batch_size,
             config.validation_fraction,
@@ -94,7 +95,7 @@ def _loaders(trainer: Any, call: Call) -> tuple[Call, Any, Any]:
         return replace(call, settings=filled_in(call.settings, as_batches(loaders[0]))), *loaders
     x = trainer.get_samples()
     validation = own_validation(trainer, call, (x,))
-    if config.shards == "same":
+    if config.shards == "same" and not stored:
         check_same_rows(call.world, (x, *(validation or ())), "the samples")
     split(trainer, call, x, config.validation_fraction, validation=validation)
     call = call.with_recipe(num_train_rows(trainer, call))

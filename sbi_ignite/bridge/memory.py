@@ -63,6 +63,7 @@ class TrainerMemory:
         loss_arguments: Its loss arguments, as plain data.
         validation: Tensors of the user's own validation set; None if the simulations were split.
         init_from: What the first weights of the last training came from; None if from nowhere.
+        few_rows: Rows from which the network was built, while a call needs them.
     """
 
     round: Round | None = None
@@ -76,6 +77,7 @@ class TrainerMemory:
     loss_arguments: Mapping[str, Any] = field(default_factory=dict)
     validation: Sequence[Tensor] | None = None
     init_from: Mapping[str, Any] | None = None
+    few_rows: Sequence[Tensor] | None = None
 
 
 def memory_of(trainer: Any) -> TrainerMemory:

@@ -17,8 +17,11 @@ from torch import Tensor
 from sbi_ignite.bridge.arguments import Call
 from sbi_ignite.bridge.batches import chunks_of_rows, holds_part
 from sbi_ignite.bridge.lines import private
+from sbi_ignite.bridge.memory import memory_of
 from sbi_ignite.bridge.networks import describe_network
 from sbi_ignite.bridge.ownership import is_sbis_own
+from sbi_ignite.data.statistics import RowsInUse, plain_rows
+from sbi_ignite.data.table import is_stored
 from sbi_ignite.world import World
 
 ALL_ROWS_UP_TO = 2**23
@@ -106,13 +109,24 @@ def _build(
         build(retrain_from_scratch, start_idx)
         return
     tensors = private(trainer).simulations(start_idx)
+    if is_stored(tensors):
+        samples = _samples_of(trainer, tensors)
+        few = torch.arange(len(samples[0]))
+        masks = torch.ones(len(few), 1, dtype=torch.bool)
+        with holding(
+            trainer,
+            train_indices=few,
+            get_simulations=lambda starting_round=0: (*samples, masks),
+        ):
+            build(retrain_from_scratch, start_idx)
+        return
     all_rows = trainer.train_indices
     few = rows_for_builder(trainer, call, tensors[:2])
     if few is not all_rows and not all(_tells_the_same(t, few, all_rows) for t in tensors[:2]):
         few = all_rows
     if holds_part(call):
         tensors, few = rows_like_all(call.world, tensors, all_rows)
-    with _holding(trainer, train_indices=few, get_simulations=lambda starting_round=0: tensors):
+    with holding(trainer, train_indices=few, get_simulations=lambda starting_round=0: tensors):
         build(retrain_from_scratch, start_idx)
 
 
@@ -162,9 +176,54 @@ def _scaled_like_all(world: World, some: Tensor, tensor: Tensor, rows: Tensor) -
     return torch.where(whole, flat, scaled).to(some.dtype).reshape(some.shape)
 
 
+def _samples_of(trainer: Any, columns: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Return few rows of simulations in files that answer for all training rows."""
+    samples = RowsInUse(columns[0].table, trainer.train_indices).few_rows()
+    memory_of(trainer).few_rows = plain_rows(samples)
+    return samples
+
+
+def rows_for_marginal(trainer: Any, x: Any) -> Tensor:
+    """Return the training rows of x from which the network of a MarginalTrainer is built.
+
+    Args:
+        trainer: Has `train_indices`.
+        x: Data, shape (num_rows, ...), in memory or in files.
+    """
+    if is_stored((x,)):
+        return _samples_of(trainer, (x,))[0]
+    return x[trainer.train_indices].to("cpu")
+
+
+def batches_for_builder(
+    trainer: Any, call: Call, tensors: Sequence[Tensor] | None
+) -> tuple[Tensor, ...]:
+    """Return what a builder is called with, from which the network can be described.
+
+    Args:
+        trainer: Has `train_indices` and a builder.
+        call: The call.
+        tensors: theta and x, or x alone; None for simulations in files.
+    """
+    if tensors is not None:
+        # Masks come third and do not concern a builder, which sees only training rows.
+        rows = rows_for_builder(trainer, call, tensors[:2])
+        return tuple(tensor[rows] for tensor in tensors[:2])
+    memory = memory_of(trainer)
+    if memory.few_rows is None and is_stored(columns := private(trainer).stored_columns):
+        _samples_of(trainer, columns)
+    found, memory.few_rows = tuple(memory.few_rows or ()), None
+    return found
+
+
 @contextmanager
-def _holding(trainer: Any, **values: Any) -> Iterator[None]:
-    """Give a trainer attributes inside the block."""
+def holding(trainer: Any, **values: Any) -> Iterator[None]:
+    """Give a trainer attributes inside the block.
+
+    Args:
+        trainer: The trainer.
+        **values: The attributes.
+    """
     before = {name: vars(trainer)[name] for name in values if name in vars(trainer)}
     vars(trainer).update(values)
     try:

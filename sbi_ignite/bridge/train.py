@@ -28,6 +28,7 @@ from sbi_ignite.bridge.validation_set import own_validation
 from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.data.shards import check_same_rows
+from sbi_ignite.data.table import is_stored
 from sbi_ignite.exceptions import NonFiniteLossError, NoSimulationsError, SbiIgniteError
 from sbi_ignite.settings import Resolved
 from sbi_ignite.training.options import checked_device
@@ -160,7 +161,7 @@ def get_dataloaders(
         )
     tensors = private(trainer).simulations(starting_round)
     validation = own_validation(trainer, call, tensors)
-    if call.settings.train.shards == "same":
+    if call.settings.train.shards == "same" and not is_stored(tensors):
         check_same_rows(call.world, (*tensors, *(validation or ())), "the simulations")
     split(trainer, call, tensors[1], validation_fraction, resume_training, validation)
     if call.settings.awaits_recipe:
@@ -169,7 +170,8 @@ def get_dataloaders(
         training_batch_size = call.settings.train.batch_size
     if dataloader_kwargs is None and not private(trainer).keeps_loaders_to_itself:
         dataloader_kwargs = {}  # torch's own loaders, which a user's method may expect
-    if call.sbi_compat and dataloader_kwargs is not None and validation is None:
+    own_loaders = call.sbi_compat and dataloader_kwargs is not None and validation is None
+    if own_loaders and not is_stored(tensors):
         # Splits as it stands: the indices have just been drawn.
         with refused_by_torch(dataloader_kwargs, call):
             return sbi_get_dataloaders(

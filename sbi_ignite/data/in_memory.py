@@ -350,8 +350,8 @@ def even_bounds(num_rows: int, num_batches: int) -> list[int]:
     return [i * num_rows // num_batches for i in range(num_batches + 1)]
 
 
-def permutation(length: int, seed: int, number: int) -> Tensor:
-    """Return permutation `number` of the stream that `seed` names, shape (length,)."""
+def permutation(length: int, seed: int, *numbers: int) -> Tensor:
+    """Return permutation number `numbers` of the stream that `seed` names, shape (length,)."""
     # torch's generator uses only 32 bits of a seed: both numbers must be mixed into them.
-    (mixed,) = np.random.SeedSequence((seed, number)).generate_state(1)
+    (mixed,) = np.random.SeedSequence((seed, *numbers)).generate_state(1)
     return torch.randperm(length, generator=torch.Generator().manual_seed(int(mixed)))

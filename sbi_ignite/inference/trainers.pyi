@@ -16,6 +16,7 @@ from sbi.neural_nets.estimators import (
 )
 from sbi.neural_nets.ratio_estimators import RatioEstimator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from sbi_ignite.methods.marginal import LossArgsMarginal
 from sbi_ignite.methods.nle import LossArgsNLE
@@ -27,6 +28,14 @@ from sbi_ignite.summary import TrainingSummary
 
 class IgniteTrainer:
     training_summary: TrainingSummary | None
+    def append_simulations_from(
+        self,
+        dataset: Any,
+        proposal: Any = None,
+        exclude_invalid_x: bool | None = None,
+        from_round: int | None = None,
+        transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> Self: ...
 
 class IgniteLoop(IgniteTrainer): ...
 

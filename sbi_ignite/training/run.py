@@ -33,6 +33,7 @@ from sbi_ignite.runs.fingerprint import INIT_FROM, VALIDATION_DATA
 from sbi_ignite.settings import CheckpointConfig, EarlyStopping, TrainConfig, resolve
 from sbi_ignite.summary import TrainingSummary
 from sbi_ignite.training.checks import check_arguments
+from sbi_ignite.training.datasets import loaders_of
 from sbi_ignite.training.options import check_options
 from sbi_ignite.training.persistence import NoPersistence, Persistence, persistence
 from sbi_ignite.training.schedules import continue_schedule, warn_of_idle
@@ -83,9 +84,12 @@ def run_training(
         train_loader: Batches of training data: a torch DataLoader or any iterable with a length,
             which yields that many batches in every pass, each with at least one row. One that
             keeps a random state of its own needs `state_dict` and `load_state_dict` to resume
-            exactly.
-        val_loader: Batches of validation data, likewise. Without it, the training loss
-            determines the best weights and when to stop.
+            exactly. Or a data set: simulations in files (`open_simulations`), any torch `Dataset`
+            or an `IterableDataset` with a length, cut into batches of `config.batch_size`. Without
+            a `val_loader`, all but an `IterableDataset` are split by `config.validation_fraction`.
+            `with_transform(...)` around any of these draws every batch anew.
+        val_loader: Batches of validation data, or a data set, likewise. Without either, the
+            training loss determines the best weights and when to stop.
         optimizer: Steps over the model's parameters; None makes what `config` asks for. It may hold
             others too, such as a weight inside the loss; parameters it does not hold stay as they
             are, with a warning.
@@ -131,6 +135,7 @@ def run_training(
     settings = resolve(
         train=config, early_stopping=early_stopping, logging=logging, checkpoint=checkpoint
     )
+    train_loader, val_loader = loaders_of(settings, train_loader, val_loader)
     check_arguments(model, loss_fn, train_loader, val_loader, optimizer, scheduler)
     train_batches = as_batches(train_loader, "train_loader")
     val_batches = None if val_loader is None else as_batches(val_loader, "val_loader")

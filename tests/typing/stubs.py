@@ -39,6 +39,14 @@ import sbi.inference as sbi_inference
 
 class IgniteTrainer:
     training_summary: TrainingSummary | None
+    def append_simulations_from(
+        self,
+        dataset: Any,
+        proposal: Any = None,
+        exclude_invalid_x: bool | None = None,
+        from_round: int | None = None,
+        transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> Self: ...
 
 class IgniteLoop(IgniteTrainer): ...
 '''
@@ -106,6 +114,7 @@ def stub() -> str:
         "sbi.neural_nets.estimators": {r.__name__ for r in returned} - {"RatioEstimator"},
         "sbi.neural_nets.ratio_estimators": {"RatioEstimator"},
         "torch": {"Tensor", "nn"},
+        "typing_extensions": {"Self"},
     }
     ours = {
         **{
