@@ -17,6 +17,7 @@ import argparse
 
 import torch
 from sbi import utils
+from sbi.analysis import pairplot
 
 from sbi_ignite import EarlyStopping, LoggingConfig, LossArgsNPE, TrainConfig
 from sbi_ignite.inference import NPE, simulate_for_sbi
@@ -24,6 +25,7 @@ from sbi_ignite.inference import NPE, simulate_for_sbi
 options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
 options.add_argument("--num-simulations", type=int, default=10_000)
 options.add_argument("--max-epochs", type=int, default=1000)
+options.add_argument("--picture", help="save a plot of the posterior here")
 budget = options.parse_args()
 
 
@@ -58,3 +60,6 @@ print(inference.training_summary)
 posterior = inference.build_posterior(neural_net)
 samples = posterior.sample((1000,), x=torch.zeros(1, 2), show_progress_bars=False)
 print(f"posterior given x = (0, 0): mean {samples.mean(0)}, spread {samples.std(0)}")
+if budget.picture:
+    figure, _ = pairplot(samples, limits=[[-0.5, 0.5]] * 2, figsize=(4, 4), labels=["a", "b"])
+    figure.savefig(budget.picture)

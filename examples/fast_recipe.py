@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from itertools import accumulate
 
 import torch
+from matplotlib.figure import Figure
 from sbi.utils import BoxUniform
 from torch import Tensor
 
@@ -34,6 +36,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description="Train with the recipe and with sbi's defaults.")
     options.add_argument("--simulations", type=int, default=2_000)
     options.add_argument("--max-epochs", type=int, default=2_000)
+    options.add_argument("--picture", help="save the losses over time here")
     budget = options.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -41,6 +44,8 @@ def main() -> None:
     theta, fresh = prior.sample((budget.simulations,)), prior.sample((5_000,))
     x, fresh_x = simulate(theta), simulate(fresh)
 
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
     for name in ("sbi's defaults", "recipe"):
         torch.manual_seed(1)
         inference = NPE(prior, show_progress_bars=False).append_simulations(theta, x)
@@ -59,6 +64,13 @@ def main() -> None:
         chosen = {n: s for n, s in summary.config["train"].items() if s["origin"] == "recipe"}
         for field, setting in chosen.items():
             print(f"{'':15} {field:15} {setting['value']}")
+        passed = list(accumulate(summary.epoch_durations_sec))
+        axes.plot(passed, summary.validation_loss, label=f"{name}, held-out loss {loss:.2f}")
+    axes.set(xlabel="seconds of training", ylabel="validation loss")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    if budget.picture:
+        figure.savefig(budget.picture)
 
 
 if __name__ == "__main__":

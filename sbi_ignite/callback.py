@@ -37,6 +37,12 @@ class History:
         best_validation_loss: Loss of the best weights at the end of the epoch; their training loss
             if there is no validation data. NaN for epochs from older checkpoints.
         patience_left: `TrainingState.patience_left` at the end of the epoch; NaN for None.
+
+    Example:
+        >>> history = History()
+        >>> history.append(training_loss=0.7, validation_loss=0.5)
+        >>> history.validation_loss
+        [0.5]
     """
 
     training_loss: list[float] = field(default_factory=list)
