@@ -13,7 +13,7 @@ sys.path.insert(0, str(HERE / "_extensions"))
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # ignite imports parts of torch that torch has deprecated
     import sbi_ignite.inference
-    import sbi_ignite.training.run  # noqa: F401 # imported here, before autodoc counts warnings
+    import sbi_ignite.training.run  # imported here, before autodoc counts warnings
 
 project = "sbi_ignite"
 author = "the developers of sbi_ignite"
@@ -24,6 +24,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "sphinx_design",
     "myst_nb",
     "generated_pages",
 ]
@@ -46,7 +47,6 @@ nb_execution_mode = "off"  # the tests execute notebooks; pages show the outputs
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
-autodoc_default_options = {"show-inheritance": False}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True

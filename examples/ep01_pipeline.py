@@ -62,4 +62,4 @@ samples = posterior.sample((1000,), x=torch.zeros(1, 2), show_progress_bars=Fals
 print(f"posterior given x = (0, 0): mean {samples.mean(0)}, spread {samples.std(0)}")
 if budget.picture:
     figure, _ = pairplot(samples, limits=[[-0.5, 0.5]] * 2, figsize=(4, 4), labels=["a", "b"])
-    figure.savefig(budget.picture)
+    figure.savefig(budget.picture, bbox_inches="tight")

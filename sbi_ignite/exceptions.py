@@ -109,8 +109,9 @@ class DataError(SbiIgniteError, ValueError):
     """The data cannot be trained on: too few rows, non-finite values, a loader without batches.
 
     Example:
+        >>> x = torch.ones(10, 2)
         >>> try:
-        ...     run_training(None, nn.Linear(2, 1), lambda model, x: model(x).mean(), [torch.ones(0, 2)])
+        ...     run_training(None, nn.Linear(2, 1), lambda model, x: model(x).mean(), [x[:0]])
         ... except DataError as error:
         ...     print(type(error).__name__)
         DataError

@@ -1,4 +1,4 @@
-"""Write the pages that follow from the package: every public name, and every setting.
+"""Write the pages that follow from the package: public names, settings, examples.
 
 Sphinx does so before it reads the pages; they are not kept in git. A public name that is added to
 `sbi_ignite/__init__.py` appears by itself, on the page of the module that it comes from.
@@ -6,7 +6,9 @@ Sphinx does so before it reads the pages; they are not kept in git. A public nam
 
 from __future__ import annotations
 
+import ast
 import inspect
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,9 +51,22 @@ ROOMS = {
 """By the module of a name: its page's file, title and first sentence."""
 
 HOW_TOS = (
-    "settings trackers callbacks own-networks from-sbi slurm many-processes gpu files ensembles "
-    "tuning fine-tuning check-a-posterior command-line"
-).split()
+    "settings",
+    "trackers",
+    "recipe",
+    "callbacks",
+    "own-networks",
+    "from-sbi",
+    "slurm",
+    "many-processes",
+    "gpu",
+    "files",
+    "ensembles",
+    "tuning",
+    "fine-tuning",
+    "check-a-posterior",
+    "command-line",
+)
 """The order of the how-tos; others follow by name."""
 
 NESTED = {"lr_schedule": LRSchedule, "averaging": WeightAveraging}
@@ -128,8 +143,7 @@ def own_members(cls: type) -> list[str]:
     return [
         name
         for name, member in vars(cls).items()
-        if not name.startswith("_")
-        and isinstance(member, staticmethod | classmethod | property)
+        if (not name.startswith("_") and isinstance(member, staticmethod | classmethod | property))
         or (inspect.isfunction(member) and not name.startswith("_"))
     ]
 
@@ -208,10 +222,44 @@ def write(app: Any) -> None:
         path = folder / f"{name}.md"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
+    notebooks = Path(app.srcdir) / "notebooks"
+    notebooks.mkdir(exist_ok=True)
+    for notebook in (Path(app.srcdir).parent / "examples").glob("*.ipynb"):
+        shutil.copy2(notebook, notebooks)
 
 
-def order(app: Any, docname: str, source: list[str]) -> None:
-    """Put the how-tos that are there into the index: first the known ones, then all others."""
+def gallery(folder: Path) -> str:
+    """Return a card for each script: what it shows, its picture and its text.
+
+    Args:
+        folder: The folder of the examples; pictures are in `pictures/` below it.
+    """
+    scripts = sorted(folder.glob("*.py"), key=lambda path: (path.stem != "quickstart", path.stem))
+    lines = []
+    for script in scripts:
+        summary = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+        picture = folder / "pictures" / f"{script.stem}.png"
+        lines += [f"### {script.stem.replace('_', ' ')}", "", summary.split("\n\n")[0], ""]
+        lines += ["```bash", f"python examples/{script.name}", "```", ""]
+        if picture.exists():
+            name = f"../examples/pictures/{picture.name}"
+            lines += [f"```{{image}} {name}", f":alt: What {script.name} draws", ":width: 480px"]
+            lines += ["```", ""]
+        lines += [
+            f":::{{dropdown}} {script.name}",
+            f"```{{literalinclude}} ../examples/{script.name}",
+        ]
+        lines += [":language: python", "```", ":::", ""]
+    return "\n".join(lines)
+
+
+def fill(app: Any, docname: str, source: list[str]) -> None:
+    """Put the examples into their page, and the how-tos that are there into theirs."""
+    examples = Path(app.srcdir).parent / "examples"
+    if docname == "examples":
+        source[0] = source[0].replace("GALLERY", gallery(examples))
+        for script in examples.glob("*.py"):
+            app.env.note_dependency(script)
     if docname != "how-to/index":
         return
     there = {path.stem for path in (Path(app.srcdir) / "how-to").glob("*.md")} - {"index"}
@@ -241,6 +289,6 @@ def readable(
 def setup(app: Any) -> dict[str, bool]:
     """Let Sphinx write the pages before it looks for them."""
     app.connect("builder-inited", write)
-    app.connect("source-read", order)
+    app.connect("source-read", fill)
     app.connect("autodoc-process-docstring", readable, priority=100)  # before napoleon
     return {"parallel_read_safe": True}

@@ -45,7 +45,9 @@ def _example(name: str) -> str:
             "True",
         ]
     else:
-        append = "append_samples(x)" if name == "MarginalTrainer" else "append_simulations(theta, x)"
+        append = (
+            "append_samples(x)" if name == "MarginalTrainer" else "append_simulations(theta, x)"
+        )
         discrete = {"MNPE": "theta", "MNLE": "x"}.get(name)
         lines = [
             ">>> theta = torch.rand(60, 2)",
