@@ -45,6 +45,7 @@ nb_execution_mode = "off"  # the tests execute notebooks; pages show the outputs
 # --- docstrings: Google's style, with Markdown's single backticks
 
 default_role = "code"
+toc_object_entries = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 napoleon_google_docstring = True

@@ -132,7 +132,7 @@ def documented(name: str, value: Any) -> Iterator[str]:
         if members:
             yield f"   :members: {', '.join(members)}"
     yield "```\n"
-    if inspect.isclass(value) and issubclass(value, Settings):
+    if inspect.isclass(value) and issubclass(value, Settings) and "Args:" not in value.__doc__:
         yield from fields_table(value)
 
 
