@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+import inspect
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
 
@@ -34,3 +36,27 @@ def explain(error: Exception, what: str, advice: str) -> NoReturn:
         raise error
     line = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".: ")
     raise ArgumentError(f"{what} ({line}). {advice}") from error
+
+
+def check_call(function: Callable[..., Any], arguments: int, expected: str) -> None:
+    """Refuse a callable that does not take so many arguments by position.
+
+    Args:
+        function: The callable.
+        arguments: How many it will be called with.
+        expected: What was expected, as the beginning of a sentence.
+
+    Raises:
+        ArgumentError: If its signature is known and takes another number.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # built-in functions may have no signature
+    try:
+        signature.bind(*[None] * arguments)
+    except TypeError as error:
+        raise ArgumentError(
+            f"{expected}, got one that takes {signature} ({error}). Bind other arguments with "
+            "functools.partial or a lambda."
+        ) from None

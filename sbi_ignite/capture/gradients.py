@@ -30,7 +30,8 @@ class Gradients(Protocol):
 class EagerGradients:
     """Forward pass now, backward pass when asked: plain torch.
 
-    What the loss function returns for the first batch is checked.
+    What the loss function returns is checked: thoroughly for the first batch, and later for what
+    torch cannot differentiate.
 
     Attributes:
         model: The network.
@@ -44,7 +45,7 @@ class EagerGradients:
     def __call__(self, batch: Any) -> tuple[Tensor, Backward]:
         """Return losses and the backward pass from their mean."""
         losses = self.loss(self.model, batch)
-        if self._first:
+        if self._first or not isinstance(losses, Tensor) or not losses.requires_grad:
             check_losses(losses, training=True)
             self._first = False
         return losses, torch.mean(losses).backward

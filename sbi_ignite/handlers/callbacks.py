@@ -10,6 +10,7 @@ from ignite.engine import Engine
 
 from sbi_ignite.callback import CALLBACK_METHODS, Callback, TrainingState
 from sbi_ignite.exceptions import ArgumentError
+from sbi_ignite.explain import check_call
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.summary import TrainingSummary
 
@@ -80,13 +81,27 @@ def _is_callback(value: Any) -> bool:
 
 
 def _check_callbacks(callbacks: Iterable[Any]) -> None:
+    seen: set[int] = set()
     for callback in callbacks:
+        if id(callback) in seen:
+            raise ArgumentError(
+                f"callbacks: expected every object once, got {callback!r} twice; it would be "
+                "called twice at every moment. List it once, or make a second object."
+            )
+        seen.add(id(callback))
         if isinstance(callback, type) and _is_callback(callback):
             raise ArgumentError(
                 f"callbacks: expected an instance, got the class {callback.__name__}. Pass "
                 f"{callback.__name__}(...)."
             )
         _check_hooks(callback)
+        for name in CALLBACK_METHODS:
+            method = getattr(callback, name, None)
+            if callable(method):
+                argument = "summary" if name == "on_train_end" else "state"
+                takes = ("error", "state") if name == "on_exception" else (argument,)
+                expected = f"{type(callback).__name__}: expected {name}({', '.join(takes)})"
+                check_call(method, len(takes), expected)
         if not _is_callback(callback):
             raise ArgumentError(
                 "callbacks: expected objects with one of the methods "

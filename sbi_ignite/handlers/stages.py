@@ -46,8 +46,6 @@ class StageRule:
         (1, 1)
     """
 
-    reason = "patience"
-
     def __init__(self, stages: Sequence[Stage], weight_decay: float = 0.0) -> None:
         self.stages, self._default_decay = tuple(stages), weight_decay
         self.number = 0
@@ -56,6 +54,11 @@ class StageRule:
         self.earlier_epochs = self.epochs = self.fruitless_epochs = 0
         self.iteration = self.fruitful_iteration = 0
         self.weight_decay = self._decay()
+
+    @property
+    def reason(self) -> str:
+        """Why the training stops with the stage: patience, or the stage's maximum length."""
+        return "patience" if self._is_out_of_patience else "max_epochs"
 
     @property
     def stage(self) -> Stage:
@@ -70,10 +73,12 @@ class StageRule:
     @property
     def has_ended(self) -> bool:
         """Whether the stage is over."""
-        stage = self.stage
-        fruitless_steps = self.iteration - self.fruitful_iteration
-        patient = self.fruitless_epochs < stage.patience or fruitless_steps < stage.patience_steps
-        return not patient or self.epochs >= self._longest()
+        return self._is_out_of_patience or self.epochs >= self._longest()
+
+    @property
+    def _is_out_of_patience(self) -> bool:
+        stage, fruitless_steps = self.stage, self.iteration - self.fruitful_iteration
+        return self.fruitless_epochs >= stage.patience and fruitless_steps >= stage.patience_steps
 
     @property
     def patience_left(self) -> int:

@@ -112,7 +112,8 @@ class RunDirectory:
         keep_last: int,
         refusal: CheckpointError | None = None,
     ) -> None:
-        self.path, self.keep_last = path, keep_last
+        # A program may change its working directory while it trains.
+        self.path, self.keep_last = path.absolute(), keep_last
         self._lock, self._refusal = lock, refusal
         self._writer: Writer | None = None
         self._writing: Future[None] | None = None
@@ -408,7 +409,7 @@ class RunDirectory:
         Raises:
             CheckpointError: If it is damaged, or missing beside checkpoints.
         """
-        if not self._manifest_path.exists() and not self._checkpoints():
+        if not self._manifest_path.exists() and not self._files_of_a_run():
             return None
         return self._require_manifest()
 
@@ -529,14 +530,23 @@ class RunDirectory:
         manifest = read_manifest(self.path)
         if manifest is None:
             raise CheckpointError(
-                f"{self._manifest_path} is missing, so that nobody can tell what run the "
-                f"checkpoints beside it belong to. {_ADVICE}."
+                f"{self._manifest_path} is missing, so that nobody can tell what run "
+                f"{', '.join(path.name for path in self._files_of_a_run())} beside it belong to. "
+                f"{_ADVICE}."
             )
         return manifest
 
+    def _files_of_a_run(self) -> list[Path]:
+        """Return the files here that a run would replace."""
+        others = (self.path / name for name in ("best.pt", "metrics.jsonl", "summary.json"))
+        return [*self._checkpoints(), *(path for path in others if path.exists())]
+
     def _checkpoints(self) -> list[Path]:
-        """Return the files, oldest first."""
-        names = (name for name in os.listdir(self.path) if _is_checkpoint(name))
+        """Return the files, oldest first; none where the directory has been removed."""
+        try:
+            names = [name for name in os.listdir(self.path) if _is_checkpoint(name)]
+        except FileNotFoundError:
+            return []
         return sorted(map(self.path.joinpath, names), key=_iteration)
 
     def _read(self, path: Path) -> Checkpoint:

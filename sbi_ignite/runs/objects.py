@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from sbi_ignite.runs.loss_record import describe_loss
+
 _OF_SCHEDULES = ("lr", "initial_lr", "max_lr", "min_lr")
 _HOW_COMPUTED = ("foreach", "fused", "capturable", "differentiable")
 _PROGRESS = (
@@ -19,6 +21,9 @@ _PROGRESS = (
     "last_epoch",
     "num_bad_epochs",
 )
+_REPLACED_BY_TORCH = ("anneal_func", "step")
+"""Functions of torch's own that an instance of a scheduler may hold."""
+
 _NESTED = ("_schedulers", "_milestones")
 
 
@@ -46,6 +51,8 @@ def describe_optimizer(optimizer: Optimizer) -> list[dict[str, Any]]:
 def describe_scheduler(scheduler: Any) -> dict[str, Any]:
     """Return the options of a scheduler that its state shows, such as step size or length.
 
+    The code and the arguments of its functions, such as those of LambdaLR, are options too.
+
     Args:
         scheduler: A scheduler that has not been stepped; any object with or without `state_dict`.
 
@@ -55,7 +62,24 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any]:
         {'gamma': 0.5, 'step_size': 5}
     """
     state = scheduler.state_dict() if hasattr(scheduler, "state_dict") else {}
-    return _scheduler_options(state) if isinstance(state, Mapping) else {}
+    found = _scheduler_options(state) if isinstance(state, Mapping) else {}
+    return {**found, **_functions(scheduler)}
+
+
+def _functions(scheduler: Any) -> dict[str, Any]:
+    """Return the record of a scheduler's functions, by a name that says which python wrote it."""
+    found: dict[str, Any] = {}
+    for name, value in getattr(scheduler, "__dict__", {}).items():
+        called = value if isinstance(value, list | tuple) else [value]
+        if name[:1] == "_" or name in _REPLACED_BY_TORCH or not all(map(callable, called)):
+            continue
+        records = [describe_loss(function) for function in called]
+        if records:
+            # Versions of python compile the same text to different code.
+            found[f"{name} under {records[0]['python']}"] = [
+                [record["code"], _as_saved(record["arguments"])] for record in records
+            ]
+    return found
 
 
 def _scheduler_options(state: Mapping[Any, Any]) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
+from sbi_ignite.exceptions import SettingsError
 from sbi_ignite.settings.base import Settings
 from sbi_ignite.settings.errors import refuse_foreign
 from sbi_ignite.settings.field_types import Directory, OrNone, PositiveInt, Tags, Text, choice
@@ -100,6 +102,13 @@ class LoggingConfig(Settings):
     @override
     def _check(self, origins: Mapping[str, Origin]) -> None:
         refuse_foreign(self, "backend", self.takes, origins)
+        if self.run_name and "log_dir" in self.fields and _leaves_its_folder(self.run_name):
+            origin = origins.get("run_name", Origin("call", "LoggingConfig(run_name=...)"))
+            raise SettingsError(
+                f"LoggingConfig.run_name: backend {self.backend!r} names a folder below log_dir "
+                f"with it, expected a name without '..' that does not begin at the root, got "
+                f"{self.run_name!r} from {origin}. Name another place by log_dir."
+            )
 
     if TYPE_CHECKING:  # `backend` may be passed by position, `log_dir` may be a string
 
@@ -117,3 +126,8 @@ class LoggingConfig(Settings):
             tags: Sequence[str] | Mapping[str, str] | None = None,
             every_n_iterations: int | None = None,
         ) -> None: ...
+
+
+def _leaves_its_folder(name: str) -> bool:
+    path = Path(name)
+    return path.is_absolute() or ".." in path.parts

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sbi_ignite.exceptions import ArgumentError, SbiIgniteWarning
+from sbi_ignite.explain import check_call
 
 
 def check_arguments(
@@ -57,19 +58,13 @@ def _check_loss_function(loss_fn: Any) -> None:
         function = getattr(loss_fn, name, None) if name else loss_fn
         if function is None:
             continue
-        called = function.forward if isinstance(function, nn.Module) else function
-        try:
-            signature = inspect.signature(called)
-        except (TypeError, ValueError):
-            continue  # built-in functions may have no signature
-        try:
-            signature.bind(None, None)
-        except TypeError as error:
-            named = f"{name}{signature}" if name else str(signature)
+        if not callable(function):
             raise ArgumentError(
-                f"{expected}, got one that takes {named} ({error}). Bind other arguments with "
-                "functools.partial or a lambda."
-            ) from None
+                f"loss_fn.validate: expected a method (model, batch) -> losses, got {function!r}. "
+                "Rename it, if it is meant for something else."
+            )
+        called = function.forward if isinstance(function, nn.Module) else function
+        check_call(called, 2, expected.replace("loss_fn", f"loss_fn.{name}") if name else expected)
 
 
 def check_loader(loader: Any, name: str) -> None:

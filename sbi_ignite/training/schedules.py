@@ -216,6 +216,28 @@ def _budget_origin(settings: Resolved) -> str:
     return "the number of training rows" if origin.source == "default" else str(origin)
 
 
+def check_rates(settings: Resolved, optimizer: Optimizer) -> None:
+    """Refuse a schedule whose lowest rate lies above the rate to begin with.
+
+    Args:
+        settings: All settings.
+        optimizer: The optimizer, at the rate that a schedule starts from.
+
+    Raises:
+        SettingsError: If a schedule would end above the rate that it starts from.
+    """
+    rate = max(float(group["lr"]) for group in optimizer.param_groups)
+    wanted = settings.train.schedule
+    where = settings.origin("train.learning_rate")
+    if isinstance(wanted, LRSchedule) and wanted.min_lr > rate:
+        raise SettingsError(
+            f"lr_schedule: expected a min_lr of at most the learning rate, at which a "
+            f"{wanted.kind!r} schedule ends, got min_lr={wanted.min_lr:g} from "
+            f"{settings.origin('train.lr_schedule')} and a rate of {rate:g} ({where}). Lower "
+            "min_lr, or raise learning_rate"
+        )
+
+
 def warn_of_idle(
     settings: Resolved, optimizer: Optimizer, scheduled: bool, budget: int, steps_per_epoch: int
 ) -> None:

@@ -50,7 +50,7 @@ from sbi_ignite.training.options import (
 )
 from sbi_ignite.training.passes import Passes
 from sbi_ignite.training.recipe import filled_in
-from sbi_ignite.training.schedules import epochs_to_train, make_schedulers, of_user
+from sbi_ignite.training.schedules import check_rates, epochs_to_train, make_schedulers, of_user
 from sbi_ignite.training.state import Snapshots, Stateful
 from sbi_ignite.training.steps import TrainStep, ValidationStep, summed, summed_as_sbi
 from sbi_ignite.training.validation import Validation
@@ -193,6 +193,7 @@ def assemble(
     optimizer = optimizer or make_optimizer(config, model.parameters())
     check_optimizer(model, optimizer)
     settings = observed(settings, optimizer, train_batches, val_batches, arguments)
+    check_rates(settings, optimizer)
     made_by_user = callable(config.optimizer) or arguments.get("optimizer") is not None
     users_optimizer = describe_optimizer(optimizer) if made_by_user else None
     state = hooks.state(model)

@@ -495,3 +495,12 @@ def test_every_kind_of_rule_has_a_page_and_a_constructor_of_its_own_fields(kind)
 def test_type_checkers_know_every_name_in_a_table(settings, field):
     words = get_args(settings.model_fields[field].annotation)
     assert set(words) == set(settings.takes)
+
+
+@pytest.mark.parametrize("backend", ["tensorboard", "jsonl"])
+@pytest.mark.parametrize("name", ["../elsewhere", "a/../../b", "/tmp/b"])
+def test_a_run_name_that_leaves_its_folder_is_refused(backend, name):
+    with pytest.raises(SettingsError, match=r"LoggingConfig\.run_name: .* names a folder below"):
+        LoggingConfig(backend=backend, run_name=name)
+    assert LoggingConfig(backend=backend, run_name="a/b..").run_name == "a/b.."
+    assert LoggingConfig(backend="wandb", run_name=name).run_name == name

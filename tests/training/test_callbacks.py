@@ -278,3 +278,29 @@ def test_a_class_instead_of_a_callback_is_refused():
 
     with pytest.raises(ArgumentError, match=r"expected an instance, got the class Counting"):
         train(Counting)
+
+
+def test_one_object_listed_twice_is_refused():
+    class Counting(Callback):
+        def on_epoch_end(self, state):
+            """Count."""
+
+    once = Counting()
+    with pytest.raises(ArgumentError, match=r"expected every object once, got .*Counting.* twice"):
+        train(once, once)
+    train(once, Counting())
+
+
+def test_a_hook_with_other_arguments_is_refused_before_training():
+    class Without:
+        def on_epoch_end(self):
+            """Take no state."""
+
+    class Alone:
+        def on_exception(self, error):
+            """Take no state."""
+
+    with pytest.raises(ArgumentError, match=r"Without: expected on_epoch_end\(state\), got"):
+        train(Without())
+    with pytest.raises(ArgumentError, match=r"Alone: expected on_exception\(error, state\), got"):
+        train(Alone())

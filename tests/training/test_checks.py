@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from sbi_ignite import (
     ArgumentError,
     CheckpointMismatchError,
+    EarlyStopping,
     LossArgsNPE,
     SbiIgniteWarning,
     TrainConfig,
@@ -622,3 +623,34 @@ def test_an_optimizer_that_fails_in_a_step_is_named_with_the_cause():
     with pytest.raises(ArgumentError, match=message) as raised:
         go(**given)
     assert raised.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("wrong", [None, (1,), "detached"])
+def test_a_loss_that_goes_wrong_later_is_named_as_at_the_first_batch(wrong):
+    calls = []
+
+    def later(model, batch):
+        calls.append(1)
+        value = loss(model, batch)
+        if len(calls) < 2:
+            return value
+        return value.detach() if wrong == "detached" else wrong
+
+    with pytest.raises(ArgumentError, match="loss_fn: expected losses of shape"):
+        go(loss_fn=later, compile="off")
+
+
+def test_a_validate_that_is_no_method_is_refused():
+    class Loss:
+        validate = True
+
+        def __call__(self, model, batch):
+            return loss(model, batch)
+
+    with pytest.raises(ArgumentError, match=r"loss_fn\.validate: expected a method .* got True"):
+        go(loss_fn=Loss())
+
+
+def test_a_rule_that_does_not_take_the_state_is_refused():
+    with pytest.raises(ArgumentError, match=r"EarlyStopping\.when\(rule\): expected a callable"):
+        go(early_stopping=EarlyStopping.when(lambda: True))

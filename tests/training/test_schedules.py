@@ -430,3 +430,10 @@ def test_a_learning_rate_that_a_user_changes_by_hand_stays_changed():
         callbacks=[rates, Halve()],
     )
     assert optimizer.param_groups[0]["lr"] == RATE / 2
+
+
+@pytest.mark.parametrize("kind", ["cosine", "one_cycle", "plateau"])
+def test_a_schedule_that_would_end_above_its_rate_is_refused(kind):
+    config = TrainConfig(learning_rate=0.01, lr_schedule=LRSchedule(kind, min_lr=0.1), max_epochs=4)
+    with pytest.raises(SettingsError, match=r"got min_lr=0\.1 from .* a rate of 0\.01 \(the call"):
+        run_training(config, nn.Linear(1, 1), squares, BATCHES)

@@ -301,7 +301,7 @@ def test_a_training_broken_off_inside_its_stages_ends_as_if_it_was_not(name, tmp
     one, two = whole.training_summary, again.training_summary
     assert one.validation_loss == two.validation_loss
     assert one.learning_rate == two.learning_rate
-    assert one.stop_reason == two.stop_reason == "patience"
+    assert one.stop_reason == two.stop_reason == "max_epochs"
     for a, b in zip(whole.optimizer.param_groups, again.optimizer.param_groups, strict=True):
         assert (a["lr"], a["weight_decay"]) == (b["lr"], b["weight_decay"])
     assert pytest.approx(one.learning_rate[-1]) == 0.3 * 0.02
@@ -314,3 +314,16 @@ def test_two_legs_of_stages_are_one_training(first):
     legs.train(TrainConfig(**FIELDS, max_epochs=6, resume_training=True))
     assert same(whole, legs)
     assert whole.training_summary.learning_rate == legs.training_summary.learning_rate
+
+
+def test_a_last_stage_that_ends_by_its_length_is_not_said_to_be_out_of_patience():
+    torch.manual_seed(0)
+    model, stages = nn.Linear(1, 1), (Stage(max_epochs=1), Stage(max_epochs=2))
+    falling = Scripted([3.0, 2.0, 1.0])
+    _, summary = run_training(TrainConfig(stages=stages), model, falling, [X], [X])
+    assert (summary.epochs_trained, summary.stop_reason) == (3, "max_epochs")
+    model, stages = nn.Linear(1, 1), (Stage(patience=1, max_epochs=9),)
+    _, summary = run_training(
+        TrainConfig(stages=stages), model, Scripted([1.0, 2.0, 3.0]), [X], [X]
+    )
+    assert (summary.epochs_trained, summary.stop_reason) == (2, "patience")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sbi_ignite.callback import TrainingState
+from sbi_ignite.explain import check_call
 from sbi_ignite.handlers.rules.base import WithoutPatience
 from sbi_ignite.settings import EarlyStopping
 
@@ -46,5 +47,11 @@ class When(WithoutPatience):
 
 
 def make(asked: EarlyStopping, smoothing: float) -> When:
-    """Return the rule for a setting, which has checked that it has a callable."""
+    """Return the rule for a setting, which has checked that it has a callable.
+
+    Raises:
+        ArgumentError: If the callable does not take the state.
+    """
+    if asked.rule is not None:
+        check_call(asked.rule, 1, "EarlyStopping.when(rule): expected a callable state -> bool")
     return When(asked.rule or (lambda state: False))
