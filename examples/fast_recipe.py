@@ -3,8 +3,8 @@
     python examples/fast_recipe.py
     python examples/fast_recipe.py --simulations 500 --max-epochs 2
 
-Both see the same simulations. Printed are seconds of CPU time, epochs and the mean negative log-probability of
-5,000 fresh pairs (lower is better), and the values that the recipe has filled in.
+Both see the same simulations. Printed are CPU seconds, epochs and the mean negative log-probability
+of 5,000 fresh pairs (lower is better), and the values that the recipe has filled in.
 """
 
 from __future__ import annotations

@@ -64,6 +64,8 @@ def missing(text: str) -> list[str]:
     gone = []
     for path, test in PATH.findall(text):
         file = ROOT / path
+        if path.startswith("docs/_build"):  # appears when the documentation is built
+            continue
         if not file.exists() or (test and f"def {test}(" not in file.read_text(encoding="utf-8")):
             gone.append(f"{path}::{test}" if test else path)
     return gone
