@@ -1,8 +1,8 @@
 """The complete training pipeline of sbi's enhancement proposal EP-01, as it stands there.
 
-It goes from a prior and a simulator to a posterior. Added to the proposal's text are `import torch`,
-`simulate_for_sbi` from where sbi has it, and a picture on request. Progress is printed instead of
-sent to wandb, so that the example needs no account.
+It goes from a prior and a simulator to a posterior. Three things are added to the proposal's text:
+`import torch`, `simulate_for_sbi` from where sbi has it, and a picture on request. Progress is
+printed instead of sent to wandb, so that the example needs no account.
 
     python examples/ep01_pipeline.py
     python examples/ep01_pipeline.py --num-simulations 500 --max-epochs 5
