@@ -196,7 +196,9 @@ def fields_table(cls: type[Settings], prefix: str = "") -> Iterator[str]:
         field = f"`{name}`"
         if prefix:
             field += f"<br>`{variable}`" if variable in known else "<br>from Python only"
-        default = "required" if info.is_required() else f"`{info.default!r}`"
+        unbounded = info.default == TrainConfig.model_fields["max_epochs"].default
+        shown = "2**31 - 1" if unbounded else repr(info.default)
+        default = "required" if info.is_required() else f"`{shown}`"
         meaning = (info.description or "").replace("|", "\\|")
         yield f"| {field} | {default} | {meaning} |"
     yield ""

@@ -136,16 +136,13 @@ def test_sbi_knows_the_fourier_embedding_of_time_by_another_name():
 
 
 @pytest.mark.filterwarnings("ignore")  # of sbi, about few samples
-def test_sbis_tarp_has_fewer_points_than_it_says_and_moves_the_random_state():
+def test_sbis_diagnostics_move_the_random_state():
     theta, x = draw(100)
     inference = NPE(box(), flow(), show_progress_bars=False, tracker=Silent())
     inference.append_simulations(theta, x).train(max_num_epochs=1)
     posterior = inference.build_posterior()
     before = torch.get_rng_state()
-    coverage, _ = run_tarp(
-        theta[:40], x[:40], posterior, num_posterior_samples=20, show_progress_bar=False
-    )
-    assert len(coverage) == 40 // 10 + 1
+    run_tarp(theta[:40], x[:40], posterior, num_posterior_samples=20, show_progress_bar=False)
     assert not torch.equal(torch.get_rng_state(), before)
 
 
