@@ -31,9 +31,8 @@ extensions = [
 exclude_patterns = ["_build", "_extensions", "pictures"]
 root_doc = "index"
 nitpicky = True
-# Objects of other projects cannot be looked up without a network, and Sphinx knows type
-# annotations of ours by names that are not public.
-nitpick_ignore_regex = [("py:.*", r".*")]
+# Objects of other projects cannot be looked up without a network.
+nitpick_ignore_regex = [("py:.*", r"(?!sbi_ignite\.).*")]
 show_warning_types = True
 
 # --- pages
