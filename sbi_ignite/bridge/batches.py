@@ -56,7 +56,8 @@ def split(
     """
     rows = _valid_rows(x, call.exclude_invalid_x)
     # A script that always passes resume_training=True must be able to start.
-    keep = keep and (call.sbi_compat or hasattr(trainer, "train_indices"))
+    by_the_call = call.settings.origin("train.resume_training").source == "call"
+    keep = keep and ((call.sbi_compat and by_the_call) or hasattr(trainer, "train_indices"))
     at_least, origin = call.family.rows_needed, call.settings.origin("train.validation_fraction")
     if not keep:
         # A default fraction adapts to few rows; an explicit one, or sbi's form, does not.
@@ -187,10 +188,11 @@ def make_loaders(
             ShuffledBatches(tensors, train_rows, train_size, seed),
             OrderedBatches(tensors, val_rows, val_size),
         )
-    with refused_by_torch(dataloader_kwargs, call):
+    said = {name: value for name, value in dataloader_kwargs.items() if value is not None}
+    with refused_by_torch(said, call):
         return (
-            _torch_loader(tensors, BatchIndices(train_rows, train_size, seed), dataloader_kwargs),
-            _torch_loader(tensors, BatchIndices(val_rows, val_size, None), dataloader_kwargs),
+            _training_loader(tensors, BatchIndices(train_rows, train_size, seed), said),
+            _validation_loader(tensors, BatchIndices(val_rows, val_size, None), said),
         )
 
 
@@ -257,16 +259,35 @@ def _large_batch(tensors: Sequence[Tensor], batch_size: int, device: torch.devic
     return max(batch_size, min(rows, _VALIDATION_NUMBERS // numbers))
 
 
-def _torch_loader(
-    tensors: Sequence[Tensor], indices: BatchIndices, dataloader_kwargs: Mapping[str, Any]
+_ABOUT_BATCHES = frozenset({"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"})
+"""Arguments of torch's DataLoader that decide which rows a batch has."""
+
+
+def _training_loader(
+    tensors: Sequence[Tensor], indices: BatchIndices, said: Mapping[str, Any]
 ) -> DataLoader[Any]:
-    """Return a DataLoader with users' arguments, by default over every row in even batches."""
-    own_batches = {"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"}
-    if own_batches & set(dataloader_kwargs):
+    """Return a DataLoader with users' arguments, by default over every row in even batches.
+
+    Rows are shuffled unless a sampler or `shuffle=False` says otherwise. Row numbers of samplers
+    are positions among the training rows.
+    """
+    if _ABOUT_BATCHES & set(said):
         subset = torch.utils.data.Subset(TensorDataset(*tensors), indices.indices.tolist())
-        size = {} if "batch_sampler" in dataloader_kwargs else {"batch_size": indices.batch_size}
-        return DataLoader(subset, **{**size, **dataloader_kwargs})
-    return EvenLoader(TensorDataset(*tensors), batch_sampler=indices, **dataloader_kwargs)
+        if "batch_sampler" in said:
+            return DataLoader(subset, **said)
+        order = {} if "sampler" in said else {"shuffle": True}
+        return DataLoader(subset, **{"batch_size": indices.batch_size, **order, **said})
+    return EvenLoader(TensorDataset(*tensors), batch_sampler=indices, **said)
+
+
+def _validation_loader(
+    tensors: Sequence[Tensor], indices: BatchIndices, said: Mapping[str, Any]
+) -> DataLoader[Any]:
+    """Return a DataLoader of every validation row in a fixed order, with users' other arguments."""
+    size = min(said.get("batch_size") or indices.batch_size, len(indices.indices))
+    others = {name: value for name, value in said.items() if name not in _ABOUT_BATCHES}
+    indices = BatchIndices(indices.indices, size, None)
+    return EvenLoader(TensorDataset(*tensors), batch_sampler=indices, **others)
 
 
 class EvenLoader(DataLoader[Any]):

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from ignite.engine import Engine
 
-from sbi_ignite.bridge.arguments import LOSS_KEYWORDS, Call
+from sbi_ignite.bridge.arguments import Call
 from sbi_ignite.bridge.convergence import rules_of
 from sbi_ignite.bridge.in_context import InContext
 from sbi_ignite.bridge.lines import SbiTrainer, private
+from sbi_ignite.bridge.loss_arguments import check_kernel, kept_loss_arguments, loss_arguments
 from sbi_ignite.bridge.memory import Round, memory_of
 from sbi_ignite.bridge.network_builder import rows_for_builder
 from sbi_ignite.bridge.networks import describe_network
@@ -38,7 +39,6 @@ from sbi_ignite.kernels.splines import (
 )
 from sbi_ignite.kernels.tanh import TanhBySigmoid, has_tanh
 from sbi_ignite.methods.base import Loss
-from sbi_ignite.methods.table import method_of
 from sbi_ignite.optim.make import make_optimizer
 from sbi_ignite.runs.loss_record import describe_loss
 from sbi_ignite.runs.snapshot import Snapshot
@@ -103,6 +103,7 @@ def fit(
     for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
         check_loader(loader, name)
     train_batches, val_batches = as_batches(train_loader), as_batches(val_loader, "val_loader")
+    check_kernel(trainer, call, train_batches)
     place = Place(
         method=type(trainer).__name__,
         directory=directory_of(trainer, call, now, train_batches),
@@ -220,7 +221,7 @@ class SbiHooks(TrainingHooks):
 
 def _manifest(trainer: Any, call: Call, now: Round, batches: Batches) -> dict[str, Any]:
     """Return what a run directory records about the trainer."""
-    manifest = {"round": now.index, "loss_arguments": _loss_arguments(trainer, call)}
+    manifest = {"round": now.index, "loss_arguments": loss_arguments(trainer, call)}
     kernel = call.keywords.get("calibration_kernel")
     if kernel is not None:
         manifest["calibration_kernel"] = describe_loss(kernel)
@@ -241,18 +242,6 @@ def _trackers(trainer: Any, call: Call) -> list[TrainersTracker]:
     return [] if unwanted else [TrainersTracker(trainer)]
 
 
-def _loss_arguments(trainer: Any, call: Call) -> dict[str, Any]:
-    """Return all loss arguments of a method, as plain data."""
-    defaults = dict(method_of(type(trainer)).loss_args())
-    known = {**defaults, **call.keywords}
-    plain = (bool, int, float, str, type(None))
-    return {
-        name: known[name] if isinstance(known[name], plain) else type(known[name]).__name__
-        for name in LOSS_KEYWORDS
-        if name in known
-    }
-
-
 def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] | None]:
     """Return the state from which training counts on, and the snapshot that it continues from."""
     own, memory, config = private(trainer), memory_of(trainer), call.settings.train
@@ -264,6 +253,7 @@ def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] |
         memory.state, memory.snapshot = state, None
         memory.rate = rates_of(trainer.optimizer)[0]
         memory.kept_on_resume = kept_on_resume(call.settings)
+        memory.loss_arguments = kept_loss_arguments(trainer, call)
         return state, None
     state.epoch = trainer.epoch
     if earlier is not None:

@@ -43,6 +43,7 @@ class TrainerMemory:
         snapshot: States of the last training in the typed form, from which it can be resumed.
         rate: Learning rate of the last training.
         kept_on_resume: Settings of the last training that cannot change when it is resumed.
+        loss_arguments: Its loss arguments, as plain data.
     """
 
     round: Round | None = None
@@ -52,6 +53,7 @@ class TrainerMemory:
     snapshot: Snapshot | None = None
     rate: float = 0.0
     kept_on_resume: Mapping[str, Any] = field(default_factory=dict)
+    loss_arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def memory_of(trainer: Any) -> TrainerMemory:

@@ -25,10 +25,11 @@ from typing import Any
 
 from sbi_ignite.bridge.arguments import Call
 from sbi_ignite.bridge.lines import SbiTrainer, private
+from sbi_ignite.bridge.loss_arguments import kept_loss_arguments
 from sbi_ignite.bridge.memory import memory_of
 from sbi_ignite.bridge.ownership import is_sbis_own
 from sbi_ignite.exceptions import ArgumentError, SbiIgniteWarning, SettingsError
-from sbi_ignite.settings import Resolved
+from sbi_ignite.settings import Origin, Resolved
 from sbi_ignite.settings.redaction import shorten
 from sbi_ignite.settings.schedule import same_course
 from sbi_ignite.settings.serialization import plain
@@ -98,7 +99,7 @@ def _check_resume(trainer: Any, call: Call) -> None:
         )
     if settings.train.retrain_from_scratch:
         _two_wishes(call)
-    if call.sbi_compat:
+    if call.sbi_compat and (resume.source == "call" or hasattr(trainer, "optimizer")):
         return
     if not hasattr(trainer, "optimizer"):
         # The run directory itself determines whether there is something to continue.
@@ -111,6 +112,7 @@ def _check_resume(trainer: Any, call: Call) -> None:
                 stacklevel=5,
             )
         return
+    _refuse_other_loss(trainer, call, resume)
     earlier = memory_of(trainer).kept_on_resume
     for name, value in kept_on_resume(settings).items():
         origin = settings.origin(f"train.{name}")
@@ -124,6 +126,23 @@ def _check_resume(trainer: Any, call: Call) -> None:
                 f"{name}={shorten(earlier[name], name)}, which cannot change on the way, got "
                 f"{name}={shorten(value, name)} from {origin} and resume_training=True from "
                 f"{resume}. {advice}, or train anew without resume_training"
+            )
+
+
+def _refuse_other_loss(trainer: Any, call: Call, resume: Origin) -> None:
+    """Refuse to compare the losses of two kinds."""
+    earlier, now = memory_of(trainer).loss_arguments, kept_loss_arguments(trainer, call)
+    for name in earlier.keys() & now.keys():
+        if earlier[name] != now[name]:
+            shown = (
+                "another function"
+                if name == "calibration_kernel"
+                else f"{earlier[name]!r}, got {now[name]!r}"
+            )
+            raise ArgumentError(
+                f"resume_training: the training that is continued has {name}={shown}, and losses "
+                f"of two kinds cannot be compared, with resume_training=True from {resume}. Pass "
+                "the same loss arguments, or train anew without resume_training"
             )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ from sbi_ignite.loggers.locks import alone
 
 if TYPE_CHECKING:
     from sbi_ignite.summary import TrainingSummary
+
+_CALL = re.compile(r"call-(\d+)\.")
+"""How parameters of later rounds and calls begin."""
 
 ID_TAG = "sbi_ignite.id"
 """The tag by which a run is found again; MLflow chooses its own run ids."""
@@ -136,6 +140,7 @@ class Mlflow(Backend):
         self._client.update_run(self._run_id, status="RUNNING", name=self.run_name)
         known = {f"origin.{name}": value for name, value in origins(info).items()}
         self._log_parameters({**parameters(info), **known}, have=run.data.params)
+        self._log_changes(parameters(info), run.data.params)
         self._attach(self._log_record)
         if identity.get("continued"):
             names = ("training_loss", "iteration_loss")
@@ -315,6 +320,21 @@ class Mlflow(Backend):
         ]
         for i in range(0, len(new), _PARAMETERS_A_CALL):
             self._client.log_batch(self._run_id, params=new[i : i + _PARAMETERS_A_CALL])
+
+    def _log_changes(self, values: Mapping[str, Any], have: Mapping[str, str]) -> None:
+        """Log what a later round or call does otherwise, beside parameters that cannot change."""
+        calls = sorted({int(found[1]) for name in have if (found := _CALL.match(name))})
+        latest = dict(have)
+        for number in calls:
+            begin = f"call-{number}."
+            latest.update({n[len(begin) :]: v for n, v in have.items() if n.startswith(begin)})
+        changed = {
+            name: value
+            for name, value in values.items()
+            if name in latest and str(value)[:_LONGEST_PARAMETER] != latest[name]
+        }
+        number = 1 + max(calls, default=1)
+        self._log_parameters({f"call-{number}.{n}": str(v) for n, v in changed.items()}, have=())
 
     def _log_metrics(
         self,

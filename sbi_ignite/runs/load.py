@@ -70,6 +70,10 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         'running'
     """
     path = Path(path)
+    if path.is_file():
+        raise CheckpointError(
+            f"{path}: expected the directory of a run, got a file. Pass {str(path.parent)!r}."
+        )
     rounds = tuple(load_run(folder) for folder in rounds_of(path))
     manifest = read_manifest(path)
     if manifest is None and not rounds:

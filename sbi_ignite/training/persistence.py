@@ -92,6 +92,10 @@ def _validation_data(training: Training) -> list[dict[str, Any]] | None:
     return batches.fingerprint()
 
 
+_NEW_VALUES = "The run goes on with the new ones"
+_OLD_VALUES = "The run is complete, and was trained with the old ones"
+
+
 class NoPersistence:
     """A training without a run directory; it may continue an earlier call of the same process.
 
@@ -242,9 +246,10 @@ class Persistence:
                 continue
             warnings.warn(
                 f"{self._directory.path}: the {what} {self.manifest[key]['name']} reads "
-                f"other values than when this run was last started: {changed}. The run goes on "
-                'with the new ones; start with resume="never" or in another directory to train '
-                "with them from the beginning.",
+                f"other values than when this run was last started: {changed}. "
+                f"{_OLD_VALUES if saved.get('status') == 'complete' else _NEW_VALUES}; start with "
+                'resume="never" or in another directory to train with the new ones from the '
+                "beginning.",
                 SbiIgniteWarning,
                 stacklevel=8,
             )

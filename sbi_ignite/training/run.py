@@ -6,7 +6,8 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from typing import Any, Literal
+from os import PathLike
+from typing import Any, Literal, TypeVar
 
 import torch
 from ignite.utils import manual_seed
@@ -36,12 +37,15 @@ from sbi_ignite.training.shared_pass import PausesBeforeBatches, Share
 from sbi_ignite.training.steps import reads_later
 from sbi_ignite.training.training import Training, assemble
 
+Model = TypeVar("Model", bound=nn.Module)
+"""The class of the module that is trained."""
+
 _LARGEST_SEED_OF_A_USER = 2**32
 
 
 def run_training(
     config: TrainConfig | None,
-    model: nn.Module,
+    model: Model,
     loss_fn: Callable[[Any, Any], Tensor],
     train_loader: Any,
     val_loader: Any | None = None,
@@ -52,8 +56,8 @@ def run_training(
     *,
     logging: Any | None = None,
     early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
-    checkpoint: CheckpointConfig | str | Literal[False] | None = None,
-) -> tuple[nn.Module, TrainingSummary]:
+    checkpoint: CheckpointConfig | str | PathLike[str] | Literal[False] | None = None,
+) -> tuple[Model, TrainingSummary]:
     """Train a torch module and return it, with its best weights, and a summary.
 
     The standalone runner of sbi's enhancement proposal EP-01. It needs no sbi object; trainers of
