@@ -37,7 +37,7 @@ SBI_NAMES = {
 LOSS_KEYWORDS = loss_keywords()
 """sbi's keywords that loss arguments stand for."""
 
-NEW_ARGUMENTS = ("logging", "early_stopping", "checkpoint", "callbacks")
+NEW_ARGUMENTS = ("logging", "early_stopping", "checkpoint", "callbacks", "init_from", "validation")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Call:
         ema_loss_decay: Weight of the newest loss in sbi's running averages of vector fields.
         callbacks: Users' callbacks and ignite handlers.
         sbi_form: Whether the call has only sbi's keywords.
+        init_from: Where the first weights come from; None leaves those that the network has.
+        validation: The user's own validation set; None splits the simulations.
     """
 
     trainer: Any
@@ -63,6 +65,8 @@ class Call:
     ema_loss_decay: float
     callbacks: Sequence[Any]
     sbi_form: bool = False
+    init_from: Any = None
+    validation: Any = None
 
     @property
     def sbi_compat(self) -> bool:
@@ -125,6 +129,8 @@ def parse_call(
         ema_loss_decay=sbi.get("ema_loss_decay", 0.1),
         callbacks=as_callbacks(new["callbacks"]),
         sbi_form=config is None,
+        init_from=new["init_from"],
+        validation=new["validation"],
     )
 
 

@@ -43,7 +43,12 @@ _logger = python_logging.getLogger("sbi_ignite.data")
 
 
 def split(
-    trainer: Any, call: Call, x: Tensor, validation_fraction: float, keep: bool = False
+    trainer: Any,
+    call: Call,
+    x: Tensor,
+    validation_fraction: float,
+    keep: bool = False,
+    validation: Sequence[Tensor] | None = None,
 ) -> None:
     """Set `train_indices` and `val_indices` of a trainer.
 
@@ -53,13 +58,17 @@ def split(
         x: Simulated data, shape (num_rows, ...).
         validation_fraction: Share of the rows kept for validation.
         keep: Keep the split of an earlier call.
+        validation: The user's own validation set, beside which all valid rows are trained on.
     """
-    rows = _valid_rows(x, call.exclude_invalid_x)
+    rows = valid_rows(x, call.exclude_invalid_x)
     # A script that always passes resume_training=True must be able to start.
     by_the_call = call.settings.origin("train.resume_training").source == "call"
     keep = keep and ((call.sbi_compat and by_the_call) or hasattr(trainer, "train_indices"))
     at_least, origin = call.family.rows_needed, call.settings.origin("train.validation_fraction")
-    if not keep:
+    if validation is not None and not keep:
+        # One draw, as for a split, so that the network built next is the same one.
+        trainer.train_indices, trainer.val_indices = rows[torch.randperm(len(rows))], rows[:0]
+    elif not keep:
         # A default fraction adapts to few rows; an explicit one, or sbi's form, does not.
         adapts = not call.sbi_compat and origin.source == "default"
         trainer.train_indices, trainer.val_indices = split_rows(
@@ -69,11 +78,24 @@ def split(
     if keep and not call.sbi_compat and sum(sizes) != len(rows):
         raise _grown(sum(sizes), len(rows))
     at_least_train = 0 if call.sbi_compat else _ROWS_TO_MEASURE
+    if validation is not None:
+        sizes = sizes[0], len(validation[0])
+        _check_training_rows(sizes[0], max(at_least, at_least_train))
+        _check_batch_size(call, *sizes)
+        return
     check_split(*sizes, at_least, validation_fraction, origin.where, at_least_train)
     _check_batch_size(call, *sizes)
 
 
-def _valid_rows(x: Tensor, exclude_invalid_x: bool | None) -> Tensor:
+def _check_training_rows(num_train: int, at_least: int) -> None:
+    if num_train < at_least:
+        raise DataError(
+            f"The training set would have {num_train} simulations beside the given validation set, "
+            f"expected at least {at_least}. Add simulations."
+        )
+
+
+def valid_rows(x: Tensor, exclude_invalid_x: bool | None) -> Tensor:
     """Return the indices of the rows that may be trained on, shape (num_rows,)."""
     rows = torch.arange(len(x))
     if exclude_invalid_x is None:
@@ -151,6 +173,7 @@ def make_loaders(
     batch_size: int,
     validation_fraction: float,
     dataloader_kwargs: Mapping[str, Any] | None,
+    validation: Sequence[Tensor] | None = None,
 ) -> tuple[Any, Any]:
     """Return batches over the trainer's split: in sbi's order, or every row and in a fixed order.
 
@@ -161,11 +184,30 @@ def make_loaders(
         batch_size: Rows in a batch, at most.
         validation_fraction: Share of the rows kept for validation.
         dataloader_kwargs: Users' arguments for torch's DataLoader; None slices batches by index.
+        validation: Tensors of the user's own validation set, all rows of which are validated on;
+            None takes the trainer's `val_indices` of `tensors`.
     """
     train_rows, val_rows = trainer.train_indices, trainer.val_indices
     device = indexed(private(trainer).device)
     if dataloader_kwargs is None:
         tensors = placed(tensors, device)
+        validation = None if validation is None else placed(validation, device)
+    held_out = tensors
+    if validation is not None:
+        held_out, val_rows = validation, torch.arange(len(validation[0]))
+    if call.sbi_compat and validation is not None:
+        train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
+        if dataloader_kwargs is not None:
+            with refused_by_torch(dataloader_kwargs, call):
+                return (
+                    _sbis_loader(tensors, train_rows, train_size, dataloader_kwargs),
+                    _sbis_loader(held_out, val_rows, val_size, dataloader_kwargs),
+                )
+        return _delivered_on(
+            device,
+            SbiOrderBatches(tensors, train_rows, train_size),
+            SbiOrderBatches(held_out, val_rows, val_size),
+        )
     if call.sbi_compat:
         # As in sbi, sizes follow the fraction even if the split is that of an earlier call.
         num_rows = (
@@ -173,26 +215,26 @@ def make_loaders(
         )
         num_train = int((1 - validation_fraction) * num_rows)
         train = SbiOrderBatches(tensors, train_rows, min(batch_size, num_train))
-        validation = SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train))
+        held_out_batches = SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train))
         known = len(train_rows) + len(val_rows)
-        if known != len(tensors[0]) and not (len(train) and len(validation)):
+        if known != len(tensors[0]) and not (len(train) and len(held_out_batches)):
             raise _grown(known, len(tensors[0]))  # sbi divides by zero
-        return _delivered_on(device, train, validation)
+        return _delivered_on(device, train, held_out_batches)
     train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
     seed = _seed_of_the_order()
     if dataloader_kwargs is None:
         if _any_batch_will_do(trainer, call, train_size):
-            val_size = min(_large_batch(tensors, val_size, device), len(val_rows))
+            val_size = min(_large_batch(held_out, val_size, device), len(val_rows))
         return _delivered_on(
             device,
             ShuffledBatches(tensors, train_rows, train_size, seed),
-            OrderedBatches(tensors, val_rows, val_size),
+            OrderedBatches(held_out, val_rows, val_size),
         )
     said = {name: value for name, value in dataloader_kwargs.items() if value is not None}
     with refused_by_torch(said, call):
         return (
             _training_loader(tensors, BatchIndices(train_rows, train_size, seed), said),
-            _validation_loader(tensors, BatchIndices(val_rows, val_size, None), said),
+            _validation_loader(held_out, BatchIndices(val_rows, val_size, None), said),
         )
 
 
@@ -288,6 +330,15 @@ def _validation_loader(
     others = {name: value for name, value in said.items() if name not in _ABOUT_BATCHES}
     indices = BatchIndices(indices.indices, size, None)
     return EvenLoader(TensorDataset(*tensors), batch_sampler=indices, **others)
+
+
+def _sbis_loader(
+    tensors: Sequence[Tensor], rows: Tensor, batch_size: int, dataloader_kwargs: Mapping[str, Any]
+) -> DataLoader[Any]:
+    """Return a DataLoader over some rows as sbi makes them, in random order without the rest."""
+    sampler = torch.utils.data.SubsetRandomSampler(rows.tolist())
+    own = {"batch_size": batch_size, "drop_last": True, "sampler": sampler}
+    return DataLoader(TensorDataset(*tensors), **{**own, **dataloader_kwargs})
 
 
 class EvenLoader(DataLoader[Any]):

@@ -17,7 +17,7 @@ from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError, SbiI
 from sbi_ignite.handlers.checkpoint import CheckpointHandler, ends_epoch
 from sbi_ignite.handlers.signals import StopOnSignals
 from sbi_ignite.runs.directory import RunDirectory
-from sbi_ignite.runs.fingerprint import FUNCTIONS, differences
+from sbi_ignite.runs.fingerprint import FUNCTIONS, INIT_FROM, differences
 from sbi_ignite.runs.loss_record import changed_variables
 from sbi_ignite.runs.machine import changes, in_words
 from sbi_ignite.runs.manifest import RESUMES, TORCH_SEED, make_manifest
@@ -226,7 +226,7 @@ class Persistence:
             self._warn_of_loss(saved)
             now = self.manifest.get(TORCH_SEED)
             self.torch_seeds = saved.get(TORCH_SEED, now), now
-            kept = {name: saved[name] for name in (RESUMES, TORCH_SEED) if name in saved}
+            kept = {name: saved[name] for name in (RESUMES, TORCH_SEED, INIT_FROM) if name in saved}
             self.manifest = {**self.manifest, **kept}
         checkpoint = directory.latest()
         if checkpoint is None and self._config.resume == "must":

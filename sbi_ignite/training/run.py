@@ -27,6 +27,7 @@ from sbi_ignite.handlers.callbacks import as_callbacks
 from sbi_ignite.handlers.signals import StoppedInLoader
 from sbi_ignite.kernels.denormals import denormals_as_zeros
 from sbi_ignite.loggers import RunInfo
+from sbi_ignite.runs.fingerprint import INIT_FROM, VALIDATION_DATA
 from sbi_ignite.settings import CheckpointConfig, EarlyStopping, TrainConfig, resolve
 from sbi_ignite.summary import TrainingSummary
 from sbi_ignite.training.checks import check_arguments
@@ -409,6 +410,8 @@ def _summary(
     """Return the summary of a training that has ended."""
     state, history = training.state, training.state.history
     reason = state.stop_reason or "callback"
+    known = {**training.hooks.place.manifest, **files.manifest}
+    validation = training.hooks.place.manifest.get(VALIDATION_DATA)
     return TrainingSummary(
         method=training.method,
         epochs_trained=state.epoch,
@@ -419,6 +422,7 @@ def _summary(
         learning_rate=tuple(history.learning_rate),
         gradient_norm=tuple(history.gradient_norm),
         epoch_durations_sec=tuple(history.epoch_durations_sec),
+        stage=history.stages,
         stop_reason=reason,
         stop_message=state.stop_message,
         complete=reason not in ("time_limit", "signal"),
@@ -429,4 +433,7 @@ def _summary(
         executor_reason=how.reason,
         config=training.settings.to_dict(),
         validated=state.validated,
+        metrics={name: tuple(v.items()) for name, v in history.metrics.items()},
+        init_from=known.get(INIT_FROM),
+        validation_set=None if validation is None else {"data": validation},
     )
