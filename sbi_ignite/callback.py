@@ -43,6 +43,12 @@ class History:
         patience_left: `TrainingState.patience_left` at the end of the epoch; NaN for None.
         metrics: What callbacks logged: for each name the values by epoch, counted from 1.
         stage: Number of the stage that the epoch belongs to, from 1; NaN without stages.
+
+    Example:
+        >>> history = History()
+        >>> history.append(training_loss=0.7, validation_loss=0.5)
+        >>> history.validation_loss
+        [0.5]
     """
 
     training_loss: list[float] = field(default_factory=list)

@@ -39,6 +39,15 @@ def load_estimator(
             build the network.
         CheckpointMismatchError: If `build`, or the installed sbi, makes a different network from
             the run's.
+
+    Example:
+        >>> theta = torch.rand(60, 2)
+        >>> inference = NPE(show_progress_bars=False).append_simulations(theta, theta)
+        >>> trained = inference.train(TrainConfig(max_epochs=1), checkpoint="runs/to_load")
+        >>> estimator = load_estimator("runs/to_load")
+        >>> x = torch.zeros(1, 2)
+        >>> torch.equal(estimator.log_prob(theta[:, None], x), trained.log_prob(theta[:, None], x))
+        True
     """
     folder, manifest, best = weights_of_run(Path(path))
     description = manifest.get("estimator")

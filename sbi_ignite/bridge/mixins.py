@@ -73,9 +73,9 @@ class IgniteTrainer:
             NonFiniteLossError: If a loss is NaN or infinite; the best weights so far are kept.
 
         Example:
-            >>> inference = NPE()  # doctest: +SKIP
-            >>> inference.append_simulations(theta, x)  # doctest: +SKIP
-            >>> inference.train(TrainConfig(max_epochs=100), LossArgsNPE())  # doctest: +SKIP
+            >>> theta = torch.rand(60, 2)
+            >>> inference = NPE(show_progress_bars=False).append_simulations(theta, theta)
+            >>> estimator = inference.train(TrainConfig(max_epochs=1), LossArgsNPE())
         """
         new = {
             "logging": logging,

@@ -133,6 +133,10 @@ def say_how_it_ended(trainer: Any, call: Call) -> None:
     if not private(trainer).shows_progress or call.logs_to_screen:
         return
     summary = trainer.training_summary
+    if not trainer.epoch:
+        said = f"Training ended before the end of its first epoch ({summary.ended_by})."
+        print("\r", said, end="")
+        return
     last = ", ".join(f"{kind} loss {loss:.4f}" for kind, loss in summary.last_losses.items())
     print(
         "\r",

@@ -34,6 +34,10 @@ class Run:
         metrics: One row per finished epoch.
         summary: The summary, None while the run is not complete.
         rounds: The runs in round-1/, round-2/, … below the directory.
+
+    Example:
+        >>> Run(Path("runs/exp1"), {"status": "interrupted"}, [], None).status
+        'interrupted'
     """
 
     path: Path
