@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import sbi.inference as sbi_inference
@@ -10,8 +11,9 @@ from torch import Tensor
 from typing_extensions import Self
 
 from sbi_ignite.bridge import marginal, train
+from sbi_ignite.bridge.arguments import Call, parse_call
 from sbi_ignite.bridge.lines import ReplacedLoop
-from sbi_ignite.bridge.options import refuse_arguments
+from sbi_ignite.bridge.options import check_call, refuse_arguments
 from sbi_ignite.bridge.stored import append_simulations_from
 from sbi_ignite.summary import TrainingSummary
 
@@ -32,6 +34,8 @@ class IgniteTrainer:
         early_stopping: Any | None = None,
         checkpoint: Any | None = None,
         callbacks: Iterable[Any] = (),
+        init_from: Any | None = None,
+        validation: Any | None = None,
         **kwargs: Any,
     ) -> Any:
         """Train and return the estimator, with the best weights in it.
@@ -46,6 +50,13 @@ class IgniteTrainer:
             early_stopping: An `EarlyStopping`, or a list of them of which any one stops.
             checkpoint: A `CheckpointConfig`, or the directory of the run; False for none.
             callbacks: Objects with methods of `Callback`, or with ignite's `attach(engine)`.
+            init_from: Weights to begin with: the run directory of an earlier training, a state
+                dict, or an estimator, of the same architecture. Its z-scoring comes along. A
+                training that is resumed does not read them again.
+            validation: A validation set of your own, `(theta, x)` (MarginalTrainer: `x`), in place
+                of a share of the simulations, all of which are then trained on. In later rounds of
+                a sequential method its rows count as draws from the proposal, unless a third entry
+                says which are from the prior, shape (num_rows,).
             **kwargs: sbi's keywords of this method's `train()`, `exclude_invalid_x`,
                 `train_config`, `loss_args`.
 
@@ -56,19 +67,23 @@ class IgniteTrainer:
             ArgumentError: If an argument is unknown, of the wrong type, or given twice.
             SettingsError: If a value is not valid.
             NoSimulationsError: If there is nothing to train on.
-            DataError: If the data cannot be split or has invalid rows that may not be dropped.
+            DataError: If the data cannot be split, has invalid rows that may not be dropped, or
+                does not fit to the validation set.
+            CheckpointError: If `init_from` names a directory without weights.
             NonFiniteLossError: If a loss is NaN or infinite; the best weights so far are kept.
 
         Example:
-            >>> inference = NPE()  # doctest: +SKIP
-            >>> inference.append_simulations(theta, x)  # doctest: +SKIP
-            >>> inference.train(TrainConfig(max_epochs=100), LossArgsNPE())  # doctest: +SKIP
+            >>> theta = torch.rand(60, 2)
+            >>> inference = NPE(show_progress_bars=False).append_simulations(theta, theta)
+            >>> estimator = inference.train(TrainConfig(max_epochs=1), LossArgsNPE())
         """
         new = {
             "logging": logging,
             "early_stopping": early_stopping,
             "checkpoint": checkpoint,
             "callbacks": callbacks,
+            "init_from": init_from,
+            "validation": validation,
         }
         carry_out = (
             marginal.train if isinstance(self, sbi_inference.MarginalTrainer) else train.train
@@ -142,6 +157,29 @@ class PretrainedTrainer:
         """
         refuse_arguments(self, args, kwargs)
         return method_behind(type(self), "train")(self)
+
+
+def check_train_call(trainer: Any, arguments: Mapping[str, Any]) -> Call:
+    """Check a call of `train()` without carrying it out.
+
+    Args:
+        trainer: A trainer, of `sbi_ignite` or of sbi.
+        arguments: Its arguments by name.
+
+    Returns:
+        The parsed call.
+
+    Raises:
+        ArgumentError: See `IgniteTrainer.train`, likewise the others.
+        SettingsError: If a value is not valid.
+        NoSimulationsError: If there is nothing to train on.
+    """
+    ours = isinstance(trainer, IgniteTrainer)
+    found = method_behind(type(trainer), "train") if ours else type(trainer).train
+    call = parse_call(trainer, inspect.unwrap(found), (), arguments)
+    train.check_simulations(trainer)
+    check_call(trainer, call)
+    return call
 
 
 def method_behind(cls: type, name: str) -> Any:

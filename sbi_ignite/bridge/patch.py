@@ -97,7 +97,16 @@ def patch_sbi() -> Patch:
 
 
 def unpatch_sbi() -> None:
-    """Restore sbi exactly as it was; without a patch, do nothing."""
+    """Restore sbi exactly as it was; without a patch, do nothing.
+
+    Example:
+        >>> import sbi.inference
+        >>> before = sbi.inference.NPE_C.train
+        >>> undo = patch_sbi()
+        >>> unpatch_sbi()
+        >>> sbi.inference.NPE_C.train is before
+        True
+    """
     global _permanent
     with _lock:
         _permanent = False
