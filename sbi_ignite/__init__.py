@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from sbi_ignite.callback import Callback as Callback
     from sbi_ignite.callback import History as History
     from sbi_ignite.callback import TrainingState as TrainingState
+    from sbi_ignite.diagnostics import SBC as SBC
+    from sbi_ignite.diagnostics import Coverage as Coverage
+    from sbi_ignite.diagnostics import ParameterCheck as ParameterCheck
+    from sbi_ignite.diagnostics import PosteriorCheck as PosteriorCheck
+    from sbi_ignite.diagnostics import PosteriorPairplot as PosteriorPairplot
+    from sbi_ignite.diagnostics import check_posterior as check_posterior
     from sbi_ignite.exceptions import ArgumentError as ArgumentError
     from sbi_ignite.exceptions import CheckpointError as CheckpointError
     from sbi_ignite.exceptions import CheckpointMismatchError as CheckpointMismatchError
@@ -51,6 +57,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "callback": "Callback History TrainingState",
+    "diagnostics": ("Coverage ParameterCheck PosteriorCheck PosteriorPairplot SBC check_posterior"),
     "training.run": "run_training",
     "exceptions": (
         "ArgumentError CheckpointError CheckpointMismatchError DataError MissingPackageError "

@@ -38,7 +38,7 @@ SBI_NAMES = {
 LOSS_KEYWORDS = loss_keywords()
 """sbi's keywords that loss arguments stand for."""
 
-NEW_ARGUMENTS = ("logging", "early_stopping", "checkpoint", "callbacks")
+NEW_ARGUMENTS = ("logging", "early_stopping", "checkpoint", "callbacks", "init_from", "validation")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Call:
         callbacks: Users' callbacks and ignite handlers.
         sbi_form: Whether the call has only sbi's keywords.
         world: The processes that carry it out together.
+        init_from: Where the first weights come from; None leaves those that the network has.
+        validation: The user's own validation set; None splits the simulations.
     """
 
     trainer: Any
@@ -66,6 +68,8 @@ class Call:
     callbacks: Sequence[Any]
     sbi_form: bool = False
     world: World = ONE
+    init_from: Any = None
+    validation: Any = None
 
     @property
     def sbi_compat(self) -> bool:
@@ -128,6 +132,8 @@ def parse_call(
         ema_loss_decay=sbi.get("ema_loss_decay", 0.1),
         callbacks=as_callbacks(new["callbacks"]),
         sbi_form=config is None,
+        init_from=new["init_from"],
+        validation=new["validation"],
     )
 
 

@@ -45,7 +45,12 @@ _logger = python_logging.getLogger("sbi_ignite.data")
 
 
 def split(
-    trainer: Any, call: Call, x: Tensor, validation_fraction: float, keep: bool = False
+    trainer: Any,
+    call: Call,
+    x: Tensor,
+    validation_fraction: float,
+    keep: bool = False,
+    validation: Sequence[Tensor] | None = None,
 ) -> None:
     """Set `train_indices` and `val_indices` of a trainer.
 
@@ -55,13 +60,18 @@ def split(
         x: Simulated data, shape (num_rows, ...).
         validation_fraction: Share of the rows kept for validation.
         keep: Keep the split of an earlier call.
+        validation: The user's own validation set, beside which all valid rows are trained on.
     """
-    rows = _valid_rows(x, call.exclude_invalid_x)
+    rows = valid_rows(x, call.exclude_invalid_x)
     # A script that always passes resume_training=True must be able to start.
-    keep = keep and (call.sbi_compat or hasattr(trainer, "train_indices"))
+    by_the_call = call.settings.origin("train.resume_training").source == "call"
+    keep = keep and ((call.sbi_compat and by_the_call) or hasattr(trainer, "train_indices"))
     at_least, origin = call.family.rows_needed, call.settings.origin("train.validation_fraction")
     in_parts = holds_part(call)
-    if not keep:
+    if validation is not None and not keep:
+        # One draw, as for a split, so that the network built next is the same one.
+        trainer.train_indices, trainer.val_indices = rows[torch.randperm(len(rows))], rows[:0]
+    elif not keep:
         # A default fraction adapts to few rows; an explicit one, or sbi's form, does not.
         adapts = not call.sbi_compat and origin.source == "default"
         counts = call.world.gather(len(rows)) if in_parts else [len(rows)]
@@ -78,6 +88,11 @@ def split(
         first, second = call.world.sums(*sizes)
         sizes = int(first), int(second)
     at_least_train = 0 if call.sbi_compat else _ROWS_TO_MEASURE
+    if validation is not None:
+        sizes = sizes[0], len(validation[0])
+        _check_training_rows(sizes[0], max(at_least, at_least_train))
+        _check_batch_size(call, *sizes)
+        return
     check_split(*sizes, at_least, validation_fraction, origin.where, at_least_train)
     _check_batch_size(call, *sizes)
 
@@ -105,7 +120,15 @@ def _part_of(chosen: Tensor, rows: Tensor, begin: int) -> Tensor:
     return rows[chosen[own] - begin]
 
 
-def _valid_rows(x: Tensor, exclude_invalid_x: bool | None) -> Tensor:
+def _check_training_rows(num_train: int, at_least: int) -> None:
+    if num_train < at_least:
+        raise DataError(
+            f"The training set would have {num_train} simulations beside the given validation set, "
+            f"expected at least {at_least}. Add simulations."
+        )
+
+
+def valid_rows(x: Tensor, exclude_invalid_x: bool | None) -> Tensor:
     """Return the indices of the rows that may be trained on, shape (num_rows,)."""
     rows = torch.arange(len(x))
     if exclude_invalid_x is None:
@@ -183,6 +206,7 @@ def make_loaders(
     batch_size: int,
     validation_fraction: float,
     dataloader_kwargs: Mapping[str, Any] | None,
+    validation: Sequence[Tensor] | None = None,
 ) -> tuple[Any, Any]:
     """Return batches over the trainer's split: in sbi's order, or every row and in a fixed order.
 
@@ -193,13 +217,34 @@ def make_loaders(
         batch_size: Rows in a batch, at most.
         validation_fraction: Share of the rows kept for validation.
         dataloader_kwargs: Users' arguments for torch's DataLoader; None slices batches by index.
+        validation: Tensors of the user's own validation set, all rows of which are validated on;
+            None takes the trainer's `val_indices` of `tensors`.
     """
     train_rows, val_rows = trainer.train_indices, trainer.val_indices
     if holds_part(call):
-        return _loaders_of_part(trainer, call, tensors, batch_size, dataloader_kwargs)
+        return _loaders_of_part(
+            trainer, call, tensors, batch_size, dataloader_kwargs, validation is not None
+        )
     device = indexed(private(trainer).device)
     if dataloader_kwargs is None:
         tensors = placed(tensors, device)
+        validation = None if validation is None else placed(validation, device)
+    held_out = tensors
+    if validation is not None:
+        held_out, val_rows = validation, torch.arange(len(validation[0]))
+    if call.sbi_compat and validation is not None:
+        train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
+        if dataloader_kwargs is not None:
+            with refused_by_torch(dataloader_kwargs, call):
+                return (
+                    _sbis_loader(tensors, train_rows, train_size, dataloader_kwargs),
+                    _sbis_loader(held_out, val_rows, val_size, dataloader_kwargs),
+                )
+        return _delivered_on(
+            device,
+            SbiOrderBatches(tensors, train_rows, train_size),
+            SbiOrderBatches(held_out, val_rows, val_size),
+        )
     if call.sbi_compat:
         # As in sbi, sizes follow the fraction even if the split is that of an earlier call.
         num_rows = (
@@ -207,25 +252,26 @@ def make_loaders(
         )
         num_train = int((1 - validation_fraction) * num_rows)
         train = SbiOrderBatches(tensors, train_rows, min(batch_size, num_train))
-        validation = SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train))
+        held_out_batches = SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train))
         known = len(train_rows) + len(val_rows)
-        if known != len(tensors[0]) and not (len(train) and len(validation)):
+        if known != len(tensors[0]) and not (len(train) and len(held_out_batches)):
             raise _grown(known, len(tensors[0]))  # sbi divides by zero
-        return _delivered_on(device, train, validation)
+        return _delivered_on(device, train, held_out_batches)
     train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
     seed = _seed_of_the_order()
     if dataloader_kwargs is None:
         if _any_batch_will_do(trainer, call, train_size):
-            val_size = min(_large_batch(tensors, val_size, device), len(val_rows))
+            val_size = min(_large_batch(held_out, val_size, device), len(val_rows))
         return _delivered_on(
             device,
             ShuffledBatches(tensors, train_rows, train_size, seed),
-            OrderedBatches(tensors, val_rows, val_size),
+            OrderedBatches(held_out, val_rows, val_size),
         )
-    with refused_by_torch(dataloader_kwargs, call):
+    said = {name: value for name, value in dataloader_kwargs.items() if value is not None}
+    with refused_by_torch(said, call):
         return (
-            _torch_loader(tensors, BatchIndices(train_rows, train_size, seed), dataloader_kwargs),
-            _torch_loader(tensors, BatchIndices(val_rows, val_size, None), dataloader_kwargs),
+            _training_loader(tensors, BatchIndices(train_rows, train_size, seed), said),
+            _validation_loader(held_out, BatchIndices(val_rows, val_size, None), said),
         )
 
 
@@ -235,12 +281,14 @@ def _loaders_of_part(
     tensors: Sequence[Tensor],
     batch_size: int,
     dataloader_kwargs: Mapping[str, Any] | None,
+    has_validation: bool,
 ) -> tuple[Any, Any]:
     """Return batches over the rows that only this process has; see `make_loaders`."""
     origin = call.settings.origin("train.shards").where
     for name, unwanted in (
         ("sbi_compat", call.sbi_compat),
         ("dataloader_kwargs", dataloader_kwargs is not None),
+        ("validation", has_validation),
     ):
         if unwanted:
             raise SettingsError(
@@ -327,16 +375,44 @@ def _large_batch(tensors: Sequence[Tensor], batch_size: int, device: torch.devic
     return max(batch_size, min(rows, _VALIDATION_NUMBERS // numbers))
 
 
-def _torch_loader(
-    tensors: Sequence[Tensor], indices: BatchIndices, dataloader_kwargs: Mapping[str, Any]
+_ABOUT_BATCHES = frozenset({"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"})
+"""Arguments of torch's DataLoader that decide which rows a batch has."""
+
+
+def _training_loader(
+    tensors: Sequence[Tensor], indices: BatchIndices, said: Mapping[str, Any]
 ) -> DataLoader[Any]:
-    """Return a DataLoader with users' arguments, by default over every row in even batches."""
-    own_batches = {"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"}
-    if own_batches & set(dataloader_kwargs):
+    """Return a DataLoader with users' arguments, by default over every row in even batches.
+
+    Rows are shuffled unless a sampler or `shuffle=False` says otherwise. Row numbers of samplers
+    are positions among the training rows.
+    """
+    if _ABOUT_BATCHES & set(said):
         subset = torch.utils.data.Subset(TensorDataset(*tensors), indices.indices.tolist())
-        size = {} if "batch_sampler" in dataloader_kwargs else {"batch_size": indices.batch_size}
-        return DataLoader(subset, **{**size, **dataloader_kwargs})
-    return EvenLoader(TensorDataset(*tensors), batch_sampler=indices, **dataloader_kwargs)
+        if "batch_sampler" in said:
+            return DataLoader(subset, **said)
+        order = {} if "sampler" in said else {"shuffle": True}
+        return DataLoader(subset, **{"batch_size": indices.batch_size, **order, **said})
+    return EvenLoader(TensorDataset(*tensors), batch_sampler=indices, **said)
+
+
+def _validation_loader(
+    tensors: Sequence[Tensor], indices: BatchIndices, said: Mapping[str, Any]
+) -> DataLoader[Any]:
+    """Return a DataLoader of every validation row in a fixed order, with users' other arguments."""
+    size = min(said.get("batch_size") or indices.batch_size, len(indices.indices))
+    others = {name: value for name, value in said.items() if name not in _ABOUT_BATCHES}
+    indices = BatchIndices(indices.indices, size, None)
+    return EvenLoader(TensorDataset(*tensors), batch_sampler=indices, **others)
+
+
+def _sbis_loader(
+    tensors: Sequence[Tensor], rows: Tensor, batch_size: int, dataloader_kwargs: Mapping[str, Any]
+) -> DataLoader[Any]:
+    """Return a DataLoader over some rows as sbi makes them, in random order without the rest."""
+    sampler = torch.utils.data.SubsetRandomSampler(rows.tolist())
+    own = {"batch_size": batch_size, "drop_last": True, "sampler": sampler}
+    return DataLoader(TensorDataset(*tensors), **{**own, **dataloader_kwargs})
 
 
 class EvenLoader(DataLoader[Any]):

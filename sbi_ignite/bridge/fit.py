@@ -13,19 +13,22 @@ from typing import Any
 import torch
 from ignite.engine import Engine
 
-from sbi_ignite.bridge.arguments import LOSS_KEYWORDS, Call
+from sbi_ignite.bridge.arguments import Call
 from sbi_ignite.bridge.batches import holds_part
 from sbi_ignite.bridge.convergence import rules_of
 from sbi_ignite.bridge.in_context import InContext
+from sbi_ignite.bridge.initial_weights import load_initial_weights
 from sbi_ignite.bridge.lines import SbiTrainer, private
+from sbi_ignite.bridge.loss_arguments import check_kernel, kept_loss_arguments, loss_arguments
 from sbi_ignite.bridge.memory import Round, memory_of
 from sbi_ignite.bridge.network_builder import rows_for_builder
 from sbi_ignite.bridge.networks import describe_network
 from sbi_ignite.bridge.options import kept_on_resume
-from sbi_ignite.bridge.rounds import begin_round, directory_of, end_round
+from sbi_ignite.bridge.rounds import begin_round, directory_of, end_round, next_round
 from sbi_ignite.bridge.sbi_summary import TrainerRecords, TrainersTracker
 from sbi_ignite.bridge.traceable import is_traceable
 from sbi_ignite.callback import TrainingState
+from sbi_ignite.data.fingerprint import fingerprint_data
 from sbi_ignite.data.foreign import WholePass, as_batches
 from sbi_ignite.data.in_memory import InMemoryBatches
 from sbi_ignite.data.shards import sharded
@@ -42,8 +45,9 @@ from sbi_ignite.kernels.splines import (
 from sbi_ignite.kernels.tanh import TanhBySigmoid, has_tanh
 from sbi_ignite.methods.base import Loss
 from sbi_ignite.methods.nre import BalancedRatioLoss
-from sbi_ignite.methods.table import method_of
 from sbi_ignite.optim.make import make_optimizer
+from sbi_ignite.runs.directory import read_manifest
+from sbi_ignite.runs.fingerprint import INIT_FROM, VALIDATION_DATA
 from sbi_ignite.runs.loss_record import describe_loss
 from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.training.checks import check_loader
@@ -102,6 +106,7 @@ def fit(
     own, memory, config = private(trainer), memory_of(trainer), call.settings.train
     net = own.network
     net.to(own.device)
+    _load_initial_weights(trainer, call, train_loader)
     state, resume_from = _start(trainer, call)
     rules, best = rules_of(trainer, call, continued=state.epoch > 0)
     now = begin_round(trainer, config.resume_training)
@@ -111,6 +116,7 @@ def fit(
     if call.world is not ONE:
         train_batches = _share_of(call, loss, train_batches)
         val_batches = _share_of(call, loss, val_batches)
+    check_kernel(trainer, call, train_batches)
     place = Place(
         method=type(trainer).__name__,
         directory=directory_of(trainer, call, now, train_batches),
@@ -259,15 +265,41 @@ class SbiHooks(TrainingHooks):
         memory_of(self._trainer).snapshot = snapshot
 
 
+def _load_initial_weights(trainer: Any, call: Call, train_loader: Any) -> None:
+    """Load the weights that the call names, unless it continues a training."""
+    memory, config = memory_of(trainer), call.settings.train
+    if config.resume_training and hasattr(trainer, "optimizer"):
+        return
+
+    def has_begun() -> bool:
+        checkpoint = call.settings.checkpoint
+        if checkpoint is None or checkpoint.resume == "never":
+            return False
+        now = next_round(trainer, config.resume_training)
+        directory = directory_of(trainer, call, now, as_batches(train_loader))
+        return directory is not None and read_manifest(directory) is not None
+
+    memory.init_from = None
+    if call.init_from is not None:
+        network = private(trainer).network
+        memory.init_from = load_initial_weights(network, call.init_from, has_begun)
+
+
 def _manifest(trainer: Any, call: Call, now: Round, batches: Batches) -> dict[str, Any]:
     """Return what a run directory records about the trainer."""
-    manifest = {"round": now.index, "loss_arguments": _loss_arguments(trainer, call)}
+    memory = memory_of(trainer)
+    manifest = {
+        "round": now.index,
+        "loss_arguments": loss_arguments(trainer, call),
+        INIT_FROM: memory.init_from,
+    }
+    if memory.validation is not None:
+        manifest[VALIDATION_DATA] = fingerprint_data(memory.validation)
     kernel = call.keywords.get("calibration_kernel")
     if kernel is not None:
         manifest["calibration_kernel"] = describe_loss(kernel)
     if call.settings.checkpoint is None:
         return manifest
-    memory = memory_of(trainer)
     if memory.network is None or call.settings.train.retrain_from_scratch:
         # Masks come third and do not concern a builder, which sees only training rows.
         tensors = (batches.tensors or ())[:2]
@@ -282,22 +314,10 @@ def _trackers(trainer: Any, call: Call) -> list[TrainersTracker]:
     return [] if unwanted else [TrainersTracker(trainer)]
 
 
-def _loss_arguments(trainer: Any, call: Call) -> dict[str, Any]:
-    """Return all loss arguments of a method, as plain data."""
-    defaults = dict(method_of(type(trainer)).loss_args())
-    known = {**defaults, **call.keywords}
-    plain = (bool, int, float, str, type(None))
-    return {
-        name: known[name] if isinstance(known[name], plain) else type(known[name]).__name__
-        for name in LOSS_KEYWORDS
-        if name in known
-    }
-
-
 def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] | None]:
     """Return the state from which training counts on, and the snapshot that it continues from."""
     own, memory, config = private(trainer), memory_of(trainer), call.settings.train
-    state, earlier = TrainingState(model=own.network), memory.state
+    state, earlier = TrainingState(model=own.network, trainer=trainer), memory.state
     if not config.resume_training or not hasattr(trainer, "optimizer"):
         parameters = own.trained_parameters() if config.sbi_compat else own.network.parameters()
         trainer.optimizer = make_optimizer(config, parameters)
@@ -305,11 +325,13 @@ def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] |
         memory.state, memory.snapshot = state, None
         memory.rate = rates_of(trainer.optimizer)[0]
         memory.kept_on_resume = kept_on_resume(call.settings)
+        memory.loss_arguments = kept_loss_arguments(trainer, call)
         return state, None
     state.epoch = trainer.epoch
     if earlier is not None:
         state.history, state.best_epoch = deepcopy(earlier.history), earlier.best_epoch
         state.iteration = earlier.iteration
+        state.metrics = dict(earlier.metrics)
     memory.state = state  # now, so that a later call finds it even after an exception
     if config.sbi_compat or memory.snapshot is None:
         return state, None

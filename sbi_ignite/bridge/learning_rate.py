@@ -21,13 +21,14 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from sbi_ignite.bridge.lines import can_train, private
 from sbi_ignite.bridge.memory import TrainerMemory
+from sbi_ignite.bridge.no_tracker import NoTracker
 from sbi_ignite.bridge.patch import patch_sbi
 from sbi_ignite.callback import Callback, TrainingState
 from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, SettingsError
 from sbi_ignite.methods.base import LossArgs
+from sbi_ignite.pictures import shown_in_notebooks
 from sbi_ignite.random_state import random_states, set_random_states
 from sbi_ignite.settings import EarlyStopping, TrainConfig
-from sbi_ignite.summary import shown_in_notebooks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -190,21 +191,9 @@ def _stand_in(trainer: Any) -> Any:
     """Return a trainer that shares the simulations, with its own networks and records."""
     twin = object.__new__(type(trainer))  # copying the usual way would warn about the tracker
     vars(twin).update({name: _own(value) for name, value in vars(trainer).items()})
-    private(twin).silence(_NoTracker())
+    private(twin).silence(NoTracker())
     vars(twin).pop("optimizer", None)  # a network already trained gets a fresh one
     return twin
-
-
-class _NoTracker:
-    """A tracker for sbi that keeps nothing."""
-
-    log_dir = None
-
-    def log_metric(self, name: str, value: Any, step: int | None = None) -> None:
-        """Keep nothing."""
-
-    def flush(self) -> None:
-        """Keep nothing."""
 
 
 def _own(value: Any) -> Any:

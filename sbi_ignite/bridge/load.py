@@ -40,11 +40,7 @@ def load_estimator(
         CheckpointMismatchError: If `build`, or the installed sbi, makes a different network from
             the run's.
     """
-    path = Path(path)
-    folder = next((f for f in (*reversed(rounds_of(path)), path) if (f / "best.pt").exists()), path)
-    manifest, best = read_manifest(folder), read_best(folder)
-    if manifest is None or best is None:
-        raise CheckpointError(f"{path} holds no weights yet: there is no best.pt in it.")
+    folder, manifest, best = weights_of_run(Path(path))
     description = manifest.get("estimator")
     if description is None:
         raise CheckpointError(
@@ -57,6 +53,22 @@ def load_estimator(
     _check_network(network, manifest, best["weights"], trained_by)
     network.load_state_dict(best["weights"])
     return network.eval()
+
+
+def weights_of_run(path: Path) -> tuple[Path, Mapping[str, Any], Mapping[str, Any]]:
+    """Return the folder that holds the best weights of a run, its manifest, and its best.pt.
+
+    Args:
+        path: The run directory; of several rounds the last that has weights is taken.
+
+    Raises:
+        CheckpointError: If there are none, or they are damaged.
+    """
+    folder = next((f for f in (*reversed(rounds_of(path)), path) if (f / "best.pt").exists()), path)
+    manifest, best = read_manifest(folder), read_best(folder)
+    if manifest is None or best is None:
+        raise CheckpointError(f"{path} holds no weights yet: there is no best.pt in it.")
+    return folder, manifest, best
 
 
 def _check_network(

@@ -19,6 +19,7 @@ from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.ownership import is_sbis_own
 from sbi_ignite.bridge.sbi_summary import close_books, say_how_it_ended
 from sbi_ignite.bridge.train import check_simulations, prepare
+from sbi_ignite.bridge.validation_set import own_validation
 from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.data.shards import check_same_rows
@@ -81,7 +82,10 @@ def _loaders(trainer: Any, call: Call) -> tuple[Call, Any, Any]:
     """Return batches of x for training and validation, and the call, its recipe filled in."""
     config = call.settings.train
     kwargs = config.dataloader_kwargs
-    if not is_sbis_own(trainer, "get_dataloaders") or (call.sbi_compat and kwargs is not None):
+    own_set = call.validation is not None
+    if not is_sbis_own(trainer, "get_dataloaders") or (
+        call.sbi_compat and kwargs is not None and not own_set
+    ):
         loaders = trainer.get_dataloaders(
             config.batch_size,
             config.validation_fraction,
@@ -91,8 +95,13 @@ def _loaders(trainer: Any, call: Call) -> tuple[Call, Any, Any]:
     x = trainer.get_samples()
     if config.shards == "same":
         check_same_rows(call.world, (x,), "the samples")
-    split(trainer, call, x, config.validation_fraction)
+    validation = own_validation(trainer, call, (x,))
+    if validation is not None:
+        check_same_rows(call.world, validation, "the validation set")
+    split(trainer, call, x, config.validation_fraction, validation=validation)
     call = call.with_recipe(num_train_rows(trainer, call))
     size = call.settings.train.batch_size
-    loaders = make_loaders(trainer, call, (x,), size, config.validation_fraction, kwargs)
+    loaders = make_loaders(
+        trainer, call, (x,), size, config.validation_fraction, kwargs, validation
+    )
     return call, *loaders

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.runs.snapshot import Snapshot
@@ -43,6 +45,9 @@ class TrainerMemory:
         snapshot: States of the last training in the typed form, from which it can be resumed.
         rate: Learning rate of the last training.
         kept_on_resume: Settings of the last training that cannot change when it is resumed.
+        loss_arguments: Its loss arguments, as plain data.
+        validation: Tensors of the user's own validation set; None if the simulations were split.
+        init_from: What the first weights of the last training came from; None if from nowhere.
     """
 
     round: Round | None = None
@@ -52,6 +57,9 @@ class TrainerMemory:
     snapshot: Snapshot | None = None
     rate: float = 0.0
     kept_on_resume: Mapping[str, Any] = field(default_factory=dict)
+    loss_arguments: Mapping[str, Any] = field(default_factory=dict)
+    validation: Sequence[Tensor] | None = None
+    init_from: Mapping[str, Any] | None = None
 
 
 def memory_of(trainer: Any) -> TrainerMemory:

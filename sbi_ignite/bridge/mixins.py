@@ -29,6 +29,8 @@ class IgniteTrainer:
         early_stopping: Any | None = None,
         checkpoint: Any | None = None,
         callbacks: Iterable[Any] = (),
+        init_from: Any | None = None,
+        validation: Any | None = None,
         **kwargs: Any,
     ) -> Any:
         """Train and return the estimator, with the best weights in it.
@@ -43,6 +45,13 @@ class IgniteTrainer:
             early_stopping: An `EarlyStopping`, or a list of them of which any one stops.
             checkpoint: A `CheckpointConfig`, or the directory of the run; False for none.
             callbacks: Objects with methods of `Callback`, or with ignite's `attach(engine)`.
+            init_from: Weights to begin with: the run directory of an earlier training, a state
+                dict, or an estimator, of the same architecture. Its z-scoring comes along. A
+                training that is resumed does not read them again.
+            validation: A validation set of your own, `(theta, x)` (MarginalTrainer: `x`), in place
+                of a share of the simulations, all of which are then trained on. In later rounds of
+                a sequential method its rows count as draws from the proposal, unless a third entry
+                says which are from the prior, shape (num_rows,).
             **kwargs: sbi's keywords of this method's `train()`, `exclude_invalid_x`,
                 `train_config`, `loss_args`.
 
@@ -53,7 +62,9 @@ class IgniteTrainer:
             ArgumentError: If an argument is unknown, of the wrong type, or given twice.
             SettingsError: If a value is not valid.
             NoSimulationsError: If there is nothing to train on.
-            DataError: If the data cannot be split or has invalid rows that may not be dropped.
+            DataError: If the data cannot be split, has invalid rows that may not be dropped, or
+                does not fit to the validation set.
+            CheckpointError: If `init_from` names a directory without weights.
             NonFiniteLossError: If a loss is NaN or infinite; the best weights so far are kept.
 
         Example:
@@ -66,6 +77,8 @@ class IgniteTrainer:
             "early_stopping": early_stopping,
             "checkpoint": checkpoint,
             "callbacks": callbacks,
+            "init_from": init_from,
+            "validation": validation,
         }
         carry_out = (
             marginal.train if isinstance(self, sbi_inference.MarginalTrainer) else train.train

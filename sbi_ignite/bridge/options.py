@@ -15,6 +15,10 @@ trainer can detect:
 | `resume_training` | another `learning_rate` | the new one counts | sbi's behaviour: the old one |
 | a `TrainConfig` | a trainer with its own test of convergence | warning | it decides |
 | `compile`, `precision` | a trainer with its own `_train_epoch` | error | error |
+| `validation` | `validation_fraction` in the call | error | error |
+| `validation` | a trainer with its own `get_dataloaders` | error | error |
+| `resume_training` | another `validation` than that of the training it continues | error | error |
+| `init_from` | a training that is resumed | not read again | not read again |
 | `dataloader_kwargs` | a keyword that torch's DataLoader lacks | error | error |
 """
 
@@ -24,11 +28,13 @@ import warnings
 from typing import Any
 
 from sbi_ignite.bridge.arguments import Call
+from sbi_ignite.bridge.initial_weights import check_init_from
 from sbi_ignite.bridge.lines import SbiTrainer, private
+from sbi_ignite.bridge.loss_arguments import kept_loss_arguments
 from sbi_ignite.bridge.memory import memory_of
 from sbi_ignite.bridge.ownership import is_sbis_own
 from sbi_ignite.exceptions import ArgumentError, SbiIgniteWarning, SettingsError
-from sbi_ignite.settings import Resolved
+from sbi_ignite.settings import Origin, Resolved
 from sbi_ignite.settings.redaction import shorten
 from sbi_ignite.settings.schedule import same_course
 from sbi_ignite.settings.serialization import plain
@@ -58,6 +64,9 @@ def check_call(trainer: Any, call: Call) -> None:
         check_loader_kwargs(settings.train.dataloader_kwargs, origin)
     if private(trainer).is_overridden(SbiTrainer.TRAIN_EPOCH):
         _refuse_idle(trainer, settings)
+    check_init_from(call.init_from)
+    if call.validation is not None:
+        _check_validation(trainer, settings)
     if not call.sbi_compat and not private(trainer).converges_as_sbi:
         warnings.warn(
             f"{type(trainer).__name__} overrides sbi's own test of convergence, which only calls "
@@ -86,6 +95,23 @@ def _refuse_idle(trainer: Any, settings: Resolved) -> None:
             )
 
 
+def _check_validation(trainer: Any, settings: Resolved) -> None:
+    fraction = settings.origin("train.validation_fraction")
+    if fraction.source == "call":
+        raise ArgumentError(
+            "validation: expected it without validation_fraction, because no simulations are set "
+            f"aside beside a validation set of your own, got validation=... and "
+            f"validation_fraction={settings.train.validation_fraction:g} from {fraction}. Leave "
+            "one of them out"
+        )
+    if not is_sbis_own(trainer, "get_dataloaders"):
+        raise ArgumentError(
+            f"validation: expected a trainer with sbi's own get_dataloaders, because "
+            f"{type(trainer).__name__} overrides it and makes its batches itself, got "
+            "validation=.... Return its rows from there"
+        )
+
+
 def _check_resume(trainer: Any, call: Call) -> None:
     settings = call.settings
     resume = settings.origin("train.resume_training")
@@ -98,7 +124,7 @@ def _check_resume(trainer: Any, call: Call) -> None:
         )
     if settings.train.retrain_from_scratch:
         _two_wishes(call)
-    if call.sbi_compat:
+    if call.sbi_compat and (resume.source == "call" or hasattr(trainer, "optimizer")):
         return
     if not hasattr(trainer, "optimizer"):
         # The run directory itself determines whether there is something to continue.
@@ -111,6 +137,7 @@ def _check_resume(trainer: Any, call: Call) -> None:
                 stacklevel=5,
             )
         return
+    _refuse_other_loss(trainer, call, resume)
     earlier = memory_of(trainer).kept_on_resume
     for name, value in kept_on_resume(settings).items():
         origin = settings.origin(f"train.{name}")
@@ -124,6 +151,23 @@ def _check_resume(trainer: Any, call: Call) -> None:
                 f"{name}={shorten(earlier[name], name)}, which cannot change on the way, got "
                 f"{name}={shorten(value, name)} from {origin} and resume_training=True from "
                 f"{resume}. {advice}, or train anew without resume_training"
+            )
+
+
+def _refuse_other_loss(trainer: Any, call: Call, resume: Origin) -> None:
+    """Refuse to compare the losses of two kinds."""
+    earlier, now = memory_of(trainer).loss_arguments, kept_loss_arguments(trainer, call)
+    for name in earlier.keys() & now.keys():
+        if earlier[name] != now[name]:
+            shown = (
+                "another function"
+                if name == "calibration_kernel"
+                else f"{earlier[name]!r}, got {now[name]!r}"
+            )
+            raise ArgumentError(
+                f"resume_training: the training that is continued has {name}={shown}, and losses "
+                f"of two kinds cannot be compared, with resume_training=True from {resume}. Pass "
+                "the same loss arguments, or train anew without resume_training"
             )
 
 

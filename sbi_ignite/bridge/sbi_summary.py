@@ -13,7 +13,7 @@ from sbi_ignite.bridge.convergence import sbis_rule
 from sbi_ignite.bridge.lines import SbiTrainer, private
 from sbi_ignite.data.source import Batches
 from sbi_ignite.exceptions import CheckpointMismatchError
-from sbi_ignite.loggers import Backend, EpochRow
+from sbi_ignite.loggers import EPOCH_METRICS, Backend, EpochFigure, EpochRow
 from sbi_ignite.settings import TrainConfig
 
 
@@ -65,6 +65,9 @@ def _as_rows(indices: Any) -> Tensor:
     return torch.as_tensor(indices).cpu()
 
 
+_KNOWN = frozenset((*EPOCH_METRICS, "best_training_loss"))
+
+
 class TrainersTracker(Backend):
     """A trainer's sbi tracker, told about every epoch while training runs.
 
@@ -75,6 +78,7 @@ class TrainersTracker(Backend):
     """
 
     name = "tracker"
+    shows_figures = True
     _METRICS = ("validation_loss", "training_loss", "epoch_durations_sec")
 
     def __init__(self, trainer: Any) -> None:
@@ -94,6 +98,15 @@ class TrainersTracker(Backend):
         for name in self._METRICS:
             # sbi counts all epochs in its summary from 0, including those of an interrupted call.
             own.track(name, own.summary[name][-1], step=len(own.summary[name]) - 1)
+        step = len(own.summary["training_loss"]) - 1
+        for name in row.values.keys() - _KNOWN:  # what callbacks have logged
+            own.track(name, row.values[name], step=step)
+        own.flush_tracker()
+
+    def log_figure(self, figure: EpochFigure) -> None:
+        """Pass on what a callback has drawn."""
+        own = private(self._trainer)
+        self.tracker.add_figure(figure.name, figure.figure, len(own.summary["training_loss"]) - 1)
         own.flush_tracker()
 
 

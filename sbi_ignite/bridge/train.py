@@ -24,6 +24,7 @@ from sbi_ignite.bridge.memory import memory_of
 from sbi_ignite.bridge.network_builder import lean_building
 from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.sbi_summary import report_end
+from sbi_ignite.bridge.validation_set import own_validation
 from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.data.shards import check_same_rows
@@ -160,14 +161,17 @@ def get_dataloaders(
     tensors = private(trainer).simulations(starting_round)
     if call.settings.train.shards == "same":
         check_same_rows(call.world, tensors, "the simulations")
-    split(trainer, call, tensors[1], validation_fraction, resume_training)
+    validation = own_validation(trainer, call, tensors)
+    if validation is not None:
+        check_same_rows(call.world, validation, "the validation set")
+    split(trainer, call, tensors[1], validation_fraction, resume_training, validation)
     if call.settings.awaits_recipe:
         call = call.with_recipe(num_train_rows(trainer, call))
         _current.set(call)
         training_batch_size = call.settings.train.batch_size
     if dataloader_kwargs is None and not private(trainer).keeps_loaders_to_itself:
         dataloader_kwargs = {}  # torch's own loaders, which a user's method may expect
-    if call.sbi_compat and dataloader_kwargs is not None:
+    if call.sbi_compat and dataloader_kwargs is not None and validation is None:
         # Splits as it stands: the indices have just been drawn.
         with refused_by_torch(dataloader_kwargs, call):
             return sbi_get_dataloaders(
@@ -179,7 +183,13 @@ def get_dataloaders(
                 dataloader_kwargs,
             )
     return make_loaders(
-        trainer, call, tensors, training_batch_size, validation_fraction, dataloader_kwargs
+        trainer,
+        call,
+        tensors,
+        training_batch_size,
+        validation_fraction,
+        dataloader_kwargs,
+        validation,
     )
 
 

@@ -41,6 +41,10 @@ class UserCallbacks:
         """Tell all that training begins."""
         self._call("on_train_start", self._state)
 
+    def on_measure(self) -> None:
+        """Let all measure what stopping rules may ask for."""
+        self._call("on_measure", self._state)
+
     def on_train_end(self, summary: TrainingSummary) -> None:
         """Tell all that training ended regularly."""
         self._call("on_train_end", summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -135,4 +136,12 @@ def metrics_rows(state: TrainingState, first: int = 0) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl from epoch number `first` (counted from 0) on."""
     history = state.history
     epochs = range(first, len(history.training_loss))
-    return [{"epoch": i + 1, **history.row(i, state.validated)} for i in epochs]
+    return [
+        {"epoch": i + 1, **history.row(i, state.validated), **_stage(history.stage[i])}
+        for i in epochs
+    ]
+
+
+def _stage(number: float) -> dict[str, int]:
+    """Return the entry for the stage of an epoch; none where it is unknown."""
+    return {} if math.isnan(number) else {"stage": int(number)}

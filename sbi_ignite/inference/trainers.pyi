@@ -4,7 +4,7 @@
 # pyright: reportIncompatibleMethodOverride=false
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import sbi.inference as sbi_inference
@@ -15,7 +15,7 @@ from sbi.neural_nets.estimators import (
     UnconditionalDensityEstimator,
 )
 from sbi.neural_nets.ratio_estimators import RatioEstimator
-from torch import Tensor
+from torch import Tensor, nn
 
 from sbi_ignite.methods.marginal import LossArgsMarginal
 from sbi_ignite.methods.nle import LossArgsNLE
@@ -53,6 +53,8 @@ class NPE_A(IgniteLoop, sbi_inference.NPE_A):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalDensityEstimator: ...
     @overload
     def train(
@@ -76,6 +78,8 @@ class NPE_A(IgniteLoop, sbi_inference.NPE_A):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalDensityEstimator: ...
 
 class NPE_B(IgniteLoop, sbi_inference.NPE_B):
@@ -103,6 +107,8 @@ class NPE_B(IgniteLoop, sbi_inference.NPE_B):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalDensityEstimator: ...
     @overload
     def train(
@@ -128,6 +134,8 @@ class NPE_B(IgniteLoop, sbi_inference.NPE_B):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalDensityEstimator: ...
 
 class NPE_C(IgniteLoop, sbi_inference.NPE_C):
@@ -157,6 +165,8 @@ class NPE_C(IgniteLoop, sbi_inference.NPE_C):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalDensityEstimator: ...
     @overload
     def train(
@@ -184,6 +194,8 @@ class NPE_C(IgniteLoop, sbi_inference.NPE_C):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalDensityEstimator: ...
 
 class MNPE(IgniteLoop, sbi_inference.MNPE):
@@ -209,6 +221,8 @@ class MNPE(IgniteLoop, sbi_inference.MNPE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> MixedDensityEstimator: ...
     @overload
     def train(
@@ -232,6 +246,8 @@ class MNPE(IgniteLoop, sbi_inference.MNPE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> MixedDensityEstimator: ...
 
 class NLE_A(IgniteLoop, sbi_inference.NLE_A):
@@ -257,6 +273,8 @@ class NLE_A(IgniteLoop, sbi_inference.NLE_A):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalDensityEstimator: ...
     @overload
     def train(
@@ -280,6 +298,8 @@ class NLE_A(IgniteLoop, sbi_inference.NLE_A):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalDensityEstimator: ...
 
 class MNLE(IgniteLoop, sbi_inference.MNLE):
@@ -305,6 +325,8 @@ class MNLE(IgniteLoop, sbi_inference.MNLE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> MixedDensityEstimator: ...
     @overload
     def train(
@@ -328,6 +350,8 @@ class MNLE(IgniteLoop, sbi_inference.MNLE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> MixedDensityEstimator: ...
 
 class NRE_A(IgniteLoop, sbi_inference.NRE_A):
@@ -354,6 +378,8 @@ class NRE_A(IgniteLoop, sbi_inference.NRE_A):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> RatioEstimator: ...
     @overload
     def train(
@@ -378,6 +404,8 @@ class NRE_A(IgniteLoop, sbi_inference.NRE_A):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> RatioEstimator: ...
 
 class NRE_B(IgniteLoop, sbi_inference.NRE_B):
@@ -404,6 +432,8 @@ class NRE_B(IgniteLoop, sbi_inference.NRE_B):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> RatioEstimator: ...
     @overload
     def train(
@@ -428,6 +458,8 @@ class NRE_B(IgniteLoop, sbi_inference.NRE_B):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> RatioEstimator: ...
 
 class NRE_C(IgniteLoop, sbi_inference.NRE_C):
@@ -455,6 +487,8 @@ class NRE_C(IgniteLoop, sbi_inference.NRE_C):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> RatioEstimator: ...
     @overload
     def train(
@@ -480,6 +514,8 @@ class NRE_C(IgniteLoop, sbi_inference.NRE_C):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> RatioEstimator: ...
 
 class BNRE(IgniteLoop, sbi_inference.BNRE):
@@ -506,6 +542,8 @@ class BNRE(IgniteLoop, sbi_inference.BNRE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> RatioEstimator: ...
     @overload
     def train(
@@ -530,6 +568,8 @@ class BNRE(IgniteLoop, sbi_inference.BNRE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> RatioEstimator: ...
 
 class FMPE(IgniteLoop, sbi_inference.FMPE):
@@ -560,6 +600,8 @@ class FMPE(IgniteLoop, sbi_inference.FMPE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalVectorFieldEstimator: ...
     @overload
     def train(
@@ -588,6 +630,8 @@ class FMPE(IgniteLoop, sbi_inference.FMPE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalVectorFieldEstimator: ...
 
 class NPSE(IgniteLoop, sbi_inference.NPSE):
@@ -618,6 +662,8 @@ class NPSE(IgniteLoop, sbi_inference.NPSE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalVectorFieldEstimator: ...
     @overload
     def train(
@@ -646,6 +692,8 @@ class NPSE(IgniteLoop, sbi_inference.NPSE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalVectorFieldEstimator: ...
 
 class MarginalTrainer(IgniteTrainer, sbi_inference.MarginalTrainer):
@@ -667,6 +715,8 @@ class MarginalTrainer(IgniteTrainer, sbi_inference.MarginalTrainer):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> UnconditionalDensityEstimator: ...
     @overload
     def train(
@@ -686,6 +736,8 @@ class MarginalTrainer(IgniteTrainer, sbi_inference.MarginalTrainer):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> UnconditionalDensityEstimator: ...
 
 class NPE_PFN(sbi_inference.NPE_PFN):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 
 from sbi_ignite.loggers.base import (
     Backend,
+    EpochFigure,
     EpochRow,
     RunInfo,
     new_run_name,
@@ -32,6 +34,9 @@ from sbi_ignite.loggers.locks import alone
 
 if TYPE_CHECKING:
     from sbi_ignite.summary import TrainingSummary
+
+_CALL = re.compile(r"call-(\d+)\.")
+"""How parameters of later rounds and calls begin."""
 
 ID_TAG = "sbi_ignite.id"
 """The tag by which a run is found again; MLflow chooses its own run ids."""
@@ -71,6 +76,7 @@ class Mlflow(Backend):
 
     name: str = "mlflow"
     package = "mlflow"
+    shows_figures = True
     in_own_process = True
 
     @classmethod
@@ -136,6 +142,7 @@ class Mlflow(Backend):
         self._client.update_run(self._run_id, status="RUNNING", name=self.run_name)
         known = {f"origin.{name}": value for name, value in origins(info).items()}
         self._log_parameters({**parameters(info), **known}, have=run.data.params)
+        self._log_changes(parameters(info), run.data.params)
         self._attach(self._log_record)
         if identity.get("continued"):
             names = ("training_loss", "iteration_loss")
@@ -150,6 +157,13 @@ class Mlflow(Backend):
         """Log the numbers of an epoch, all in one call."""
         if row.step not in self._have.get("training_loss", ()):
             self._log_metrics(row.values, row.step, row.time)
+
+    def log_figure(self, figure: EpochFigure) -> None:
+        """Attach it as `figures/NAME-epoch-STEP.png`."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{figure.file_name}-epoch-{figure.step:06d}.png"
+            path.write_bytes(figure.png())
+            self._attach(lambda: self._client.log_artifact(self._run_id, str(path), "figures"))
 
     def log_iteration(
         self, iteration: int, values: Mapping[str, float], seconds: float | None = None
@@ -315,6 +329,21 @@ class Mlflow(Backend):
         ]
         for i in range(0, len(new), _PARAMETERS_A_CALL):
             self._client.log_batch(self._run_id, params=new[i : i + _PARAMETERS_A_CALL])
+
+    def _log_changes(self, values: Mapping[str, Any], have: Mapping[str, str]) -> None:
+        """Log what a later round or call does otherwise, beside parameters that cannot change."""
+        calls = sorted({int(found[1]) for name in have if (found := _CALL.match(name))})
+        latest = dict(have)
+        for number in calls:
+            begin = f"call-{number}."
+            latest.update({n[len(begin) :]: v for n, v in have.items() if n.startswith(begin)})
+        changed = {
+            name: value
+            for name, value in values.items()
+            if name in latest and str(value)[:_LONGEST_PARAMETER] != latest[name]
+        }
+        number = 1 + max(calls, default=1)
+        self._log_parameters({f"call-{number}.{n}": str(v) for n, v in changed.items()}, have=())
 
     def _log_metrics(
         self,

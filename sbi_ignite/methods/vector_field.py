@@ -8,9 +8,11 @@ from typing import Any
 
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
+from sbi_ignite.exceptions import SettingsError
 from sbi_ignite.methods.base import Loss, LossArgs, Method, TrainerView
-from sbi_ignite.settings import EarlyStopping
+from sbi_ignite.settings import EarlyStopping, Origin
 
 
 class LossArgsVF(LossArgs):
@@ -41,6 +43,36 @@ class LossArgsVF(LossArgs):
     force_first_round_loss: bool = Field(
         default=False, description="Train without correction whatever the proposal was."
     )
+
+    @override
+    def _check(self, origins: Mapping[str, Origin]) -> None:
+        times = self.validation_times
+        if isinstance(times, Tensor):
+            good = times.ndim == 1 and len(times) > 0 and times.is_floating_point()
+            if not good or not bool(((times >= 0) & (times <= 1)).all()):
+                raise _wrong(
+                    "validation_times",
+                    "a number of times, or a tensor of times between 0 and 1, shape (num_times,)",
+                    f"a tensor of {times.dtype}, shape {tuple(times.shape)}"
+                    + (f", from {times.min():g} to {times.max():g}" if times.numel() else ""),
+                    origins,
+                )
+        elif isinstance(times, bool) or not isinstance(times, int) or times < 1:
+            raise _wrong(
+                "validation_times", "a positive number of times, or a tensor", repr(times), origins
+            )
+        elif self.validation_times_nugget >= 0.5:
+            raise _wrong(
+                "validation_times_nugget",
+                "less than 0.5, half of the time interval",
+                f"{self.validation_times_nugget:g}",
+                origins,
+            )
+
+
+def _wrong(name: str, expected: str, got: str, origins: Mapping[str, Origin]) -> SettingsError:
+    origin = origins.get(name, Origin("call", f"LossArgsVF({name}=...)"))
+    return SettingsError(f"LossArgsVF.{name}: expected {expected}, got {got} from {origin}")
 
 
 @dataclass(frozen=True)

@@ -286,7 +286,8 @@ class TrainConfig(Settings):
                 )
 
     def _check_batches(self, origins: Mapping[str, Origin]) -> None:
-        asked = [n for n in ("batch_size", "batch_sampler") if n in (self.dataloader_kwargs or {})]
+        said = self.dataloader_kwargs or {}
+        asked = [n for n in ("batch_size", "batch_sampler") if said.get(n) is not None]
         if not asked or "batch_size" not in self.model_fields_set:
             return
         sources = _origin(origins, "batch_size"), _origin(origins, "dataloader_kwargs")

@@ -147,6 +147,12 @@ def check_loader_kwargs(kwargs: Mapping[str, Any] | None, origin: Origin) -> Non
     Raises:
         WrongTypeError: If there is such a keyword; it is a ValueError and a TypeError.
     """
+    if (kwargs or {}).get("timeout") and not (kwargs or {}).get("num_workers"):
+        raise WrongTypeError(
+            "dataloader_kwargs: expected num_workers beside timeout, which is the time to wait for "
+            f"a worker, got {shorten(dict(kwargs or {}))} from {origin}. Add num_workers, or leave "
+            "timeout out."
+        )
     valid = [*inspect.signature(DataLoader.__init__).parameters][2:]
     for name, value in (kwargs or {}).items():
         if name not in valid:

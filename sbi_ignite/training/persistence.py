@@ -27,7 +27,7 @@ from sbi_ignite.handlers.checkpoint import CheckpointHandler, NoFiles, ends_epoc
 from sbi_ignite.handlers.signals import StopOnSignals
 from sbi_ignite.random_state import random_states
 from sbi_ignite.runs.directory import RunDirectory
-from sbi_ignite.runs.fingerprint import FUNCTIONS, differences
+from sbi_ignite.runs.fingerprint import FUNCTIONS, INIT_FROM, differences
 from sbi_ignite.runs.loss_record import changed_variables
 from sbi_ignite.runs.machine import changes, in_words
 from sbi_ignite.runs.manifest import RESUMES, TORCH_SEED, WORLD_SIZE, make_manifest
@@ -125,6 +125,10 @@ def _rank_states(training: Training) -> RankStates:
     in_parts = training.settings.train.shards == "own"
     same_draws = training.hooks.steps.same_draws
     return RankStates(training.world, training.parts, in_parts, same_draws)
+
+
+_NEW_VALUES = "The run goes on with the new ones"
+_OLD_VALUES = "The run is complete, and was trained with the old ones"
 
 
 class NoPersistence:
@@ -418,7 +422,7 @@ class Persistence:
             self._warn_of_loss(saved)
             now = self.manifest.get(TORCH_SEED)
             self.torch_seeds = saved.get(TORCH_SEED, now), now
-            kept = {name: saved[name] for name in (RESUMES, TORCH_SEED) if name in saved}
+            kept = {name: saved[name] for name in (RESUMES, TORCH_SEED, INIT_FROM) if name in saved}
             self.manifest = {**self.manifest, **kept}
         checkpoint = directory.latest()
         if checkpoint is None and self._config.resume == "must":
@@ -438,9 +442,10 @@ class Persistence:
                 continue
             warnings.warn(
                 f"{self._directory.path}: the {what} {self.manifest[key]['name']} reads "
-                f"other values than when this run was last started: {changed}. The run goes on "
-                'with the new ones; start with resume="never" or in another directory to train '
-                "with them from the beginning.",
+                f"other values than when this run was last started: {changed}. "
+                f"{_OLD_VALUES if saved.get('status') == 'complete' else _NEW_VALUES}; start with "
+                'resume="never" or in another directory to train with the new ones from the '
+                "beginning.",
                 SbiIgniteWarning,
                 stacklevel=8,
             )

@@ -6,7 +6,8 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from typing import Any, Literal
+from os import PathLike
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from sbi_ignite.handlers.callbacks import as_callbacks
 from sbi_ignite.handlers.signals import StoppedInLoader
 from sbi_ignite.kernels.denormals import denormals_as_zeros
 from sbi_ignite.loggers import RunInfo
+from sbi_ignite.runs.fingerprint import INIT_FROM, VALIDATION_DATA
 from sbi_ignite.settings import CheckpointConfig, EarlyStopping, TrainConfig, resolve
 from sbi_ignite.summary import TrainingSummary
 from sbi_ignite.training.checks import check_arguments
@@ -39,12 +41,15 @@ from sbi_ignite.training.steps import reads_later
 from sbi_ignite.training.training import Training, assemble
 from sbi_ignite.world import ONE, World, join_world, local_card
 
+Model = TypeVar("Model", bound=nn.Module)
+"""The class of the module that is trained."""
+
 _LARGEST_SEED_OF_A_USER = 2**32
 
 
 def run_training(
     config: TrainConfig | None,
-    model: nn.Module,
+    model: Model,
     loss_fn: Callable[[Any, Any], Tensor],
     train_loader: Any,
     val_loader: Any | None = None,
@@ -55,8 +60,8 @@ def run_training(
     *,
     logging: Any | None = None,
     early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
-    checkpoint: CheckpointConfig | str | Literal[False] | None = None,
-) -> tuple[nn.Module, TrainingSummary]:
+    checkpoint: CheckpointConfig | str | PathLike[str] | Literal[False] | None = None,
+) -> tuple[Model, TrainingSummary]:
     """Train a torch module and return it, with its best weights, and a summary.
 
     The standalone runner of sbi's enhancement proposal EP-01. It needs no sbi object; trainers of
@@ -452,6 +457,8 @@ def _summary(
     """Return the summary of a training that has ended."""
     state, history = training.state, training.state.history
     reason = state.stop_reason or "callback"
+    known = {**training.hooks.place.manifest, **files.manifest}
+    validation = training.hooks.place.manifest.get(VALIDATION_DATA)
     return TrainingSummary(
         method=training.method,
         epochs_trained=state.epoch,
@@ -462,6 +469,7 @@ def _summary(
         learning_rate=tuple(history.learning_rate),
         gradient_norm=tuple(history.gradient_norm),
         epoch_durations_sec=tuple(history.epoch_durations_sec),
+        stage=history.stages,
         stop_reason=reason,
         stop_message=state.stop_message,
         complete=reason not in ("time_limit", "signal"),
@@ -473,4 +481,7 @@ def _summary(
         config=training.settings.to_dict(),
         validated=state.validated,
         world_size=training.world.size,
+        metrics={name: tuple(v.items()) for name, v in history.metrics.items()},
+        init_from=known.get(INIT_FROM),
+        validation_set=None if validation is None else {"data": validation},
     )

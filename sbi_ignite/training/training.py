@@ -272,6 +272,7 @@ def assemble(
         validation,
         hooks.on_epoch_validated,
         best.update,
+        users.on_measure,
         partial(set_training, model, True) if frozen is None else frozen.train,
     )
     sure = sure_epochs(settings, len(train_batches))

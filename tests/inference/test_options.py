@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ignite.engine import Events
 
 from sbi_ignite import (
     ArgumentError,
     CheckpointConfig,
     EarlyStopping,
+    LossArgsNPE,
+    LossArgsNRE,
+    LossArgsNRE_C,
+    LossArgsVF,
     LRSchedule,
     SbiIgniteWarning,
     SettingsError,
@@ -16,7 +21,18 @@ from sbi_ignite import (
     TrainConfig,
     find_learning_rate,
 )
-from tests.small import METHODS, SBI_WARNS, append, draw, empty, ready, same, train, weights
+from tests.small import (
+    METHODS,
+    SBI_WARNS,
+    append,
+    draw,
+    empty,
+    ready,
+    same,
+    standing_still,
+    train,
+    weights,
+)
 
 pytestmark = SBI_WARNS
 
@@ -283,3 +299,181 @@ def test_a_test_of_convergence_that_is_not_asked_is_named_in_a_warning(name):
     with pytest.warns(SbiIgniteWarning, match=r"overrides sbi's own test of convergence"):
         trainer.train(TrainConfig(max_epochs=4))
     assert trainer.training_summary.epochs_trained == 4
+
+
+# --- loss arguments
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second", "argument"),
+    [
+        ("NRE_B", LossArgsNRE(num_atoms=5), None, "num_atoms=5"),
+        ("NRE_C", LossArgsNRE_C(gamma=1.0), LossArgsNRE_C(gamma=5.0), "gamma=1.0"),
+        ("FMPE", LossArgsVF(validation_times=5), LossArgsVF(validation_times=2), "validation_t"),
+        (
+            "NPE_C",
+            LossArgsNPE(calibration_kernel=lambda x: torch.ones(len(x))),
+            LossArgsNPE(calibration_kernel=lambda x: 2 * torch.ones(len(x))),
+            "calibration_kernel=another function",
+        ),
+    ],
+)
+def test_losses_of_two_kinds_are_not_compared_by_a_resumed_training(name, first, second, argument):
+    trainer = train(ready(name), TrainConfig(max_epochs=1), first)
+    with pytest.raises(ArgumentError, match=f"has {argument}.*cannot be compared"):
+        trainer.train(TrainConfig(max_epochs=2, resume_training=True), second)
+    trainer.train(TrainConfig(max_epochs=2, resume_training=True), first)
+    assert trainer.training_summary.epochs_trained == 2
+
+
+@pytest.mark.parametrize("name", ["NPE_C", "FMPE"])
+@pytest.mark.parametrize("typed", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "got"),
+    [
+        (lambda: 1, "fails for x of shape"),
+        (lambda x: None, "returns a NoneType"),
+        (lambda x: x.numpy()[:, 0], "returns a ndarray"),
+    ],
+)
+def test_a_kernel_that_does_not_weight_rows_is_refused_by_its_name(name, typed, kernel, got):
+    if typed:
+        args = (TrainConfig(max_epochs=1), METHODS_ARGS[name](calibration_kernel=kernel))
+        keywords = {}
+    else:
+        args, keywords = (), {"calibration_kernel": kernel, "max_num_epochs": 1}
+    with pytest.raises(ArgumentError, match=f"calibration_kernel: expected .* {got}"):
+        ready(name).train(*args, **keywords)
+
+
+METHODS_ARGS = {"NPE_C": LossArgsNPE, "FMPE": LossArgsVF}
+
+
+def test_weights_of_another_shape_are_refused_in_the_typed_form():
+    kernel = LossArgsNPE(calibration_kernel=lambda x: torch.ones(len(x), 1))
+    with pytest.raises(ArgumentError, match=r"returns \(3, 1\) for x of shape .*squeeze\(1\)"):
+        ready().train(TrainConfig(max_epochs=1), kernel)
+
+
+def test_trying_a_kernel_draws_no_random_numbers():
+    def noisy(x):
+        return 1 + 0 * torch.rand(len(x))
+
+    kernel = LossArgsNPE(calibration_kernel=noisy)
+    plain = LossArgsNPE(calibration_kernel=lambda x: 1 + 0 * torch.rand(len(x)))
+    first = train(ready(), TrainConfig(max_epochs=1), kernel)
+    second = train(ready(), TrainConfig(max_epochs=1), plain)
+    assert same(first, second)
+
+
+def test_a_variable_that_resumes_starts_an_unchanged_script_anew_with_a_word(monkeypatch):
+    monkeypatch.setenv("SBI_IGNITE_TRAIN__RESUME_TRAINING", "true")
+    trainer = ready()
+    with pytest.warns(SbiIgniteWarning, match="has no training to continue yet"):
+        trainer.train(max_num_epochs=1)
+    assert trainer.training_summary.epochs_trained >= 1
+
+
+# --- order and size of batches
+
+
+@pytest.mark.parametrize("name", ["NPE_C", "NRE_B", "MarginalTrainer"])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"drop_last": True},
+        {"drop_last": False},
+        {"sampler": None},
+        {"batch_sampler": None, "drop_last": False},
+    ],
+    ids=str,
+)
+def test_rows_are_shuffled_unless_shuffling_is_declined(name, kwargs):
+    orders = orders_of(name, kwargs)
+    assert not torch.equal(*orders)
+    if not kwargs.get("drop_last"):
+        assert torch.equal(*(order.sort().values for order in orders))
+    declined = orders_of(name, {"shuffle": False})
+    assert torch.equal(*declined)
+
+
+def orders_of(name, kwargs):
+    """Return the first column of two epochs, row after row."""
+    rows = [[], []]
+
+    class Watch:
+        def attach(self, engine):
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.note)
+
+        def note(self, engine):
+            rows[engine.state.epoch - 1].append(engine.state.batch[0].reshape(-1)[::2])
+
+    config = TrainConfig(max_epochs=2, batch_size=16, dataloader_kwargs=kwargs)
+    train(ready(name), config, callbacks=[Watch()])
+    return [torch.cat(epoch) for epoch in rows]
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"sampler": torch.utils.data.RandomSampler(range(108))},
+        {"batch_sampler": [[1, 2, 3], [107, 4]]},
+        {"batch_size": 7, "drop_last": True},
+    ],
+    ids=["sampler", "batch_sampler", "batch_size"],
+)
+def test_samplers_are_for_training_rows_and_every_validation_row_counts(kwargs):
+    rows = []
+
+    def collate(items):
+        rows.append(len(items))
+        return torch.utils.data.default_collate(items)
+
+    trainer = ready()
+    kwargs = {**kwargs, "collate_fn": collate}
+    config = TrainConfig(max_epochs=1, optimizer=standing_still, dataloader_kwargs=kwargs)
+    train(trainer, config)
+    trained, all_rows = sum(len(b) for b in trainer_batches(kwargs)), sum(rows)
+    assert all_rows - trained == len(trainer.val_indices) == 12
+
+
+def trainer_batches(kwargs):
+    if "batch_sampler" in kwargs:
+        return kwargs["batch_sampler"]
+    return [range(7)] * 15 if "batch_size" in kwargs else [range(108)]
+
+
+def test_a_timeout_without_workers_is_refused():
+    config = TrainConfig(max_epochs=1, dataloader_kwargs={"timeout": 3})
+    with pytest.raises(SettingsError, match="expected num_workers beside timeout"):
+        ready().train(config)
+
+
+# --- times of vector fields
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"validation_times": 0},
+        {"validation_times": -3},
+        {"validation_times": 2.5},
+        {"validation_times": "10"},
+        {"validation_times": [0.1, 0.5]},
+        {"validation_times": torch.zeros(0)},
+        {"validation_times": torch.rand(3, 2)},
+        {"validation_times": torch.tensor([0.1, 5.0])},
+        {"validation_times": torch.tensor([float("nan")])},
+        {"validation_times_nugget": 0.5},
+    ],
+    ids=str,
+)
+def test_times_outside_the_interval_are_refused_at_birth(wrong):
+    (name,) = wrong
+    with pytest.raises(SettingsError, match=rf"LossArgsVF\.{name}: expected .*, got"):
+        LossArgsVF(**wrong)
+
+
+def test_times_inside_the_interval_are_taken():
+    times = torch.tensor([0.0, 0.3, 1.0])
+    assert LossArgsVF(validation_times=times, validation_times_nugget=2.0).validation_times is times

@@ -74,6 +74,11 @@ def mlflow(uri: str, run_id: str) -> Rows:
     return _by_step({n: sorted((m.step, m.value) for m in ms) for n, ms in history.items()})
 
 
+def mlflow_parameters(uri: str, run_id: str) -> dict[str, str]:
+    """Read the parameters of a run in a sqlite store."""
+    return dict(sqlite(uri, "select key, value from params where run_uuid = ?", run_id))
+
+
 def mlflow_iterations(uri: str) -> list[Any]:
     """Read (iteration, learning rate, loss) of the only run in a sqlite store."""
     query = "select step, value from metrics where key = ? order by step"

@@ -21,7 +21,7 @@ import torch
 from sbi.analysis import plot_summary
 from sbi.utils import BoxUniform
 
-from sbi_ignite import NPE, Callback, LoggingConfig, TrainConfig, TrainingState
+from sbi_ignite import NPE, Callback, LoggingConfig, LossArgsNPE, TrainConfig, TrainingState
 from sbi_ignite.loggers import Memory
 from tests.loggers import read
 from tests.loggers.small import ROOT, run_script, wait_until
@@ -329,3 +329,23 @@ def test_sigterm_closes_the_runs_as_killed(checkpoint: str | None, tmp_path: Pat
         assert epochs[:3] == [1, 2, 3], name
     last = (tmp_path / "j" / "metrics.jsonl").read_text().splitlines()[-1]
     assert '"status": "killed"' in last
+
+
+@pytest.mark.usefixtures("patient")
+def test_mlflow_holds_the_settings_of_every_round(tmp_path: Path) -> None:
+    """Parameters of a run cannot change, so those of a later round stand beside the first."""
+    uri = f"sqlite:///{tmp_path}/m.db"
+    logging = LoggingConfig("mlflow", tracking_uri=uri)
+    inference, args = _ready(), LossArgsNPE(force_first_round_loss=True)
+    inference.train(TrainConfig(max_epochs=1, batch_size=50), args, logging=logging)
+    inference.train(
+        TrainConfig(max_epochs=1, batch_size=20, optimizer="sgd"), args, logging=logging
+    )
+    inference.train(
+        TrainConfig(max_epochs=1, batch_size=20, optimizer="adam"), args, logging=logging
+    )
+    found = read.mlflow_parameters(uri, read.only_mlflow_run_id(uri))
+    assert (found["train.batch_size"], found["train.optimizer"]) == ("50", "adam")
+    assert (found["call-2.train.batch_size"], found["call-2.train.optimizer"]) == ("20", "sgd")
+    assert found["call-3.train.optimizer"] == "adam"
+    assert "call-3.train.batch_size" not in found

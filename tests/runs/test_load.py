@@ -280,3 +280,9 @@ def test_weights_without_description_can_be_read_by_hand(tmp_path):
     wanted = states_at(3)["best_weights"]
     assert best["epoch"] == wanted["epoch"]
     assert torch.equal(best["weights"]["weight"], wanted["weights"]["weight"])
+
+
+def test_a_file_of_a_run_is_not_taken_for_its_directory(tmp_path):
+    write_run(tmp_path / "run", (1,))
+    with pytest.raises(CheckpointError, match="expected the directory of a run, got a file"):
+        load_run(tmp_path / "run" / "run.json")

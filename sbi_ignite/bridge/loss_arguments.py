@@ -1,0 +1,85 @@
+"""Record the loss arguments of a call and check those that are callables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from sbi_ignite.bridge.arguments import LOSS_KEYWORDS, Call
+from sbi_ignite.bridge.lines import private
+from sbi_ignite.bridge.losses import as_sbi_hands_it_over
+from sbi_ignite.data.source import Batches
+from sbi_ignite.exceptions import ArgumentError
+from sbi_ignite.explain import PLAIN_ERRORS, explain
+from sbi_ignite.methods.table import method_of
+from sbi_ignite.random_state import OwnRandomState
+from sbi_ignite.runs.loss_record import describe_loss
+
+_KERNEL = "calibration_kernel"
+_ROWS = 3
+"""Rows that a kernel is tried on: unlike 1, a number that a wrong shape shows."""
+
+
+def loss_arguments(trainer: Any, call: Call) -> dict[str, Any]:
+    """Return all loss arguments of a method, as plain data.
+
+    Args:
+        trainer: One of sbi's trainers.
+        call: Its call.
+    """
+    known = {**dict(method_of(type(trainer)).loss_args()), **call.keywords}
+    plain = (bool, int, float, str, type(None))
+    return {
+        name: known[name] if isinstance(known[name], plain) else type(known[name]).__name__
+        for name in LOSS_KEYWORDS
+        if name in known
+    }
+
+
+def kept_loss_arguments(trainer: Any, call: Call) -> dict[str, Any]:
+    """Return the loss arguments that a resumed training must have too, as plain data.
+
+    Args:
+        trainer: One of sbi's trainers.
+        call: Its call.
+    """
+    kernel = call.keywords.get(_KERNEL)
+    code = {} if kernel is None else {_KERNEL: describe_loss(kernel)["code"]}
+    return {**loss_arguments(trainer, call), **code}
+
+
+def check_kernel(trainer: Any, call: Call, batches: Batches) -> None:
+    """Try a calibration kernel on a few rows, at no cost to random states.
+
+    Args:
+        trainer: One of sbi's trainers.
+        call: Its call.
+        batches: Batches of training data.
+
+    Raises:
+        ArgumentError: If the kernel fails, or does not return one weight for every row.
+    """
+    kernel, tensors = call.keywords.get(_KERNEL), batches.tensors
+    if kernel is None or tensors is None or len(tensors[0]) < _ROWS:
+        return
+    expected = (
+        f"{_KERNEL}: expected a function that maps x of shape (batch, ...) to weights of shape "
+        "(batch,)"
+    )
+    x = tensors[1][:_ROWS].to(private(trainer).device)
+    tried = as_sbi_hands_it_over(kernel) if call.sbi_compat else kernel
+    with OwnRandomState().in_force():
+        try:
+            weights = tried(x)
+        except PLAIN_ERRORS as error:
+            what = f"{expected}, got one that fails for x of shape {tuple(x.shape)}"
+            explain(error, what, "Try it on such a tensor.")
+    got = tuple(weights.shape) if isinstance(weights, Tensor) else f"a {type(weights).__name__}"
+    fits = got in ((_ROWS,), (), (1,))
+    # sbi multiplies whatever broadcasts.
+    if not isinstance(weights, Tensor) or not (fits or call.sbi_compat):
+        raise ArgumentError(
+            f"{expected}, got one that returns {got} for x of shape {tuple(x.shape)}. Return a "
+            "tensor, with .squeeze(1) where it has a second dimension."
+        )
