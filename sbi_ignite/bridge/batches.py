@@ -244,7 +244,9 @@ def make_loaders(
         return _stored_loaders(trainer, call, tensors, batch_size, dataloader_kwargs, validation)
     train_rows, val_rows = trainer.train_indices, trainer.val_indices
     if holds_part(call):
-        return _loaders_of_part(trainer, call, tensors, batch_size, dataloader_kwargs)
+        return _loaders_of_part(
+            trainer, call, tensors, batch_size, dataloader_kwargs, validation is not None
+        )
     device = indexed(private(trainer).device)
     if dataloader_kwargs is None:
         tensors = placed(tensors, device)
@@ -304,12 +306,14 @@ def _loaders_of_part(
     tensors: Sequence[Tensor],
     batch_size: int,
     dataloader_kwargs: Mapping[str, Any] | None,
+    has_validation: bool,
 ) -> tuple[Any, Any]:
     """Return batches over the rows that only this process has; see `make_loaders`."""
     origin = call.settings.origin("train.shards").where
     for name, unwanted in (
         ("sbi_compat", call.sbi_compat),
         ("dataloader_kwargs", dataloader_kwargs is not None),
+        ("validation", has_validation),
     ):
         if unwanted:
             raise SettingsError(
