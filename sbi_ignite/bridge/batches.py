@@ -77,13 +77,6 @@ def split(
     keep = keep and ((call.sbi_compat and by_the_call) or hasattr(trainer, "train_indices"))
     at_least, origin = call.family.rows_needed, call.settings.origin("train.validation_fraction")
     in_parts = holds_part(call)
-    if in_parts and validation is not None:
-        raise ArgumentError(
-            "validation: expected simulations to split where every process brings rows of its own, "
-            "got a validation set beside shards='own' from "
-            f"{call.settings.origin('train.shards')}. Leave validation out, or give all processes "
-            "the same rows."
-        )
     if validation is not None and not keep:
         # One draw, as for a split, so that the network built next is the same one.
         trainer.train_indices, trainer.val_indices = rows[torch.randperm(len(rows))], rows[:0]
