@@ -31,8 +31,8 @@ extensions = [
 exclude_patterns = ["_build", "_extensions", "pictures"]
 root_doc = "index"
 nitpicky = True
-# Objects of other projects cannot be looked up without a network.
-nitpick_ignore_regex = [("py:.*", r"(?!sbi_ignite\.).*")]
+# Objects of other projects cannot be looked up without a network; modules of ours are private.
+nitpick_ignore_regex = [("py:.*", r"(?!sbi_ignite\.[A-Z]\w*$).*")]
 show_warning_types = True
 
 # --- pages

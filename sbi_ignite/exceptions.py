@@ -174,6 +174,11 @@ class RankFailedError(SbiIgniteError, RuntimeError):
     Args:
         message: What happened, in a sentence that names the rank.
         ranks: The ranks that are missing; empty if all of them still run.
+
+    Example:
+        >>> error = RankFailedError("Rank 1 does not answer.", ranks=[1])
+        >>> error.ranks
+        (1,)
     """
 
     def __init__(self, message: str, *, ranks: Iterable[int] = ()) -> None:

@@ -344,12 +344,12 @@ class Ranks(World):
         patience, board, port = timedelta(seconds=self._patience), None, 0
         if self.rank == 0:
             with contextlib.suppress(RuntimeError):
-                board = dist.TCPStore(host, 0, None, True, patience, wait_for_workers=False)
+                board = dist.TCPStore(host, 0, None, True, patience, wait_for_workers=False)  # pyright: ignore[reportPrivateImportUsage] # documented
                 port = board.port
         host, port = self.from_first((host, port))
         if self.rank and port:
             with contextlib.suppress(RuntimeError):
-                board = dist.TCPStore(host, port, None, False, patience, wait_for_workers=False)
+                board = dist.TCPStore(host, port, None, False, patience, wait_for_workers=False)  # pyright: ignore[reportPrivateImportUsage] # documented
         return board if all(self.gather(board is not None)) else None
 
     def _close(self) -> None:

@@ -77,13 +77,6 @@ def split(
     keep = keep and ((call.sbi_compat and by_the_call) or hasattr(trainer, "train_indices"))
     at_least, origin = call.family.rows_needed, call.settings.origin("train.validation_fraction")
     in_parts = holds_part(call)
-    if in_parts and validation is not None:
-        raise ArgumentError(
-            "validation: expected simulations to split where every process brings rows of its own, "
-            "got a validation set beside shards='own' from "
-            f"{call.settings.origin('train.shards')}. Leave validation out, or give all processes "
-            "the same rows."
-        )
     if validation is not None and not keep:
         # One draw, as for a split, so that the network built next is the same one.
         trainer.train_indices, trainer.val_indices = rows[torch.randperm(len(rows))], rows[:0]
@@ -244,7 +237,9 @@ def make_loaders(
         return _stored_loaders(trainer, call, tensors, batch_size, dataloader_kwargs, validation)
     train_rows, val_rows = trainer.train_indices, trainer.val_indices
     if holds_part(call):
-        return _loaders_of_part(trainer, call, tensors, batch_size, dataloader_kwargs)
+        return _loaders_of_part(
+            trainer, call, tensors, batch_size, dataloader_kwargs, validation is not None
+        )
     device = indexed(private(trainer).device)
     if dataloader_kwargs is None:
         tensors = placed(tensors, device)
@@ -304,12 +299,14 @@ def _loaders_of_part(
     tensors: Sequence[Tensor],
     batch_size: int,
     dataloader_kwargs: Mapping[str, Any] | None,
+    has_validation: bool,
 ) -> tuple[Any, Any]:
     """Return batches over the rows that only this process has; see `make_loaders`."""
     origin = call.settings.origin("train.shards").where
     for name, unwanted in (
         ("sbi_compat", call.sbi_compat),
         ("dataloader_kwargs", dataloader_kwargs is not None),
+        ("validation", has_validation),
     ):
         if unwanted:
             raise SettingsError(

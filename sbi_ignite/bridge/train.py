@@ -170,8 +170,8 @@ def get_dataloaders(
         training_batch_size = call.settings.train.batch_size
     if dataloader_kwargs is None and not private(trainer).keeps_loaders_to_itself:
         dataloader_kwargs = {}  # torch's own loaders, which a user's method may expect
-    own_loaders = call.sbi_compat and dataloader_kwargs is not None and validation is None
-    if own_loaders and not is_stored(tensors):
+    as_in_sbi = call.sbi_compat and validation is None and not is_stored(tensors)
+    if as_in_sbi and dataloader_kwargs is not None:
         # Splits as it stands: the indices have just been drawn.
         with refused_by_torch(dataloader_kwargs, call):
             return sbi_get_dataloaders(

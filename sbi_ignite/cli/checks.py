@@ -116,10 +116,9 @@ def _allowed() -> dict[str, str]:
         about = metadata.metadata("sbi-ignite")
     except metadata.PackageNotFoundError:
         return {}
-    asked = [Requirement(line) for line in about.get_all("Requires-Dist") or []]
+    asked = [Requirement(line) for line in metadata.requires("sbi-ignite") or []]
     allowed = {each.name: str(each.specifier) for each in asked if str(each.specifier)}
-    python = about.get("Requires-Python")
-    return {**allowed, **({"python": python} if python else {})}
+    return {**allowed, "python": about["Requires-Python"]}
 
 
 # --- devices
@@ -267,6 +266,7 @@ def _ask(name: str, config: LoggingConfig | None) -> dict[str, Any]:
     body = "\n".join(" " * 8 + line for line in _PROBES[name].strip().splitlines())
     uri = (config.tracking_uri if config else None) or ""
     limits = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "WANDB_SILENT": "true"}
+    code = None
     try:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", _PROBE.format(body=body), uri],
@@ -276,11 +276,12 @@ def _ask(name: str, config: LoggingConfig | None) -> dict[str, Any]:
             timeout=_SECONDS,
             stdin=subprocess.DEVNULL,
         )
+        code = done.returncode
         return json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {_SECONDS} seconds"}
     except (ValueError, IndexError):
-        return {"error": f"its process ended with code {done.returncode}"}
+        return {"error": f"its process ended with code {code}"}
 
 
 def _backend(name: str, found: Mapping[str, Any], config: LoggingConfig | None) -> Finding:

@@ -315,7 +315,7 @@ class BatchIndices(Sampler[list[int]]):
 
     def __init__(self, indices: Tensor, batch_size: int, seed: int | None) -> None:
         self.indices, self.batch_size, self.seed = indices, batch_size, seed
-        self.share = (0, 1)
+        self.share: tuple[int, int] = (0, 1)
         self._pass = -1
 
     def __len__(self) -> int:

@@ -296,14 +296,14 @@ def open_simulations(
 ) -> Simulations:
     """Open simulations in files, without reading them.
 
-    | format | path | names |
-    |---|---|---|
-    | `hdf5` | `.h5` of `SimulationWriter`, of LAMPE, or any with two data sets | `theta`, `x` |
-    | `swyft` | a Zarr store; rows with `meta/sim_status` 1 | `theta="z"` for `data/z`, ... |
-    | `npy` | `(theta.npy, x.npy)`, or a folder with both | |
-    | `npz` | an `.npz` by `np.savez`, not compressed | `theta`, `x` |
-    | `arrow` | an Arrow IPC file with columns of fixed-size lists | `theta`, `x` |
-    | `dingo` | `.h5` of dingo | `theta`: names of parameters; `x`: a function |
+    Formats, with their paths and the names in them:
+
+    * `hdf5`: `.h5` of `SimulationWriter`, of LAMPE, or any with two data sets `theta` and `x`.
+    * `swyft`: a Zarr store, its rows with `meta/sim_status` 1; `theta="z"` for `data/z`, ...
+    * `npy`: `(theta.npy, x.npy)`, or a folder with both.
+    * `npz`: an `.npz` by `np.savez`, not compressed, with `theta` and `x`.
+    * `arrow`: an Arrow IPC file with columns `theta` and `x` of fixed-size lists.
+    * `dingo`: `.h5` of dingo; `theta` takes names of parameters, `x` a function.
 
     A pattern such as `"sims-*.h5"`, or a list of files, joins their rows in sorted order. float64,
     integers, big-endian numbers and Fortran order are converted as they are read.

@@ -7,7 +7,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 
 @runtime_checkable
@@ -78,7 +77,7 @@ class Batches(Protocol):
         """Deliver batches on `device` from now on, if the source can; else the step moves them."""
         ...
 
-    def shard(self, rank: int, num_ranks: int) -> Self:
+    def shard(self, rank: int, num_ranks: int) -> Batches:
         """Return the share of one rank: of every batch, rows `rank`, `rank + num_ranks`, ...
 
         All ranks get the same number of batches, and together every row of the pass once.

@@ -55,6 +55,12 @@ class ParameterCheck:
         p_shape: The same of the largest distance between the distribution of ranks and a uniform
             one (Kolmogorov-Smirnov).
         coverage: For each of `LEVELS`, the share of true values in the central credible interval.
+
+    Example:
+        >>> ranks = np.random.default_rng(0).integers(0, 101, (300, 1))
+        >>> check = judged(ranks, 100, ["mu"]).parameters[0]
+        >>> check.name, check.verdict
+        ('mu', 'fine')
     """
 
     name: str

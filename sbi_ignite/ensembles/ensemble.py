@@ -67,9 +67,12 @@ class Ensemble:
         summary: What training did.
 
     Example:
-        >>> ensemble = train_ensemble(make_trainer, members=5)  # doctest: +SKIP
-        >>> posterior = ensemble.build_posterior()  # doctest: +SKIP
-        >>> posterior.sample((1000,), x=x_o)  # doctest: +SKIP
+        >>> theta = torch.rand(60, 2)
+        >>> def make_trainer():
+        ...     return NPE(show_progress_bars=False).append_simulations(theta, theta)
+        >>> ensemble = train_ensemble(make_trainer, members=2, config=TrainConfig(max_epochs=1))
+        >>> len(ensemble.estimators)
+        2
     """
 
     def __init__(

@@ -81,22 +81,44 @@ def test_rows_are_found_again_by_their_numbers(name):
 def test_ranks_share_every_batch_and_see_every_row_once(name, num_ranks):
     """Which rows share a batch does not depend on how many processes there are."""
 
-    def batches_of(source):
+    def batches_of(rank, num_ranks):
         torch.manual_seed(0)
+        source = in_memory()[name].shard(rank, num_ranks)
         return [source.rows.tolist() for _ in source]
 
-    whole = batches_of(in_memory()[name])
-    shares = [batches_of(in_memory()[name].shard(rank, num_ranks)) for rank in range(num_ranks)]
+    whole = batches_of(0, 1)
+    shares = [batches_of(rank, num_ranks) for rank in range(num_ranks)]
     assert [sorted(chain(*batch)) for batch in zip(*shares, strict=True)] == list(
         map(sorted, whole)
     )
 
 
-def test_a_batch_that_leaves_a_rank_without_rows_is_refused():
-    with pytest.raises(ArgumentError, match="batch of 3 rows cannot be shared by 4 processes"):
-        in_memory()["shuffled"].shard(0, 4)
-    with pytest.raises(ArgumentError, match=r"val_loader \(list\): .*cannot be divided"):
-        ForeignBatches([THETA], "val_loader").shard(0, 2)
+def test_of_a_batch_with_fewer_rows_than_ranks_some_ranks_get_none():
+    shares = [in_memory()["shuffled"].shard(rank, 6) for rank in range(6)]
+    sizes = torch.tensor([[len(batch[0]) for batch in share] for share in shares])
+    assert sizes.sum() == len(CHOSEN)
+    assert sizes.min() == 0
+    assert sizes.max() == 1
+
+
+def test_a_shard_also_has_the_rows_that_its_loss_meets():
+    for share in (in_memory()["shuffled"].shard(rank, 2, met=(0,)) for rank in range(2)):
+        for batch, (every, *_) in zip(share, in_memory()["shuffled"], strict=True):
+            assert torch.equal(batch[-1], every)
+            assert torch.equal(batch[-1][batch[-2]], batch[0])
+
+
+def test_ranks_take_turns_in_the_rows_of_a_list_of_batches():
+    shares = [ForeignBatches([THETA, THETA[:1]], "val_loader").shard(rank, 2) for rank in (0, 1)]
+    first, second = (list(share) for share in shares)
+    assert torch.equal(torch.stack([first[0], second[0]], dim=1).flatten(0, 1), THETA)
+    assert (len(first[1]), len(second[1])) == (1, 0)
+
+
+def test_a_loader_whose_workers_would_collate_nothing_is_refused():
+    loader = DataLoader(TensorDataset(THETA), batch_sampler=BatchIndices(CHOSEN, 2, seed=3))
+    with pytest.raises(ArgumentError, match="at least 4 rows, one for each of the 4 processes"):
+        as_batches(loader).shard(0, 4)
 
 
 @pytest.mark.parametrize("name", foreign())
