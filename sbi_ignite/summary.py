@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
@@ -34,8 +34,8 @@ class TrainingSummary:
         learning_rate: Rate of the first parameter group.
         gradient_norm: Mean norm before clipping; NaN where it could not be measured.
         epoch_durations_sec: Seconds of training and validation.
-        stop_reason: "patience", "lr_threshold", "max_epochs", "time_limit", "signal", "rule" or
-            "callback".
+        stop_reason: "patience", "lr_threshold", "max_epochs", "time_limit", "signal", "rule",
+            "callback" or "pruned".
         stop_message: Words given with the request to stop, "" without any.
         complete: False where a longer run was cut short by time or a signal.
         resumed_from_epoch: Epoch from which this call continued; 0 for a fresh start.
@@ -52,6 +52,11 @@ class TrainingSummary:
         validated: Whether there was validation data.
         stage: Number of the stage that each epoch belonged to, from 1; 0 where it is unknown, ()
             without stages.
+        metrics: What callbacks logged: for each name pairs of epoch, counted from 1, and value.
+        init_from: What `init_from=` began with: its "source", a fingerprint of the "weights", and
+            of a run directory its "run", "method" and "epoch"; None without.
+        validation_set: Fingerprint of the user's own validation set under "data", a shape and a
+            digest for every tensor; None where the simulations were split.
 
     Example:
         >>> summary = TrainingSummary(method="NPE_C", epochs_trained=1, best_epoch=1,
@@ -82,6 +87,9 @@ class TrainingSummary:
     executor_reason: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     validated: bool = True
+    metrics: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    init_from: Mapping[str, Any] | None = None
+    validation_set: Mapping[str, Any] | None = None
     stage: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
@@ -106,6 +114,13 @@ class TrainingSummary:
     def _repr_html_(self) -> str:
         """Return the short table, as notebooks show it."""
         return table("TrainingSummary", self._rows().items())
+
+    @property
+    def status(self) -> str:
+        """What run.json says of it: "complete", "pruned", or "interrupted" if it can go on."""
+        if not self.complete:
+            return "interrupted"
+        return "pruned" if self.stop_reason == "pruned" else "complete"
 
     @property
     def best_kind(self) -> str:
@@ -137,8 +152,14 @@ class TrainingSummary:
             "stopped by": self.ended_by,
             "complete": "yes" if self.complete else "no, it can be continued",
             "time in epochs": f"{seconds:.1f} s",
-            "device": self.device,
+            "device": self.device + (f", {self.world_size} processes" * (self.world_size > 1)),
         }
+        if self.init_from is not None:
+            rows["began with"] = (
+                f"weights {self.init_from['weights'][:8]} of {self.init_from['source']}"
+            )
+        if self.validation_set is not None:
+            rows["validated on"] = f"{self.validation_set['data'][0]['shape'][0]} rows of its own"
         if self.executor:
             because = f" ({self.executor_reason})" if self.executor_reason else ""
             rows["steps computed"] = self.executor + because

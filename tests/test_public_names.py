@@ -46,6 +46,11 @@ NAMES = {
     "Stage",
     "TrainConfig",
     "WeightAveraging",
+    # ensembles and tuning
+    "Ensemble",
+    "EnsembleSummary",
+    "OptunaPruning",
+    "train_ensemble",
     # doors and runner
     "Callback",
     "History",

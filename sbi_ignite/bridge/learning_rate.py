@@ -51,6 +51,10 @@ class LearningRateRange:
         suggestion: The rate at which the smoothed loss had completed half of its fall; None if it
             never fell.
         diverged: Whether the test ended early, because the loss rose or was not finite.
+
+    Example:
+        >>> print(LearningRateRange((1e-4, 1e-3), (2.0, 1.0), (2.0, 1.5), 1e-3, False))
+        learning_rate=1.0e-03 (2 rates from 1.0e-04 to 1.0e-03 tried)
     """
 
     rates: tuple[float, ...]
@@ -125,9 +129,11 @@ def find_learning_rate(
         NoSimulationsError: If it has no simulations.
 
     Example:
-        >>> found = find_learning_rate(inference)  # doctest: +SKIP
-        >>> inference.train(TrainConfig(learning_rate=found.suggestion))  # doctest: +SKIP
-        >>> found.plot().savefig("rates.png")  # doctest: +SKIP
+        >>> theta = torch.rand(60, 2)
+        >>> inference = NPE(show_progress_bars=False).append_simulations(theta, theta)
+        >>> found = find_learning_rate(inference, num_steps=40)
+        >>> found.plot().savefig("rates.png")
+        >>> estimator = inference.train(TrainConfig(learning_rate=found.suggestion, max_epochs=1))
     """
     _check(inference, min_rate, max_rate, num_steps)
     twin = _stand_in(inference)

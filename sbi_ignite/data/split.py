@@ -9,21 +9,40 @@ from sbi_ignite.exceptions import DataError
 
 
 def split_rows(
-    rows: Tensor, validation_fraction: float, at_least: int = 0
+    rows: Tensor,
+    validation_fraction: float,
+    at_least: int = 0,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Split rows at random with torch's global generator, as sbi does.
+    """Split rows at random.
 
     Args:
         rows: Row numbers to choose from, shape (num_rows,).
         validation_fraction: Share of the rows kept for validation.
         at_least: Rows that are kept for validation, however small the share.
+        generator: Draws the rows; None for torch's global generator, as in sbi.
 
     Returns:
         Row numbers for training and for validation.
     """
     num_train = max(0, min(int((1 - validation_fraction) * len(rows)), len(rows) - at_least))
-    shuffled = rows[torch.randperm(len(rows))]
+    shuffled = rows[torch.randperm(len(rows), generator=generator)]
     return shuffled[:num_train], shuffled[num_train:]
+
+
+def bootstrapped(rows: Tensor, seed: int) -> Tensor:
+    """Return as many rows as there are, drawn from them with replacement.
+
+    Args:
+        rows: Row numbers, shape (num_rows,).
+        seed: Decides which.
+
+    Example:
+        >>> len(bootstrapped(torch.arange(5), seed=0))
+        5
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return rows[torch.randint(len(rows), (len(rows),), generator=generator)]
 
 
 def check_split(

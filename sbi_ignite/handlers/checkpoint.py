@@ -16,6 +16,19 @@ from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.settings import CheckpointConfig
 
 
+class NoFiles:
+    """Stands for the run directory in processes that write no files."""
+
+    def write(self, *args: Any) -> None:
+        """Write nothing."""
+
+    write_in_background = write
+    set_metrics = append_metrics = report = write
+
+    def wait(self) -> None:
+        """Wait for nothing."""
+
+
 class CheckpointHandler:
     """Save a training into its run directory, so that it can be continued exactly.
 
@@ -30,16 +43,18 @@ class CheckpointHandler:
         mid_epoch: Whether a training can be continued between two batches; if not, checkpoints
             are taken at the end of epochs only.
         background: Write in another thread; False where the process is forked while training.
+        decide: Makes a decision of one process that of all, see `Together.decide`.
     """
 
     def __init__(
         self,
-        directory: RunDirectory,
+        directory: RunDirectory | NoFiles,
         config: CheckpointConfig,
         take: Callable[[], Snapshot],
         state: TrainingState,
         mid_epoch: bool = True,
         background: bool = True,
+        decide: Callable[[Callable[[], bool]], Callable[[], bool]] = lambda flag: flag,
     ) -> None:
         self.directory, self.config = directory, config
         self._take, self._state = take, state
@@ -48,6 +63,7 @@ class CheckpointHandler:
         self._saved_at = time.monotonic()
         self._rows = 0
         self._rows_written_well = False
+        self._is_due = decide(self._time_is_up)
 
     def attach(self, engine: Engine) -> None:
         """Save after epochs and, between batches, by the clock and when training is cut short."""
@@ -80,13 +96,13 @@ class CheckpointHandler:
     def _epoch_completed(self) -> None:
         self._write_metrics()
         due = self._state.epoch % self.config.every_epochs == 0
-        if due or self._time_is_up() or self._state.stop_reason is not None:
+        if due or self._is_due() or self._state.stop_reason is not None:
             self._save(self._stop())
 
     def _iteration_completed(self, engine: Engine) -> None:
         if ends_epoch(engine):
             return  # saved after validation: before it, the epoch's end would be lost on resume
-        if self._time_is_up() or self._state.stop_reason in CUT_SHORT:
+        if self._is_due() or self._state.stop_reason in CUT_SHORT:
             self.save_now()
 
     def _time_is_up(self) -> bool:
@@ -95,7 +111,7 @@ class CheckpointHandler:
 
     def _stop(self) -> dict[str, str] | None:
         """Return a request to stop that no rule would make again after a resume."""
-        if self._state.stop_reason not in ("rule", "callback"):
+        if self._state.stop_reason not in ("rule", "callback", "pruned"):
             return None
         return {"reason": self._state.stop_reason, "message": self._state.stop_message}
 

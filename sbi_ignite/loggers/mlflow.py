@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from sbi_ignite.loggers.base import (
     Backend,
+    EpochFigure,
     EpochRow,
     RunInfo,
     new_run_name,
@@ -26,6 +27,7 @@ from sbi_ignite.loggers.base import (
     parameters,
     results,
     run_record,
+    status_of,
     warm_up_figures,
 )
 from sbi_ignite.loggers.clock import now
@@ -75,6 +77,7 @@ class Mlflow(Backend):
 
     name: str = "mlflow"
     package = "mlflow"
+    shows_figures = True
     in_own_process = True
 
     @classmethod
@@ -156,6 +159,13 @@ class Mlflow(Backend):
         if row.step not in self._have.get("training_loss", ()):
             self._log_metrics(row.values, row.step, row.time)
 
+    def log_figure(self, figure: EpochFigure) -> None:
+        """Attach it as `figures/NAME-epoch-STEP.png`."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{figure.file_name}-epoch-{figure.step:06d}.png"
+            path.write_bytes(figure.png())
+            self._attach(lambda: self._client.log_artifact(self._run_id, str(path), "figures"))
+
     def log_iteration(
         self, iteration: int, values: Mapping[str, float], seconds: float | None = None
     ) -> None:
@@ -170,6 +180,7 @@ class Mlflow(Backend):
         # Epochs have the best loss already.
         own = {n: v for n, v in numbers.items() if not n.endswith("_loss")}
         tags = {n: str(v) for n, v in found.items() if n not in numbers}
+        tags["status"] = status_of(summary)
         step = self._info.first_step + summary.epochs_trained
         self._log_metrics(own, step, self._end_time() / 1000, tags)
         figure = summary.plot()

@@ -8,6 +8,7 @@ backend process.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -18,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.loggers.base import (
     Backend,
+    EpochFigure,
     EpochRow,
     RunInfo,
     new_run_name,
     origins,
     parameters,
     results,
+    status_of,
     warm_up_figures,
 )
 from sbi_ignite.loggers.clock import now
@@ -63,6 +66,7 @@ class Wandb(Backend):
 
     name: str = "wandb"
     package = "wandb"
+    shows_figures = True
     in_own_process = True
 
     @classmethod
@@ -143,6 +147,16 @@ class Wandb(Backend):
         if row.step > self._have.get("epoch", 0):
             self._run.log({"epoch": row.step, **row.values, "_timestamp": row.time or now()})
 
+    def log_figure(self, figure: EpochFigure) -> None:
+        """Log it as an image over its epoch."""
+        if figure.step <= self._have.get("epoch", 0):
+            return
+        import wandb
+        from PIL import Image
+
+        picture = wandb.Image(Image.open(io.BytesIO(figure.png())))
+        self._run.log({"epoch": figure.step, figure.name: picture, "_timestamp": figure.time})
+
     def log_iteration(
         self, iteration: int, values: Mapping[str, float], seconds: float | None = None
     ) -> None:
@@ -154,7 +168,7 @@ class Wandb(Backend):
         """Put the results into the run's summary, log the figure, and close."""
         import wandb
 
-        self._run.summary.update(results(summary))
+        self._run.summary.update({**results(summary), "status": status_of(summary)})
         self._run.log({"loss_curve": wandb.Image(summary.plot())})
         self._close(exit_code=0)
         if self._moved is not None:

@@ -53,6 +53,7 @@ from sbi_ignite.runs.lock import Lock
 from sbi_ignite.runs.original import original_of
 from sbi_ignite.runs.packing import pack, unpack
 from sbi_ignite.runs.snapshot import BEST, BestCopy, Snapshot, from_file
+from sbi_ignite.runs.status import FINISHED
 from sbi_ignite.runs.writer import Writer
 
 _ADVICE = (
@@ -185,8 +186,9 @@ class RunDirectory:
             manifest, summary = read_manifest(self.path) or {}, read_summary(self.path, self.run)
         except CheckpointError:
             return False
-        here = {"status": "complete", **self._who()}
-        if any(manifest.get(name) != value for name, value in here.items()):
+        who = self._who()
+        is_mine = all(manifest.get(name) == value for name, value in who.items())
+        if manifest.get("status") not in FINISHED or not is_mine:
             return False
         return summary is not None and summary["metrics_checksum"] == found
 
@@ -381,7 +383,7 @@ class RunDirectory:
         own = {
             **self._who(),
             "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "best_digest": self._best_digest() if manifest.get("status") == "complete" else None,
+            "best_digest": self._best_digest() if manifest.get("status") in FINISHED else None,
         }
         try:
             write_json(self._manifest_path, {**manifest, **own})
@@ -743,7 +745,7 @@ def _check_writable(path: Path) -> None:
 
 def _is_complete(path: Path) -> bool:
     try:
-        return (read_json(path / "run.json") or {}).get("status") == "complete"
+        return (read_json(path / "run.json") or {}).get("status") in FINISHED
     except (DamagedError, UnknownVersionError):
         return False
 

@@ -34,6 +34,10 @@ class Run:
         metrics: One row per finished epoch.
         summary: The summary, None while the run is not complete.
         rounds: The runs in round-1/, round-2/, … below the directory.
+
+    Example:
+        >>> Run(Path("runs/exp1"), {"status": "interrupted"}, [], None).status
+        'interrupted'
     """
 
     path: Path
@@ -44,7 +48,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """One of "running" (also when killed), "complete", "interrupted" and "failed"."""
+        """One of "running" (also when killed), "complete", "pruned", "interrupted", "failed"."""
         if not self.manifest and self.rounds:
             return self.rounds[-1].status
         return str(self.manifest.get("status", "running"))
@@ -173,6 +177,10 @@ def summary_from(plain: Mapping[str, Any]) -> TrainingSummary:
             values[name] = tuple(map(_number, value))
         elif fields[name].type == "float":
             values[name] = _number(value)
+    values["metrics"] = {
+        name: tuple((epoch, _number(value)) for epoch, value in pairs)
+        for name, pairs in values.get("metrics", {}).items()
+    }
     return TrainingSummary(**values)
 
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sbi_ignite.runs.status import FINISHED
+
 FRUITLESS_STARTS = 3
 """Starts of one job without any progress after which it is not queued again."""
 
@@ -103,7 +105,7 @@ def _progress(directory: Path) -> dict[str, Any]:
     for file in _runs(directory):
         numbers = [path.stem.removeprefix("checkpoint-") for path in file.parent.glob("check*.pt")]
         last = max((int(number) for number in numbers if number.isdecimal()), default=0)
-        complete = _read(file).get("status") == "complete"
+        complete = _read(file).get("status") in FINISHED
         if last or complete:
             progress[str(file.parent.relative_to(directory))] = "complete" if complete else last
     return progress

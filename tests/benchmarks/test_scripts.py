@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import epoch_time, measuring, peers, scaling
+from benchmarks import ensembles, epoch_time, measuring, peers, scaling
 from tests.small import SBI_WARNS
 
 pytestmark = SBI_WARNS
@@ -81,3 +81,39 @@ def test_commands_and_notes_on_the_page_name_no_files(tmp_path, monkeypatch):
     parser = measuring.options_of("How?")
     measuring.conclude(result, measuring.parse(parser, ["--notes", str(notes)]))
     assert result.notes == ["A neighbour was busy."]
+
+
+@pytest.mark.slow
+def test_ensembles_are_timed_and_judged(tmp_path):
+    file = tmp_path / "ensembles.json"
+    arguments = ["--rounds", "1", "--rows", "300", "--epochs", "1", "--members", "2"]
+    arguments += ["--networks", "maf", "--tasks", "two_moons", "--simulations", "300"]
+    arguments += ["--seeds", "1", "--fresh", "50", "--max-epochs", "2", "--jobs", "1"]
+    arguments += ["--networks-per-ensemble", "2", "--json", str(file)]
+    result = ensembles.main(arguments)
+    assert len(result.tables) == 2
+    seconds = numbers(file)["time"]["seconds"]["maf, 2"]
+    assert all(values[0] > 0 for values in seconds.values())
+    judged = numbers(file)["quality"]["two_moons, 300"]
+    (one,), (two,) = judged["one, recipe"], judged["2, recipe"]
+    assert two["loss"] < one["loss"]  # by Jensen's inequality, whatever the networks
+    with pytest.raises(SystemExit):
+        ensembles.main(["--part", "time", "--write"])
+
+
+def test_coverage_is_right_for_a_posterior_that_is_right():
+    import torch
+
+    torch.manual_seed(0)
+    truth, draws = torch.randn(4_000), torch.randn(200, 4_000)
+
+    def narrow(width):
+        density = torch.distributions.Normal(0.0, width)
+        return ensembles.coverage(density.log_prob(truth), density.log_prob(width * draws))
+
+    off, lean = narrow(1.0)
+    assert off < 0.02
+    assert abs(lean) < 0.02
+    off, lean = narrow(0.5)
+    assert off > 0.1
+    assert lean == pytest.approx(-off)

@@ -16,14 +16,25 @@ PACKAGE = ROOT / "sbi_ignite"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
-    "words": ("callback", "summary", "html", "pictures", "exceptions", "settings", "_version"),
-    "ground": ("random_state", "concurrency"),
+    "words": (
+        "callback",
+        "summary",
+        "html",
+        "pictures",
+        "exceptions",
+        "settings",
+        "tuning",
+        "_version",
+    ),
+    "ground": ("random_state", "concurrency", "world"),
     "data": ("data",),
     "arithmetic": ("optim", "kernels"),
     "capture": ("capture",),
     "works": ("methods", "handlers", "loggers", "runs"),
     "training": ("training",),
     "bridge": ("bridge",),
+    "diagnostics": ("diagnostics",),
+    "ensembles": ("ensembles",),
     "inference": ("inference",),
     "cli": ("cli",),
 }
@@ -129,7 +140,14 @@ def test_private_names_of_sbi_are_spoken_in_one_room():
     for path in FILES:
         if path.relative_to(PACKAGE).as_posix().startswith(SPEAKERS):
             continue
-        knows_trainers = room_of(path) in ("bridge", "inference", "cli", "__main__")
+        knows_trainers = room_of(path) in (
+            "bridge",
+            "diagnostics",
+            "ensembles",
+            "inference",
+            "cli",
+            "__main__",
+        )
         for module in imports(path):
             private = any(part.startswith("_") for part in module.split("."))
             trainers = module.startswith("sbi.inference") and not knows_trainers
@@ -158,7 +176,7 @@ def test_the_law_sees_a_private_name_whatever_it_is_asked_of(line):
 
 def test_optional_libraries_are_imported_where_they_are_used():
     """Never when a module is imported, only inside functions."""
-    optional = ("wandb", "mlflow", "tensorboard", "torch.utils.tensorboard")
+    optional = ("wandb", "mlflow", "tensorboard", "torch.utils.tensorboard", "optuna")
 
     def used(top_level_only: bool) -> list[str]:
         every_room = {room_of(path) for path in FILES}

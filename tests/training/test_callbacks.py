@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from sbi_ignite import ArgumentError, Callback, EarlyStopping, TrainConfig, run_training
+from sbi_ignite.runs.directory import RunDirectory
 from tests.small import ready, standing_still
 
 BATCHES = [torch.randn(8, 2, generator=torch.Generator().manual_seed(i)) for i in range(3)]
@@ -54,6 +55,19 @@ def test_callbacks_are_called_at_their_moments_and_in_their_order():
     train(Everything("a", calls), Everything("b", calls))
     moments = [("start", 0), ("epoch", 1), ("epoch", 2), ("epoch", 3), ("end", 3)]
     assert calls == [(name, *moment) for moment in moments for name in "ab"]
+
+
+def test_on_saved_finds_a_complete_run_and_what_it_raises_leaves_it_complete(tmp_path):
+    class Last(Callback):
+        def on_saved(self, summary):
+            status = json.loads((tmp_path / "run.json").read_text())["status"]
+            raise LookupError(f"{status} after {summary.epochs_trained}, directory free")
+
+    for _ in range(2):  # the run is complete, and the callback is called again
+        with pytest.raises(LookupError, match="complete after 3, directory free"):
+            train(Last(), checkpoint=str(tmp_path))
+        RunDirectory.open(tmp_path).close()
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "complete"
 
 
 def test_callbacks_hear_of_an_exception_and_it_is_raised():

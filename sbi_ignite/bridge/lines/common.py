@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,10 +12,12 @@ from typing import Any, ClassVar
 import sbi
 from sbi.inference import NeuralInference
 from sbi.utils.torchutils import check_if_prior_on_device, process_device
+from sbi.utils.tracking import TensorBoardTracker
 from torch import Tensor, nn
 
 from sbi_ignite.bridge.lines.network_call import NetworkCall
 from sbi_ignite.bridge.ownership import is_sbis_own
+from sbi_ignite.data.table import MASKS, is_stored, table_of
 
 _INITIALIZE = "_initialize_neural_network"
 _LOSS = ("_loss", "_get_losses", "loss")
@@ -27,6 +29,11 @@ _LOSS_AND_PROPOSAL = (
     "_log_prob_proposal_posterior",
     "_log_prob_proposal_posterior_atomic",
 )
+_SIMULATIONS = ("_theta_roundwise", "_x_roundwise", "_prior_masks", "_x")
+"""Attributes that hold simulations: lists of tensors, or a tensor."""
+
+_ONE_TENSOR = "one tensor"
+
 _SEES_LOADERS = ("get_dataloaders", "_train_epoch", "_validate_epoch", "_run_training_loop")
 
 
@@ -114,13 +121,13 @@ class SbiTrainer:
     @property
     def append_call(self) -> str:
         """The call by which simulations are added, as one writes it."""
-        takes_theta = hasattr(self.trainer, "_theta_roundwise")
-        return "append_simulations(theta, x)" if takes_theta else "append_samples(x)"
+        return "append_samples(x)" if self.appends_samples else "append_simulations(theta, x)"
 
-    def simulations(self, starting_round: int) -> tuple[Tensor, ...]:
+    def simulations(self, starting_round: int) -> tuple[Any, ...]:
         """Return theta, x and prior masks from a round on, as sbi's `get_simulations` does.
 
-        Simulations appended in a single call are not copied; sbi copies them every time.
+        Simulations appended in a single call are not copied; sbi copies them every time. Those in
+        files are `Column`s of a table instead of tensors.
 
         Args:
             starting_round: The first round to include.
@@ -132,10 +139,109 @@ class SbiTrainer:
         chosen = [
             i for i, round_ in enumerate(trainer._data_round_index) if round_ >= starting_round
         ]
-        if len(chosen) != 1:
-            return trainer.get_simulations(starting_round)
         kept = (trainer._theta_roundwise, trainer._x_roundwise, trainer._prior_masks)
-        return tuple(parts[chosen[0]] for parts in kept)
+        calls = [tuple(parts[i] for parts in kept) for i in chosen]
+        if len(chosen) == 1:
+            return calls[0]
+        if not any(map(is_stored, calls)):
+            return trainer.get_simulations(starting_round)
+        fields = ("theta", "x", MASKS)
+        table = table_of(calls, fields)
+        return tuple(map(table.column, fields))
+
+    @property
+    def stored_columns(self) -> tuple[Any, ...]:
+        """What it was given last, if that lies in files; else nothing."""
+        if self.appends_samples:
+            found = (getattr(self.trainer, "_x", None),)
+        else:
+            found = self.simulations(0)
+        return found if is_stored(found) else ()
+
+    @property
+    def appends_samples(self) -> bool:
+        """Whether it takes x alone, as MarginalTrainer does."""
+        return not hasattr(self.trainer, "_theta_roundwise")
+
+    @property
+    def num_appended_last(self) -> int:
+        """How many rows of the latest call were kept."""
+        return len(self.trainer._theta_roundwise[-1])
+
+    def replace_appended(self, columns: Sequence[Any]) -> None:
+        """Let something else stand for the rows of the latest call.
+
+        Args:
+            columns: theta, x and prior masks.
+        """
+        trainer = self.trainer
+        kept = (trainer._theta_roundwise, trainer._x_roundwise, trainer._prior_masks)
+        for parts, column in zip(kept, columns, strict=True):
+            parts[-1] = column
+
+    @property
+    def appended_from_prior(self) -> bool:
+        """Whether the rows of the latest call were drawn from the prior."""
+        return bool(self.trainer._prior_masks[-1].all())
+
+    def taken_apart(self) -> tuple[dict[str, Any], list[Tensor]]:
+        """Return its attributes without tracker and simulations, and the simulations.
+
+        `put_together` makes a trainer of them. Nothing is copied, and the trainer stays as it is.
+        """
+        state, tensors = dict(vars(self.trainer)), []
+        state["_tracker"] = None
+        for name in _SIMULATIONS:
+            held = state.get(name)
+            if isinstance(held, list):
+                tensors += held
+                state[name] = len(held)
+            elif isinstance(held, Tensor):
+                tensors.append(held)
+                state[name] = _ONE_TENSOR
+        return state, tensors
+
+    @staticmethod
+    def put_together(
+        kind: type,
+        state: Mapping[str, Any],
+        tensors: Iterable[Tensor],
+        tracker: Any,
+        prior: Any | None = None,
+    ) -> Any:
+        """Return a trainer made of what `taken_apart` returned; sbi's own pickling drops builders.
+
+        Args:
+            kind: The trainer's class.
+            state: Its attributes.
+            tensors: Its simulations.
+            tracker: Its tracker.
+            prior: Its prior; None for the one among the attributes. sbi asks whether a proposal is
+                this very object.
+        """
+        trainer, rest = object.__new__(kind), iter(tensors)
+        vars(trainer).update(state)
+        vars(trainer)["_tracker"] = tracker
+        if prior is not None:
+            vars(trainer)["_prior"] = prior
+        for name in _SIMULATIONS:
+            if isinstance(state.get(name), int):
+                vars(trainer)[name] = [next(rest) for _ in range(state[name])]
+            elif isinstance(state.get(name), str):
+                vars(trainer)[name] = next(rest)
+        return trainer
+
+    def replace_simulations(self, tensors: Iterable[Tensor]) -> None:
+        """Hold other tensors of the same values, in the order in which `taken_apart` returns them.
+
+        Args:
+            tensors: As many as there are.
+        """
+        state, _ = self.taken_apart()
+        tracker = self.tracker
+        vars(self.trainer).update(
+            vars(self.put_together(type(self.trainer), state, tensors, tracker))
+        )
 
     @property
     def is_trained_on_newest(self) -> bool:
@@ -406,6 +512,15 @@ class SbiTrainer:
     def summarize(self) -> None:
         """Tell the tracker about the whole training, by sbi's method or the user's."""
         self.trainer._summarize(round_=self.round_index)
+
+    @property
+    def has_sbis_tracker(self) -> bool:
+        """Whether that is the one of sbi which writes for TensorBoard."""
+        return isinstance(self.tracker, TensorBoardTracker)
+
+    def show_progress(self, shown: bool) -> None:
+        """Print progress from now on, or none."""
+        self.trainer._show_progress_bars = shown
 
     def silence(self, tracker: Any) -> None:
         """Print no progress from now on, and tell another tracker."""

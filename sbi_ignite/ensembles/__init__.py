@@ -1,0 +1,1 @@
+"""Train many networks on one set of simulations."""
