@@ -147,14 +147,16 @@ def _train(problem: Problem, device: str, seconds: float) -> tuple[TrainingSumma
     from sbi_ignite.inference import NPE
 
     torch.manual_seed(0)
-    prior = BoxUniform(-torch.ones(problem.dim_theta), torch.ones(problem.dim_theta))
-    theta = prior.sample((problem.rows,))
+    bound = torch.ones(problem.dim_theta)
+    prior = BoxUniform(-bound, bound, device=device)
+    theta = prior.sample((problem.rows,)).cpu()
     x = theta @ torch.randn(problem.dim_theta, problem.dim_x)
     x += 0.1 * torch.randn_like(x)
     watch = _EnoughSeen(seconds)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the time limit is meant to end it early
         trainer: Any = NPE(
+            prior,
             density_estimator=posterior_nn(problem.network),
             device=device,
             show_progress_bars=False,
@@ -166,7 +168,6 @@ def _train(problem: Problem, device: str, seconds: float) -> tuple[TrainingSumma
                 batch_size=problem.batch_size,
                 validation_fraction=_VALIDATION,
                 max_time=_PATIENCE * seconds,
-                device=device,
                 seed=0,
             ),
             early_stopping=EarlyStopping.never(),

@@ -57,7 +57,7 @@ def test_learning_rate_and_gradient_norm_are_below_the_losses(staged):
     losses, rates, norms = figure.axes
     assert list(rates.lines[0].get_ydata()) == list(staged.learning_rate)
     assert list(norms.lines[0].get_ydata()) == list(staged.gradient_norm)
-    assert losses.get_title() == "NPE_C: 6 epochs, stopped by patience"
+    assert losses.get_title() == f"NPE_C: 6 epochs, stopped by {staged.stop_reason}"
     assert rates.get_yscale() == "log"  # it changes by a factor of ten
     best = f"best: epoch {staged.best_epoch}, {staged.best_validation_loss:.3f}"
     assert best in [text.get_text() for text in losses.get_legend().get_texts()]
