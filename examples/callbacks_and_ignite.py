@@ -20,6 +20,7 @@ from sbi_ignite import NPE, Callback, TrainConfig, TrainingState, TrainingSummar
 options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
 options.add_argument("--max-epochs", type=int, default=20)
 options.add_argument("--num-simulations", type=int, default=1000)
+options.add_argument("--picture", help="save the loss curves here")
 choice = options.parse_args()
 
 
@@ -67,3 +68,5 @@ inference.train(
     callbacks=[StopWhenGoodEnough(-2.0), ProgressBar(desc="training"), timer],
 )
 print(f"{timer.step_count:.0f} steps of {1000 * timer.value():.1f} ms")
+if choice.picture and inference.training_summary:
+    inference.training_summary.plot().savefig(choice.picture)

@@ -1,8 +1,8 @@
 """The complete training pipeline of sbi's enhancement proposal EP-01, as it stands there.
 
-It goes from a prior and a simulator to a posterior. Two lines are added to the proposal's text:
-`import torch`, and `simulate_for_sbi` from where sbi has it. Progress is printed instead of sent
-to wandb, so that the example needs no account.
+It goes from a prior and a simulator to a posterior. Three things are added to the proposal's text:
+`import torch`, `simulate_for_sbi` from where sbi has it, and a picture on request. Progress is
+printed instead of sent to wandb, so that the example needs no account.
 
     python examples/ep01_pipeline.py
     python examples/ep01_pipeline.py --num-simulations 500 --max-epochs 5
@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import argparse
 
+import matplotlib.pyplot as plt
 import torch
 from sbi import utils
+from sbi.analysis import pairplot
 
 from sbi_ignite import EarlyStopping, LoggingConfig, LossArgsNPE, TrainConfig
 from sbi_ignite.inference import NPE, simulate_for_sbi
@@ -24,6 +26,7 @@ from sbi_ignite.inference import NPE, simulate_for_sbi
 options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
 options.add_argument("--num-simulations", type=int, default=10_000)
 options.add_argument("--max-epochs", type=int, default=1000)
+options.add_argument("--picture", help="save a plot of the posterior here")
 budget = options.parse_args()
 
 
@@ -58,3 +61,6 @@ print(inference.training_summary)
 posterior = inference.build_posterior(neural_net)
 samples = posterior.sample((1000,), x=torch.zeros(1, 2), show_progress_bars=False)
 print(f"posterior given x = (0, 0): mean {samples.mean(0)}, spread {samples.std(0)}")
+if budget.picture:
+    pairplot(samples, limits=[[-0.5, 0.5]] * 2, figsize=(4, 4), labels=["a", "b"])
+    plt.savefig(budget.picture, bbox_inches="tight")

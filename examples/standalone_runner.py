@@ -17,7 +17,7 @@ from sbi_ignite import EarlyStopping, LRSchedule, TrainConfig, run_training
 
 options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
 options.add_argument("--max-epochs", type=int, default=300)
-options.add_argument("--picture", default="standalone_runner.png")
+options.add_argument("--picture", default="standalone_runner.png", help="loss curves go here")
 choice = options.parse_args()
 
 torch.manual_seed(0)

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--tracking-uri", default="sqlite:///mlflow.db", help="store or server")
     parser.add_argument("--simulations", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--picture", help="save the figure that the tracker gets here, too")
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
@@ -44,6 +45,8 @@ def main() -> None:
             early_stopping=EarlyStopping.validation_loss(patience=10),
         )
         print(inference.training_summary)
+        if arguments.picture and inference.training_summary:
+            inference.training_summary.plot().savefig(arguments.picture)
 
 
 if __name__ == "__main__":

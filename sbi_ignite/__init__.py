@@ -22,6 +22,18 @@ if TYPE_CHECKING:
     from sbi_ignite.callback import Callback as Callback
     from sbi_ignite.callback import History as History
     from sbi_ignite.callback import TrainingState as TrainingState
+    from sbi_ignite.data.convert import convert_simulations as convert_simulations
+    from sbi_ignite.data.simulate import simulate_to_file as simulate_to_file
+    from sbi_ignite.data.simulations import Simulations as Simulations
+    from sbi_ignite.data.simulations import open_simulations as open_simulations
+    from sbi_ignite.data.transformed import with_transform as with_transform
+    from sbi_ignite.data.writer import SimulationWriter as SimulationWriter
+    from sbi_ignite.diagnostics import SBC as SBC
+    from sbi_ignite.diagnostics import Coverage as Coverage
+    from sbi_ignite.diagnostics import ParameterCheck as ParameterCheck
+    from sbi_ignite.diagnostics import PosteriorCheck as PosteriorCheck
+    from sbi_ignite.diagnostics import PosteriorPairplot as PosteriorPairplot
+    from sbi_ignite.diagnostics import check_posterior as check_posterior
     from sbi_ignite.ensembles.ensemble import Ensemble as Ensemble
     from sbi_ignite.ensembles.ensemble import train_ensemble as train_ensemble
     from sbi_ignite.ensembles.summary import EnsembleSummary as EnsembleSummary
@@ -33,6 +45,7 @@ if TYPE_CHECKING:
     from sbi_ignite.exceptions import NonFiniteLossError as NonFiniteLossError
     from sbi_ignite.exceptions import NoSimulationsError as NoSimulationsError
     from sbi_ignite.exceptions import NotYetError as NotYetError
+    from sbi_ignite.exceptions import RankFailedError as RankFailedError
     from sbi_ignite.exceptions import SbiIgniteError as SbiIgniteError
     from sbi_ignite.exceptions import SbiIgniteWarning as SbiIgniteWarning
     from sbi_ignite.exceptions import SettingsError as SettingsError
@@ -54,11 +67,17 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "callback": "Callback History TrainingState",
+    "data.convert": "convert_simulations",
+    "data.simulate": "simulate_to_file",
+    "data.simulations": "Simulations open_simulations",
+    "data.transformed": "with_transform",
+    "data.writer": "SimulationWriter",
+    "diagnostics": ("Coverage ParameterCheck PosteriorCheck PosteriorPairplot SBC check_posterior"),
     "training.run": "run_training",
     "exceptions": (
         "ArgumentError CheckpointError CheckpointMismatchError DataError MissingPackageError "
-        "NoSimulationsError NonFiniteLossError NotYetError SbiIgniteError SbiIgniteWarning "
-        "SettingsError UnsupportedSbiError"
+        "NoSimulationsError NonFiniteLossError NotYetError RankFailedError SbiIgniteError "
+        "SbiIgniteWarning SettingsError UnsupportedSbiError"
     ),
     "bridge.learning_rate": "LearningRateRange find_learning_rate",
     "bridge.load": "load_estimator",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.html import table
+from sbi_ignite.pictures import Curves, draw_training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,6 +50,13 @@ class TrainingSummary:
             there is nothing to say.
         config: All settings as plain data, each with its value and origin.
         validated: Whether there was validation data.
+        stage: Number of the stage that each epoch belonged to, from 1; 0 where it is unknown, ()
+            without stages.
+        metrics: What callbacks logged: for each name pairs of epoch, counted from 1, and value.
+        init_from: What `init_from=` began with: its "source", a fingerprint of the "weights", and
+            of a run directory its "run", "method" and "epoch"; None without.
+        validation_set: Fingerprint of the user's own validation set under "data", a shape and a
+            digest for every tensor; None where the simulations were split.
 
     Example:
         >>> summary = TrainingSummary(method="NPE_C", epochs_trained=1, best_epoch=1,
@@ -81,6 +87,10 @@ class TrainingSummary:
     executor_reason: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     validated: bool = True
+    metrics: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    init_from: Mapping[str, Any] | None = None
+    validation_set: Mapping[str, Any] | None = None
+    stage: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         """Return one line; all values are in `to_dict()`."""
@@ -142,8 +152,14 @@ class TrainingSummary:
             "stopped by": self.ended_by,
             "complete": "yes" if self.complete else "no, it can be continued",
             "time in epochs": f"{seconds:.1f} s",
-            "device": self.device,
+            "device": self.device + (f", {self.world_size} processes" * (self.world_size > 1)),
         }
+        if self.init_from is not None:
+            rows["began with"] = (
+                f"weights {self.init_from['weights'][:8]} of {self.init_from['source']}"
+            )
+        if self.validation_set is not None:
+            rows["validated on"] = f"{self.validation_set['data'][0]['shape'][0]} rows of its own"
         if self.executor:
             because = f" ({self.executor_reason})" if self.executor_reason else ""
             rows["steps computed"] = self.executor + because
@@ -159,55 +175,36 @@ class TrainingSummary:
         return f" (resumed from {self.resumed_from_epoch})"
 
     def plot(self) -> Figure:
-        """Return a figure of the loss curves with the best epoch marked.
+        """Return a figure of the losses, with learning rate and gradient norm below them.
+
+        The best epoch is marked, and stages are shaded. What was not recorded is not drawn.
 
         The figure belongs to no pyplot state; save it with `figure.savefig("loss.png")`. A notebook
         shows it as a cell's last value.
         """
-        from matplotlib.figure import Figure
+        return draw_training([self.curves], f"{self.method}: {self.in_a_line}")
 
-        # Fixed margins and a fixed place of the legend: finding good ones doubles the time.
-        figure = Figure(figsize=(6.4, 4.0))
-        figure.subplots_adjust(left=0.12, right=0.97, bottom=0.13, top=0.92)
-        axes = figure.add_subplot()
-        epochs = range(1, len(self.training_loss) + 1)
-        axes.plot(epochs, self.training_loss, color="C0", label="training")
-        if self.validated:
-            axes.plot(epochs, self.validation_loss, color="C1", label="validation")
-        if self.best_epoch:
-            axes.axvline(self.best_epoch, color="0.6", linewidth=1, linestyle="--")
-            axes.plot(
-                [self.best_epoch],
-                [self.best_validation_loss],
-                "o",
-                color="C3",
-                label=f"best: epoch {self.best_epoch}, {self.best_validation_loss:.3f}",
-            )
-        axes.set(
-            xlabel="epoch", ylabel="loss", title=f"{self.method}: stopped by {self.stop_reason}"
+    @property
+    def in_a_line(self) -> str:
+        """How many epochs were trained and what stopped them, in a few words."""
+        epochs = f"{self.epochs_trained} epoch{'' if self.epochs_trained == 1 else 's'}"
+        return f"{epochs}, stopped by {self.stop_reason}"
+
+    @property
+    def curves(self) -> Curves:
+        """What `plot` draws."""
+        return Curves(
+            self.method,
+            self.training_loss,
+            self.validation_loss if self.validated else (),
+            self.learning_rate,
+            self.gradient_norm,
+            self.stage,
+            self.best_epoch,
+            self.best_validation_loss,
         )
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="upper right", edgecolor="none")
-        return shown_in_notebooks(figure)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain data (lists instead of tuples), ready for JSON."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {n: list(v) if isinstance(v, tuple) else v for n, v in plain.items()}
-
-
-def shown_in_notebooks(figure: Figure) -> Figure:
-    """Let notebooks show a figure as a cell's last value, and return it.
-
-    IPython draws figures by itself only where pyplot has been imported.
-    """
-    # An attribute of the object, because wandb mistakes subclasses of Figure for arrays.
-    vars(figure)["_repr_png_"] = partial(_png, figure)
-    return figure
-
-
-def _png(figure: Figure) -> bytes:
-    """Return a figure as an image."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

@@ -13,6 +13,7 @@
 set -u
 PYTHON="${PYTHON:-python}"
 SCRIPT="${SCRIPT:-train.py}"
+LAUNCHER="${LAUNCHER:-}"
 
 # In an array every task has a run directory and a name of its own, <array>_<task>: the number in
 # SLURM_JOB_ID may stand for the whole array, and requeueing it would start finished tasks again.
@@ -30,7 +31,7 @@ forward() {
 }
 trap 'forward USR1' USR1
 trap 'forward TERM' TERM
-"$PYTHON" "$SCRIPT" &
+$LAUNCHER "$PYTHON" "$SCRIPT" &
 training=$!
 
 # `wait` returns early whenever a trap has run: wait until the training is really over.

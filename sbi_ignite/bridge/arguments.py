@@ -19,6 +19,7 @@ from sbi_ignite.handlers.callbacks import as_callbacks
 from sbi_ignite.methods.base import LossArgs, Method
 from sbi_ignite.methods.table import loss_keywords, method_of
 from sbi_ignite.settings import Resolved, TrainConfig, resolve
+from sbi_ignite.world import ONE, World
 
 SBI_NAMES = {
     "batch_size": "training_batch_size",
@@ -37,7 +38,7 @@ SBI_NAMES = {
 LOSS_KEYWORDS = loss_keywords()
 """sbi's keywords that loss arguments stand for."""
 
-NEW_ARGUMENTS = ("logging", "early_stopping", "checkpoint", "callbacks")
+NEW_ARGUMENTS = ("logging", "early_stopping", "checkpoint", "callbacks", "init_from", "validation")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Call:
         ema_loss_decay: Weight of the newest loss in sbi's running averages of vector fields.
         callbacks: Users' callbacks and ignite handlers.
         sbi_form: Whether the call has only sbi's keywords.
+        init_from: Where the first weights come from; None leaves those that the network has.
+        validation: The user's own validation set; None splits the simulations.
+        world: The processes that carry it out together.
     """
 
     trainer: Any
@@ -63,6 +67,9 @@ class Call:
     ema_loss_decay: float
     callbacks: Sequence[Any]
     sbi_form: bool = False
+    init_from: Any = None
+    validation: Any = None
+    world: World = ONE
 
     @property
     def sbi_compat(self) -> bool:
@@ -125,6 +132,8 @@ def parse_call(
         ema_loss_decay=sbi.get("ema_loss_decay", 0.1),
         callbacks=as_callbacks(new["callbacks"]),
         sbi_form=config is None,
+        init_from=new["init_from"],
+        validation=new["validation"],
     )
 
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from sbi_ignite.bridge.arguments import Call
 from sbi_ignite.bridge.lines import private
@@ -21,10 +22,19 @@ from sbi_ignite.data.in_memory import (
     SbiOrderBatches,
     ShuffledBatches,
 )
+from sbi_ignite.data.on_disk import OnDiskBatches
 from sbi_ignite.data.split import bootstrapped, check_split, split_rows
+from sbi_ignite.data.table import TableRows, is_stored
 from sbi_ignite.data.transfer import indexed, placed
-from sbi_ignite.exceptions import DataError, SbiIgniteError, WrongTypeError
+from sbi_ignite.exceptions import (
+    ArgumentError,
+    DataError,
+    SbiIgniteError,
+    SettingsError,
+    WrongTypeError,
+)
 from sbi_ignite.settings.redaction import shorten
+from sbi_ignite.world import ONE
 
 _VALIDATION_ROWS = 1_024
 _VALIDATION_ROWS_ON_CPU = 256
@@ -44,7 +54,12 @@ _logger = python_logging.getLogger("sbi_ignite.data")
 
 
 def split(
-    trainer: Any, call: Call, x: Tensor, validation_fraction: float, keep: bool = False
+    trainer: Any,
+    call: Call,
+    x: Tensor,
+    validation_fraction: float,
+    keep: bool = False,
+    validation: Sequence[Tensor] | None = None,
 ) -> None:
     """Set `train_indices` and `val_indices` of a trainer.
 
@@ -54,31 +69,86 @@ def split(
         x: Simulated data, shape (num_rows, ...).
         validation_fraction: Share of the rows kept for validation.
         keep: Keep the split of an earlier call.
+        validation: The user's own validation set, beside which all valid rows are trained on.
     """
-    rows = _valid_rows(x, call.exclude_invalid_x)
+    rows = valid_rows(x, call.exclude_invalid_x)
     # A script that always passes resume_training=True must be able to start.
     by_the_call = call.settings.origin("train.resume_training").source == "call"
     keep = keep and ((call.sbi_compat and by_the_call) or hasattr(trainer, "train_indices"))
     at_least, origin = call.family.rows_needed, call.settings.origin("train.validation_fraction")
-    if not keep:
+    in_parts = holds_part(call)
+    if in_parts and validation is not None:
+        raise ArgumentError(
+            "validation: expected simulations to split where every process brings rows of its own, "
+            "got a validation set beside shards='own' from "
+            f"{call.settings.origin('train.shards')}. Leave validation out, or give all processes "
+            "the same rows."
+        )
+    if validation is not None and not keep:
+        # One draw, as for a split, so that the network built next is the same one.
+        trainer.train_indices, trainer.val_indices = rows[torch.randperm(len(rows))], rows[:0]
+    elif not keep:
         # A default fraction adapts to few rows; an explicit one, or sbi's form, does not.
         adapts = not call.sbi_compat and origin.source == "default"
+        counts = call.world.gather(len(rows)) if in_parts else [len(rows)]
+        every = torch.arange(sum(counts)) if in_parts else rows
         seeds = memory_of(trainer).row_seeds
         generator = None if seeds is None else torch.Generator().manual_seed(seeds.split)
-        trainer.train_indices, trainer.val_indices = split_rows(
-            rows, validation_fraction, at_least if adapts else 0, generator
-        )
+        chosen = split_rows(every, validation_fraction, at_least if adapts else 0, generator)
+        if in_parts:
+            begin = sum(counts[: call.world.rank])
+            chosen = tuple(_part_of(chosen_rows, rows, begin) for chosen_rows in chosen)
+        trainer.train_indices, trainer.val_indices = chosen
         if seeds is not None and seeds.bootstrap is not None and len(trainer.train_indices):
             trainer.train_indices = bootstrapped(trainer.train_indices, seeds.bootstrap)
     sizes = len(trainer.train_indices), len(trainer.val_indices)
     if keep and not call.sbi_compat and sum(sizes) != len(rows):
         raise _grown(sum(sizes), len(rows))
+    if in_parts:
+        first, second = call.world.sums(*sizes)
+        sizes = int(first), int(second)
     at_least_train = 0 if call.sbi_compat else _ROWS_TO_MEASURE
+    if validation is not None:
+        sizes = sizes[0], len(validation[0])
+        _check_training_rows(sizes[0], max(at_least, at_least_train))
+        _check_batch_size(call, *sizes)
+        return
     check_split(*sizes, at_least, validation_fraction, origin.where, at_least_train)
     _check_batch_size(call, *sizes)
 
 
-def _valid_rows(x: Tensor, exclude_invalid_x: bool | None) -> Tensor:
+def _check_training_rows(num_train: int, at_least: int) -> None:
+    if num_train < at_least:
+        raise DataError(
+            f"The training set would have {num_train} simulations beside the given validation set, "
+            f"expected at least {at_least}. Add simulations."
+        )
+
+
+def holds_part(call: Call) -> bool:
+    """Return whether this process holds a part of the rows that no other process has."""
+    return call.world is not ONE and call.settings.train.shards == "own"
+
+
+def num_train_rows(trainer: Any, call: Call) -> int:
+    """Return the number of rows for training, over all processes."""
+    own = len(trainer.train_indices)
+    return int(call.world.sums(own)[0]) if holds_part(call) else own
+
+
+def _part_of(chosen: Tensor, rows: Tensor, begin: int) -> Tensor:
+    """Return which of a process's rows are among those chosen from the rows of all processes.
+
+    Args:
+        chosen: Numbers among all rows, in which those of processes follow each other.
+        rows: Row numbers in this process.
+        begin: Number of its first row among all.
+    """
+    own = (chosen >= begin) & (chosen < begin + len(rows))
+    return rows[chosen[own] - begin]
+
+
+def valid_rows(x: Tensor, exclude_invalid_x: bool | None) -> Tensor:
     """Return the indices of the rows that may be trained on, shape (num_rows,)."""
     rows = torch.arange(len(x))
     if exclude_invalid_x is None:
@@ -156,6 +226,7 @@ def make_loaders(
     batch_size: int,
     validation_fraction: float,
     dataloader_kwargs: Mapping[str, Any] | None,
+    validation: Sequence[Tensor] | None = None,
 ) -> tuple[Any, Any]:
     """Return batches over the trainer's split: in sbi's order, or every row and in a fixed order.
 
@@ -166,11 +237,34 @@ def make_loaders(
         batch_size: Rows in a batch, at most.
         validation_fraction: Share of the rows kept for validation.
         dataloader_kwargs: Users' arguments for torch's DataLoader; None slices batches by index.
+        validation: Tensors of the user's own validation set, all rows of which are validated on;
+            None takes the trainer's `val_indices` of `tensors`.
     """
+    if is_stored(tensors):
+        return _stored_loaders(trainer, call, tensors, batch_size, dataloader_kwargs, validation)
     train_rows, val_rows = trainer.train_indices, trainer.val_indices
+    if holds_part(call):
+        return _loaders_of_part(trainer, call, tensors, batch_size, dataloader_kwargs)
     device = indexed(private(trainer).device)
     if dataloader_kwargs is None:
         tensors = placed(tensors, device)
+        validation = None if validation is None else placed(validation, device)
+    held_out = tensors
+    if validation is not None:
+        held_out, val_rows = validation, torch.arange(len(validation[0]))
+    if call.sbi_compat and validation is not None:
+        train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
+        if dataloader_kwargs is not None:
+            with refused_by_torch(dataloader_kwargs, call):
+                return (
+                    _sbis_loader(tensors, train_rows, train_size, dataloader_kwargs),
+                    _sbis_loader(held_out, val_rows, val_size, dataloader_kwargs),
+                )
+        return _delivered_on(
+            device,
+            SbiOrderBatches(tensors, train_rows, train_size),
+            SbiOrderBatches(held_out, val_rows, val_size),
+        )
     if call.sbi_compat:
         # As in sbi, sizes follow the fraction even if the split is that of an earlier call.
         num_rows = (
@@ -178,27 +272,117 @@ def make_loaders(
         )
         num_train = int((1 - validation_fraction) * num_rows)
         train = SbiOrderBatches(tensors, train_rows, min(batch_size, num_train))
-        validation = SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train))
+        held_out_batches = SbiOrderBatches(tensors, val_rows, min(batch_size, num_rows - num_train))
         known = len(train_rows) + len(val_rows)
-        if known != len(tensors[0]) and not (len(train) and len(validation)):
+        if known != len(tensors[0]) and not (len(train) and len(held_out_batches)):
             raise _grown(known, len(tensors[0]))  # sbi divides by zero
-        return _delivered_on(device, train, validation)
+        return _delivered_on(device, train, held_out_batches)
     train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
     seed = _seed_of_the_order()
     if dataloader_kwargs is None:
         if _any_batch_will_do(trainer, call, train_size):
-            val_size = min(_large_batch(tensors, val_size, device), len(val_rows))
+            val_size = min(_large_batch(held_out, val_size, device), len(val_rows))
         return _delivered_on(
             device,
             ShuffledBatches(tensors, train_rows, train_size, seed),
-            OrderedBatches(tensors, val_rows, val_size),
+            OrderedBatches(held_out, val_rows, val_size),
         )
+    rows = TensorDataset(*tensors)
     said = {name: value for name, value in dataloader_kwargs.items() if value is not None}
     with refused_by_torch(said, call):
         return (
-            _training_loader(tensors, BatchIndices(train_rows, train_size, seed), said),
-            _validation_loader(tensors, BatchIndices(val_rows, val_size, None), said),
+            _training_loader(rows, BatchIndices(train_rows, train_size, seed), said),
+            _validation_loader(
+                TensorDataset(*held_out), BatchIndices(val_rows, val_size, None), said
+            ),
         )
+
+
+def _loaders_of_part(
+    trainer: Any,
+    call: Call,
+    tensors: Sequence[Tensor],
+    batch_size: int,
+    dataloader_kwargs: Mapping[str, Any] | None,
+) -> tuple[Any, Any]:
+    """Return batches over the rows that only this process has; see `make_loaders`."""
+    origin = call.settings.origin("train.shards").where
+    for name, unwanted in (
+        ("sbi_compat", call.sbi_compat),
+        ("dataloader_kwargs", dataloader_kwargs is not None),
+    ):
+        if unwanted:
+            raise SettingsError(
+                f"shards: expected processes that hold the same rows beside {name}, got "
+                f"shards='own' from {origin}. Leave {name} out"
+                f"{', and pass a TrainConfig' * (name == 'sbi_compat')}"
+            )
+    train_rows, val_rows = trainer.train_indices, trainer.val_indices
+    device = indexed(private(trainer).device)
+    tensors = placed(tensors, device)
+    counts = call.world.sums(len(train_rows), len(val_rows))
+    train_size, val_size = (min(batch_size, int(count)) for count in counts)
+    if _any_batch_will_do(trainer, call, train_size):
+        val_size = min(_large_batch(tensors, val_size, device), int(counts[1]))
+    # Each process orders its own rows: the same order would not pair them at random.
+    (seed,) = np.random.SeedSequence((_seed_of_the_order(), call.world.rank)).generate_state(1)
+    return _delivered_on(
+        device,
+        ShuffledBatches(tensors, train_rows, train_size, int(seed)),
+        OrderedBatches(tensors, val_rows, val_size),
+    )
+
+
+def _stored_loaders(
+    trainer: Any,
+    call: Call,
+    columns: Sequence[Any],
+    batch_size: int,
+    dataloader_kwargs: Mapping[str, Any] | None,
+    validation: Sequence[Tensor] | None,
+) -> tuple[Any, Any]:
+    """Return batches over simulations in files; see `make_loaders`.
+
+    In sbi's form, batches have sbi's sizes, and what does not fill one is left out; their order is
+    ours.
+    """
+    if holds_part(call):
+        raise SettingsError(
+            "shards: expected processes that open the same files, of which each then reads a part "
+            f"of every batch, got shards='own' from {call.settings.origin('train.shards')}. Leave "
+            "it out"
+        )
+    table, seed = columns[0].table, _seed_of_the_order()
+    train_rows, val_rows = trainer.train_indices, trainer.val_indices
+    if validation is not None:
+        val_rows = torch.arange(len(validation[0]))
+    train_size, val_size = min(batch_size, len(train_rows)), min(batch_size, len(val_rows))
+    said = {n: v for n, v in (dataloader_kwargs or {}).items() if v is not None}
+    if said or (dataloader_kwargs is not None and not table.transforms):
+        if table.transforms:
+            raise ArgumentError(
+                "dataloader_kwargs: expected none beside transform=, which draws every batch in "
+                "this process, got "
+                f"{shorten(said)}. Leave them out: batches are read in the "
+                "background anyway."
+            )
+        with refused_by_torch(said, call):
+            rows = TableRows(table)
+            held_out = rows if validation is None else TensorDataset(*validation)
+            return (
+                _training_loader(rows, BatchIndices(train_rows, train_size, seed), said),
+                _validation_loader(held_out, BatchIndices(val_rows, val_size, None), said),
+            )
+    if not call.sbi_compat and _any_batch_will_do(trainer, call, train_size):
+        device = indexed(private(trainer).device)
+        val_size = min(_large_batch(columns, val_size, device), len(val_rows))
+    in_sbis_sizes = {"drop_last": call.sbi_compat, "name": "the simulations"}
+    return (
+        OnDiskBatches(table, train_rows, train_size, seed, **in_sbis_sizes),
+        OnDiskBatches(table, val_rows, val_size, seed, shuffle=False, **in_sbis_sizes)
+        if validation is None
+        else OrderedBatches(validation, val_rows, val_size),
+    )
 
 
 @contextmanager
@@ -269,7 +453,7 @@ _ABOUT_BATCHES = frozenset({"batch_size", "shuffle", "sampler", "batch_sampler",
 
 
 def _training_loader(
-    tensors: Sequence[Tensor], indices: BatchIndices, said: Mapping[str, Any]
+    dataset: Dataset[Any], indices: BatchIndices, said: Mapping[str, Any]
 ) -> DataLoader[Any]:
     """Return a DataLoader with users' arguments, by default over every row in even batches.
 
@@ -277,22 +461,31 @@ def _training_loader(
     are positions among the training rows.
     """
     if _ABOUT_BATCHES & set(said):
-        subset = torch.utils.data.Subset(TensorDataset(*tensors), indices.indices.tolist())
+        subset = torch.utils.data.Subset(dataset, indices.indices.tolist())
         if "batch_sampler" in said:
             return DataLoader(subset, **said)
         order = {} if "sampler" in said else {"shuffle": True}
         return DataLoader(subset, **{"batch_size": indices.batch_size, **order, **said})
-    return EvenLoader(TensorDataset(*tensors), batch_sampler=indices, **said)
+    return EvenLoader(dataset, batch_sampler=indices, **said)
 
 
 def _validation_loader(
-    tensors: Sequence[Tensor], indices: BatchIndices, said: Mapping[str, Any]
+    dataset: Dataset[Any], indices: BatchIndices, said: Mapping[str, Any]
 ) -> DataLoader[Any]:
     """Return a DataLoader of every validation row in a fixed order, with users' other arguments."""
     size = min(said.get("batch_size") or indices.batch_size, len(indices.indices))
     others = {name: value for name, value in said.items() if name not in _ABOUT_BATCHES}
     indices = BatchIndices(indices.indices, size, None)
-    return EvenLoader(TensorDataset(*tensors), batch_sampler=indices, **others)
+    return EvenLoader(dataset, batch_sampler=indices, **others)
+
+
+def _sbis_loader(
+    tensors: Sequence[Tensor], rows: Tensor, batch_size: int, dataloader_kwargs: Mapping[str, Any]
+) -> DataLoader[Any]:
+    """Return a DataLoader over some rows as sbi makes them, in random order without the rest."""
+    sampler = torch.utils.data.SubsetRandomSampler(rows.tolist())
+    own = {"batch_size": batch_size, "drop_last": True, "sampler": sampler}
+    return DataLoader(TensorDataset(*tensors), **{**own, **dataloader_kwargs})
 
 
 class EvenLoader(DataLoader[Any]):
@@ -301,7 +494,7 @@ class EvenLoader(DataLoader[Any]):
     @property
     def batch_size(self) -> int:
         """Rows of a full batch, where torch itself has None."""
-        return self.batch_sampler.batch_size  # type: ignore[union-attr] # see `_torch_loader`
+        return self.batch_sampler.batch_size  # type: ignore[union-attr] # see `_training_loader`
 
     @batch_size.setter
     def batch_size(self, value: int | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -14,21 +14,26 @@ import torch
 from ignite.engine import Engine
 
 from sbi_ignite.bridge.arguments import Call
+from sbi_ignite.bridge.batches import holds_part
 from sbi_ignite.bridge.convergence import rules_of
 from sbi_ignite.bridge.in_context import InContext
+from sbi_ignite.bridge.initial_weights import load_initial_weights
 from sbi_ignite.bridge.lines import SbiTrainer, private
 from sbi_ignite.bridge.loss_arguments import check_kernel, kept_loss_arguments, loss_arguments
 from sbi_ignite.bridge.memory import Round, memory_of
-from sbi_ignite.bridge.network_builder import rows_for_builder
+from sbi_ignite.bridge.network_builder import batches_for_builder
 from sbi_ignite.bridge.networks import describe_network
 from sbi_ignite.bridge.options import kept_on_resume
-from sbi_ignite.bridge.rounds import begin_round, directory_of, end_round
+from sbi_ignite.bridge.rounds import begin_round, directory_of, end_round, next_round
 from sbi_ignite.bridge.sbi_summary import TrainerRecords, TrainersTracker
 from sbi_ignite.bridge.traceable import is_traceable
 from sbi_ignite.callback import TrainingState
+from sbi_ignite.data.fingerprint import fingerprint_data
 from sbi_ignite.data.foreign import WholePass, as_batches
+from sbi_ignite.data.in_memory import InMemoryBatches
+from sbi_ignite.data.shards import sharded
 from sbi_ignite.data.source import Batches
-from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError
+from sbi_ignite.exceptions import ArgumentError, DataError, NonFiniteLossError
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.handlers.rules.base import Rule
@@ -39,7 +44,10 @@ from sbi_ignite.kernels.splines import (
 )
 from sbi_ignite.kernels.tanh import TanhBySigmoid, has_tanh
 from sbi_ignite.methods.base import Loss
+from sbi_ignite.methods.nre import BalancedRatioLoss
 from sbi_ignite.optim.make import make_optimizer
+from sbi_ignite.runs.directory import read_manifest
+from sbi_ignite.runs.fingerprint import INIT_FROM, VALIDATION_DATA
 from sbi_ignite.runs.loss_record import describe_loss
 from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.training.checks import check_loader
@@ -47,6 +55,7 @@ from sbi_ignite.training.hooks import Place, Steps, TrainingHooks
 from sbi_ignite.training.options import rates_of
 from sbi_ignite.training.run import run
 from sbi_ignite.training.training import assemble
+from sbi_ignite.world import ONE, World
 
 _in_loop: ContextVar[Any] = ContextVar("sbi_ignite_in_loop", default=None)
 
@@ -97,6 +106,7 @@ def fit(
     own, memory, config = private(trainer), memory_of(trainer), call.settings.train
     net = own.network
     net.to(own.device)
+    _load_initial_weights(trainer, call, train_loader)
     state, resume_from = _start(trainer, call)
     rules, best = rules_of(trainer, call, continued=state.epoch > 0)
     now = begin_round(trainer, config.resume_training)
@@ -104,6 +114,9 @@ def fit(
         check_loader(loader, name)
     train_batches, val_batches = as_batches(train_loader), as_batches(val_loader, "val_loader")
     check_kernel(trainer, call, train_batches)
+    if call.world is not ONE:
+        train_batches = _share_of(call, loss, train_batches)
+        val_batches = _share_of(call, loss, val_batches)
     place = Place(
         method=type(trainer).__name__,
         directory=directory_of(trainer, call, now, train_batches),
@@ -124,7 +137,10 @@ def fit(
     if own.is_overridden(own.VALIDATE_EPOCH):
         validation_step = _WholeEpoch(trainer, own.VALIDATE_EPOCH, (loss_args,), refuse)
         val_batches = WholePass(val_batches, "val_loader")
-    steps = Steps(train_step, validation_step, traceable=is_traceable(trainer, loss))
+    met = getattr(loss, "met", ())
+    waits = isinstance(loss, BalancedRatioLoss) and call.world is not ONE
+    traceable = is_traceable(trainer, loss) and not waits  # for other processes, in every step
+    steps = Steps(train_step, validation_step, traceable, same_draws=bool(met))
 
     splines = nullcontext()
     rounds_otherwise = not config.sbi_compat or config.precision != "32"
@@ -149,9 +165,39 @@ def fit(
                 callbacks=call.callbacks,
                 device=own.device,
                 hooks=hooks,
+                world=call.world,
             )
         )
     end_round(memory, now, state.iteration)
+
+
+def meeting_others(call: Call, loader: Any) -> World:
+    """Return the processes of a call, if batches can have the rows of all that a loss meets.
+
+    Args:
+        call: The call.
+        loader: Batches of training data.
+    """
+    return call.world if isinstance(loader, InMemoryBatches) else ONE
+
+
+def _share_of(call: Call, loss: Loss, batches: Batches) -> Batches:
+    """Return this process's share of batches that all processes have."""
+    world, met = call.world, getattr(loss, "met", ())
+    own = holds_part(call)
+    if not isinstance(batches, InMemoryBatches):
+        return sharded(world, batches, own)
+    if own:
+        batches = batches.joined(world, met)
+    if isinstance(loss, BalancedRatioLoss) and (
+        (smallest := min(world.gather(batches.smallest_batch))) < (1 if own else world.size)
+    ):
+        raise DataError(
+            f"{batches.name}: expected at least one row of each batch for every one of the "
+            f"{world.size} processes, because the regulariser of BNRE takes all of them in every "
+            f"step, got a batch of {smallest}. Take a larger batch_size, or fewer processes."
+        )
+    return batches if own else batches.shard(world.rank, world.size, met)
 
 
 class SbiHooks(TrainingHooks):
@@ -208,7 +254,7 @@ class SbiHooks(TrainingHooks):
             (self._state.train_loss, self._state.validation_loss),
             epoch_started,
             self._summarization_kwargs,
-            show=not self._call.logs_to_screen,
+            show=not self._call.logs_to_screen and not self._call.world.rank,
         )
 
     def on_end(self, logged_to: Mapping[str, Any]) -> None:
@@ -219,20 +265,44 @@ class SbiHooks(TrainingHooks):
         memory_of(self._trainer).snapshot = snapshot
 
 
+def _load_initial_weights(trainer: Any, call: Call, train_loader: Any) -> None:
+    """Load the weights that the call names, unless it continues a training."""
+    memory, config = memory_of(trainer), call.settings.train
+    if config.resume_training and hasattr(trainer, "optimizer"):
+        return
+
+    def has_begun() -> bool:
+        checkpoint = call.settings.checkpoint
+        if checkpoint is None or checkpoint.resume == "never":
+            return False
+        now = next_round(trainer, config.resume_training)
+        directory = directory_of(trainer, call, now, as_batches(train_loader))
+        return directory is not None and read_manifest(directory) is not None
+
+    memory.init_from = None
+    if call.init_from is not None:
+        network = private(trainer).network
+        memory.init_from = load_initial_weights(network, call.init_from, has_begun)
+
+
 def _manifest(trainer: Any, call: Call, now: Round, batches: Batches) -> dict[str, Any]:
     """Return what a run directory records about the trainer."""
-    manifest = {"round": now.index, "loss_arguments": loss_arguments(trainer, call)}
+    memory = memory_of(trainer)
+    manifest = {
+        "round": now.index,
+        "loss_arguments": loss_arguments(trainer, call),
+        INIT_FROM: memory.init_from,
+    }
+    if memory.validation is not None:
+        manifest[VALIDATION_DATA] = fingerprint_data(memory.validation)
     kernel = call.keywords.get("calibration_kernel")
     if kernel is not None:
         manifest["calibration_kernel"] = describe_loss(kernel)
     if call.settings.checkpoint is None:
         return manifest
-    memory = memory_of(trainer)
     if memory.network is None or call.settings.train.retrain_from_scratch:
-        # Masks come third and do not concern a builder, which sees only training rows.
-        tensors = (batches.tensors or ())[:2]
-        rows = rows_for_builder(trainer, call, tensors)
-        memory.network = describe_network(private(trainer).builder, *(t[rows] for t in tensors))
+        seen = batches_for_builder(trainer, call, batches.tensors)
+        memory.network = describe_network(private(trainer).builder, *seen)
     return {**manifest, "estimator": memory.network}
 
 
@@ -245,7 +315,7 @@ def _trackers(trainer: Any, call: Call) -> list[TrainersTracker]:
 def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] | None]:
     """Return the state from which training counts on, and the snapshot that it continues from."""
     own, memory, config = private(trainer), memory_of(trainer), call.settings.train
-    state, earlier = TrainingState(model=own.network), memory.state
+    state, earlier = TrainingState(model=own.network, trainer=trainer), memory.state
     if not config.resume_training or not hasattr(trainer, "optimizer"):
         parameters = own.trained_parameters() if config.sbi_compat else own.network.parameters()
         trainer.optimizer = make_optimizer(config, parameters)
@@ -259,6 +329,7 @@ def _start(trainer: Any, call: Call) -> tuple[TrainingState, Mapping[str, Any] |
     if earlier is not None:
         state.history, state.best_epoch = deepcopy(earlier.history), earlier.best_epoch
         state.iteration = earlier.iteration
+        state.metrics = dict(earlier.metrics)
     memory.state = state  # now, so that a later call finds it even after an exception
     if config.sbi_compat or memory.snapshot is None:
         return state, None

@@ -21,13 +21,14 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from sbi_ignite.bridge.lines import can_train, private
 from sbi_ignite.bridge.memory import TrainerMemory
+from sbi_ignite.bridge.no_tracker import NoTracker
 from sbi_ignite.bridge.patch import patch_sbi
 from sbi_ignite.callback import Callback, TrainingState
 from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, SettingsError
 from sbi_ignite.methods.base import LossArgs
+from sbi_ignite.pictures import shown_in_notebooks
 from sbi_ignite.random_state import random_states, set_random_states
 from sbi_ignite.settings import EarlyStopping, TrainConfig
-from sbi_ignite.summary import shown_in_notebooks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,6 +51,10 @@ class LearningRateRange:
         suggestion: The rate at which the smoothed loss had completed half of its fall; None if it
             never fell.
         diverged: Whether the test ended early, because the loss rose or was not finite.
+
+    Example:
+        >>> print(LearningRateRange((1e-4, 1e-3), (2.0, 1.0), (2.0, 1.5), 1e-3, False))
+        learning_rate=1.0e-03 (2 rates from 1.0e-04 to 1.0e-03 tried)
     """
 
     rates: tuple[float, ...]
@@ -124,9 +129,11 @@ def find_learning_rate(
         NoSimulationsError: If it has no simulations.
 
     Example:
-        >>> found = find_learning_rate(inference)  # doctest: +SKIP
-        >>> inference.train(TrainConfig(learning_rate=found.suggestion))  # doctest: +SKIP
-        >>> found.plot().savefig("rates.png")  # doctest: +SKIP
+        >>> theta = torch.rand(60, 2)
+        >>> inference = NPE(show_progress_bars=False).append_simulations(theta, theta)
+        >>> found = find_learning_rate(inference, num_steps=40)
+        >>> found.plot().savefig("rates.png")
+        >>> estimator = inference.train(TrainConfig(learning_rate=found.suggestion, max_epochs=1))
     """
     _check(inference, min_rate, max_rate, num_steps)
     twin = _stand_in(inference)
@@ -190,21 +197,9 @@ def _stand_in(trainer: Any) -> Any:
     """Return a trainer that shares the simulations, with its own networks and records."""
     twin = object.__new__(type(trainer))  # copying the usual way would warn about the tracker
     vars(twin).update({name: _own(value) for name, value in vars(trainer).items()})
-    private(twin).silence(_NoTracker())
+    private(twin).silence(NoTracker())
     vars(twin).pop("optimizer", None)  # a network already trained gets a fresh one
     return twin
-
-
-class _NoTracker:
-    """A tracker for sbi that keeps nothing."""
-
-    log_dir = None
-
-    def log_metric(self, name: str, value: Any, step: int | None = None) -> None:
-        """Keep nothing."""
-
-    def flush(self) -> None:
-        """Keep nothing."""
 
 
 def _own(value: Any) -> Any:

@@ -39,12 +39,17 @@ def load_estimator(
             build the network.
         CheckpointMismatchError: If `build`, or the installed sbi, makes a different network from
             the run's.
+
+    Example:
+        >>> theta = torch.rand(60, 2)
+        >>> inference = NPE(show_progress_bars=False).append_simulations(theta, theta)
+        >>> trained = inference.train(TrainConfig(max_epochs=1), checkpoint="runs/to_load")
+        >>> estimator = load_estimator("runs/to_load")
+        >>> x = torch.zeros(1, 2)
+        >>> torch.equal(estimator.log_prob(theta[:, None], x), trained.log_prob(theta[:, None], x))
+        True
     """
-    path = Path(path)
-    folder = next((f for f in (*reversed(rounds_of(path)), path) if (f / "best.pt").exists()), path)
-    manifest, best = read_manifest(folder), read_best(folder)
-    if manifest is None or best is None:
-        raise CheckpointError(f"{path} holds no weights yet: there is no best.pt in it.")
+    folder, manifest, best = weights_of_run(Path(path))
     description = manifest.get("estimator")
     if description is None:
         raise CheckpointError(
@@ -57,6 +62,22 @@ def load_estimator(
     _check_network(network, manifest, best["weights"], trained_by)
     network.load_state_dict(best["weights"])
     return network.eval()
+
+
+def weights_of_run(path: Path) -> tuple[Path, Mapping[str, Any], Mapping[str, Any]]:
+    """Return the folder that holds the best weights of a run, its manifest, and its best.pt.
+
+    Args:
+        path: The run directory; of several rounds the last that has weights is taken.
+
+    Raises:
+        CheckpointError: If there are none, or they are damaged.
+    """
+    folder = next((f for f in (*reversed(rounds_of(path)), path) if (f / "best.pt").exists()), path)
+    manifest, best = read_manifest(folder), read_best(folder)
+    if manifest is None or best is None:
+        raise CheckpointError(f"{path} holds no weights yet: there is no best.pt in it.")
+    return folder, manifest, best
 
 
 def _check_network(

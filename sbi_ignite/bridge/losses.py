@@ -13,9 +13,10 @@ from torch import Tensor
 from sbi_ignite.bridge.lines import SbiLossArgsVF, private
 from sbi_ignite.methods.base import Classifier, ClassifierLogits, Loss, ProposalLogProb
 from sbi_ignite.methods.table import known_class, method_of
+from sbi_ignite.world import ONE, World
 
 
-def loss_of(trainer: Any, args: Any, as_sbi: bool) -> Loss:
+def loss_of(trainer: Any, args: Any, as_sbi: bool, world: World = ONE) -> Loss:
     """Return the loss of a trainer's method.
 
     A trainer that overrides a method of its loss keeps its own.
@@ -24,6 +25,7 @@ def loss_of(trainer: Any, args: Any, as_sbi: bool) -> Loss:
         trainer: One of sbi's trainers, or of a user's subclass.
         args: sbi's loss arguments of this call; None for likelihood estimation.
         as_sbi: Whether sbi's numbers must be reproduced bit for bit.
+        world: The processes that share a batch.
     """
     # A subclass in sbi itself may override the loss, too, before it has a page of its own.
     known = known_class(type(trainer))
@@ -31,7 +33,7 @@ def loss_of(trainer: Any, args: Any, as_sbi: bool) -> Loss:
         return TrainersOwnLoss(trainer, args)
     if as_sbi and hasattr(args, "calibration_kernel"):
         args = replace(args, calibration_kernel=as_sbi_hands_it_over(args.calibration_kernel))
-    loss = method_of(type(trainer)).loss(SbiTrainerView(trainer, args, as_sbi))
+    loss = method_of(type(trainer)).loss(SbiTrainerView(trainer, args, as_sbi, world))
     return TrainersOwnLoss(trainer, args) if loss is None else loss
 
 
@@ -43,11 +45,13 @@ class SbiTrainerView:
         trainer: The trainer.
         arguments: sbi's loss arguments of this call.
         as_sbi: Whether sbi's numbers must be reproduced bit for bit.
+        world: The processes that share a batch.
     """
 
     trainer: Any
     arguments: Any
     as_sbi: bool
+    world: World = ONE
 
     @property
     def first_round(self) -> bool:

@@ -10,17 +10,21 @@ from dataclasses import replace
 from typing import Any
 
 from sbi_ignite.bridge.arguments import Call, parse_call
-from sbi_ignite.bridge.batches import make_loaders, split
+from sbi_ignite.bridge.batches import holds_part, make_loaders, num_train_rows, split
 from sbi_ignite.bridge.fit import fit, refuse_nested_training
 from sbi_ignite.bridge.lines import check_sbi, private
 from sbi_ignite.bridge.losses import loss_of
+from sbi_ignite.bridge.network_builder import rows_for_marginal, rows_like_all
 from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.ownership import is_sbis_own
 from sbi_ignite.bridge.sbi_summary import close_books, say_how_it_ended
 from sbi_ignite.bridge.train import check_simulations, prepare
+from sbi_ignite.bridge.validation_set import own_validation
 from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
+from sbi_ignite.data.shards import check_same_rows
 from sbi_ignite.training.recipe import filled_in
+from sbi_ignite.training.run import world_of
 
 
 def train(
@@ -42,27 +46,37 @@ def train(
     call = parse_call(trainer, sbi_train, args, kwargs)
     check_simulations(trainer)
     check_call(trainer, call)
-    with training_in_this_thread():
-        return carry_out(trainer, call)
+    config = call.settings.train
+    world = world_of(config, config.device or private(trainer).device)
+    with world.taking_part(), training_in_this_thread():
+        return carry_out(trainer, replace(call, world=world))
 
 
 def carry_out(trainer: Any, call: Call) -> Any:
     """Carry out a call that has been parsed and checked."""
     prepare(trainer, call.settings)
+    call.world.share_random_states()
     own = private(trainer)
     own.begin_marginal()
 
     call, train_loader, val_loader = _loaders(trainer, call)
     config = call.settings.train
     if own.network is None:
-        own.build_marginal(trainer.get_samples()[trainer.train_indices].to("cpu"))
+        samples = trainer.get_samples()
+        if holds_part(call):
+            (samples,), rows = rows_like_all(call.world, (samples,), trainer.train_indices)
+            own.build_marginal(samples[rows].to("cpu"))
+        else:
+            own.build_marginal(rows_for_marginal(trainer, samples))
     loss = loss_of(trainer, None, config.sbi_compat)
     fit(trainer, call, loss, train_loader, val_loader)
-    if not config.sbi_compat:
+    if call.world.rank:
+        pass  # the first process says it
+    elif not config.sbi_compat:
         say_how_it_ended(trainer, call)
     else:
         own.report_marginal_end(config.max_epochs)
-    close_books(trainer, config)
+    close_books(trainer, config, says=call.world.rank == 0)
     return own.network
 
 
@@ -70,7 +84,9 @@ def _loaders(trainer: Any, call: Call) -> tuple[Call, Any, Any]:
     """Return batches of x for training and validation, and the call, its recipe filled in."""
     config = call.settings.train
     kwargs = config.dataloader_kwargs
-    if not is_sbis_own(trainer, "get_dataloaders") or (call.sbi_compat and kwargs is not None):
+    own_set, stored = call.validation is not None, bool(private(trainer).stored_columns)
+    as_in_sbi = call.sbi_compat and kwargs is not None and not stored and not own_set
+    if not is_sbis_own(trainer, "get_dataloaders") or as_in_sbi:
         loaders = trainer.get_dataloaders(
             config.batch_size,
             config.validation_fraction,
@@ -78,8 +94,13 @@ def _loaders(trainer: Any, call: Call) -> tuple[Call, Any, Any]:
         )
         return replace(call, settings=filled_in(call.settings, as_batches(loaders[0]))), *loaders
     x = trainer.get_samples()
-    split(trainer, call, x, config.validation_fraction)
-    call = call.with_recipe(len(trainer.train_indices))
+    validation = own_validation(trainer, call, (x,))
+    if config.shards == "same" and not stored:
+        check_same_rows(call.world, (x, *(validation or ())), "the samples")
+    split(trainer, call, x, config.validation_fraction, validation=validation)
+    call = call.with_recipe(num_train_rows(trainer, call))
     size = call.settings.train.batch_size
-    loaders = make_loaders(trainer, call, (x,), size, config.validation_fraction, kwargs)
+    loaders = make_loaders(
+        trainer, call, (x,), size, config.validation_fraction, kwargs, validation
+    )
     return call, *loaders

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.runs.snapshot import Snapshot
@@ -59,6 +61,9 @@ class TrainerMemory:
         kept_on_resume: Settings of the last training that cannot change when it is resumed.
         row_seeds: Seeds of the next split; None draws from the global random state, as sbi does.
         loss_arguments: Its loss arguments, as plain data.
+        validation: Tensors of the user's own validation set; None if the simulations were split.
+        init_from: What the first weights of the last training came from; None if from nowhere.
+        few_rows: Rows from which the network was built, while a call needs them.
     """
 
     round: Round | None = None
@@ -70,6 +75,9 @@ class TrainerMemory:
     kept_on_resume: Mapping[str, Any] = field(default_factory=dict)
     row_seeds: RowSeeds | None = None
     loss_arguments: Mapping[str, Any] = field(default_factory=dict)
+    validation: Sequence[Tensor] | None = None
+    init_from: Mapping[str, Any] | None = None
+    few_rows: Sequence[Tensor] | None = None
 
 
 def memory_of(trainer: Any) -> TrainerMemory:

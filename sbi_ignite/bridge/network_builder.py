@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 from sbi_ignite.bridge.arguments import Call
-from sbi_ignite.bridge.batches import chunks_of_rows
+from sbi_ignite.bridge.batches import chunks_of_rows, holds_part
 from sbi_ignite.bridge.lines import private
+from sbi_ignite.bridge.memory import memory_of
 from sbi_ignite.bridge.networks import describe_network
 from sbi_ignite.bridge.ownership import is_sbis_own
+from sbi_ignite.data.statistics import RowsInUse, plain_rows
+from sbi_ignite.data.table import is_stored
+from sbi_ignite.world import World
 
 ALL_ROWS_UP_TO = 2**23
 """Numbers in theta or x for training up to which every builder sees all rows."""
@@ -105,17 +109,121 @@ def _build(
         build(retrain_from_scratch, start_idx)
         return
     tensors = private(trainer).simulations(start_idx)
+    if is_stored(tensors):
+        samples = _samples_of(trainer, tensors)
+        few = torch.arange(len(samples[0]))
+        masks = torch.ones(len(few), 1, dtype=torch.bool)
+        with holding(
+            trainer,
+            train_indices=few,
+            get_simulations=lambda starting_round=0: (*samples, masks),
+        ):
+            build(retrain_from_scratch, start_idx)
+        return
     all_rows = trainer.train_indices
     few = rows_for_builder(trainer, call, tensors[:2])
     if few is not all_rows and not all(_tells_the_same(t, few, all_rows) for t in tensors[:2]):
         few = all_rows
-    with _holding(trainer, train_indices=few, get_simulations=lambda starting_round=0: tensors):
+    if holds_part(call):
+        tensors, few = rows_like_all(call.world, tensors, all_rows)
+    with holding(trainer, train_indices=few, get_simulations=lambda starting_round=0: tensors):
         build(retrain_from_scratch, start_idx)
 
 
+def rows_like_all(
+    world: World, tensors: Sequence[Tensor], rows: Tensor
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return rows that tell a builder about the rows of all processes, the same in all of them.
+
+    A few rows of each process are put together, and each column is scaled to the mean and the
+    standard deviation of all rows. Columns of whole numbers, such as categories, stay as they are.
+
+    Args:
+        world: The processes, each with rows of its own.
+        tensors: Tensors that share their first dimension.
+        rows: The rows for training, in this process.
+
+    Returns:
+        Tensors of the same kinds, and the numbers of their rows.
+    """
+    largest = max(max(1, tensor[:1].numel()) for tensor in tensors)
+    few = rows[: max(FEW_ROWS, FEW_NUMBERS // largest) // world.size]
+    total = int(world.sums(len(rows))[0])
+    found = []
+    for tensor in tensors:
+        gathered = world.gather_rows(tensor[few].cpu())
+        if gathered.is_floating_point() and len(gathered) < total:
+            gathered = _scaled_like_all(world, gathered, tensor, rows)
+        found.append(gathered)
+    return tuple(found), torch.arange(len(found[0]))
+
+
+def _scaled_like_all(world: World, some: Tensor, tensor: Tensor, rows: Tensor) -> Tensor:
+    """Return rows with the columns' mean and standard deviation over all processes."""
+    flat = some.reshape(len(some), -1).double()
+    whole = (flat == flat.round()).all(dim=0)
+    first = flat[0]
+    sums = torch.zeros(2, flat.shape[1], dtype=torch.float64)
+    for chunk in chunks_of_rows(tensor, rows):
+        off = chunk.cpu().double() - first
+        sums += torch.stack([off.sum(dim=0), off.square().sum(dim=0)])
+    count = world.sums(len(rows))[0]
+    total, squares = world.add(sums) / count
+    std = (squares - total.square()).clamp(min=0).sqrt() * (count / (count - 1)) ** 0.5
+    own_std, own_mean = flat.std(dim=0), flat.mean(dim=0)
+    factor = torch.where(own_std > 0, std / own_std, 1.0)
+    scaled = (flat - own_mean) * factor + first + total
+    return torch.where(whole, flat, scaled).to(some.dtype).reshape(some.shape)
+
+
+def _samples_of(trainer: Any, columns: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Return few rows of simulations in files that answer for all training rows."""
+    samples = RowsInUse(columns[0].table, trainer.train_indices).few_rows()
+    memory_of(trainer).few_rows = plain_rows(samples)
+    return samples
+
+
+def rows_for_marginal(trainer: Any, x: Any) -> Tensor:
+    """Return the training rows of x from which the network of a MarginalTrainer is built.
+
+    Args:
+        trainer: Has `train_indices`.
+        x: Data, shape (num_rows, ...), in memory or in files.
+    """
+    if is_stored((x,)):
+        return _samples_of(trainer, (x,))[0]
+    return x[trainer.train_indices].to("cpu")
+
+
+def batches_for_builder(
+    trainer: Any, call: Call, tensors: Sequence[Tensor] | None
+) -> tuple[Tensor, ...]:
+    """Return what a builder is called with, from which the network can be described.
+
+    Args:
+        trainer: Has `train_indices` and a builder.
+        call: The call.
+        tensors: theta and x, or x alone; None for simulations in files.
+    """
+    if tensors is not None:
+        # Masks come third and do not concern a builder, which sees only training rows.
+        rows = rows_for_builder(trainer, call, tensors[:2])
+        return tuple(tensor[rows] for tensor in tensors[:2])
+    memory = memory_of(trainer)
+    if memory.few_rows is None and is_stored(columns := private(trainer).stored_columns):
+        _samples_of(trainer, columns)
+    found, memory.few_rows = tuple(memory.few_rows or ()), None
+    return found
+
+
 @contextmanager
-def _holding(trainer: Any, **values: Any) -> Iterator[None]:
-    """Give a trainer attributes inside the block."""
+def holding(trainer: Any, **values: Any) -> Iterator[None]:
+    """Give a trainer attributes inside the block.
+
+    Args:
+        trainer: The trainer.
+        **values: The attributes.
+    """
     before = {name: vars(trainer)[name] for name in values if name in vars(trainer)}
     vars(trainer).update(values)
     try:

@@ -15,6 +15,10 @@ trainer can detect:
 | `resume_training` | another `learning_rate` | the new one counts | sbi's behaviour: the old one |
 | a `TrainConfig` | a trainer with its own test of convergence | warning | it decides |
 | `compile`, `precision` | a trainer with its own `_train_epoch` | error | error |
+| `validation` | `validation_fraction` in the call | error | error |
+| `validation` | a trainer with its own `get_dataloaders` | error | error |
+| `resume_training` | another `validation` than that of the training it continues | error | error |
+| `init_from` | a training that is resumed | not read again | not read again |
 | `dataloader_kwargs` | a keyword that torch's DataLoader lacks | error | error |
 """
 
@@ -24,6 +28,7 @@ import warnings
 from typing import Any
 
 from sbi_ignite.bridge.arguments import Call
+from sbi_ignite.bridge.initial_weights import check_init_from
 from sbi_ignite.bridge.lines import SbiTrainer, private
 from sbi_ignite.bridge.loss_arguments import kept_loss_arguments
 from sbi_ignite.bridge.memory import memory_of
@@ -59,6 +64,9 @@ def check_call(trainer: Any, call: Call) -> None:
         check_loader_kwargs(settings.train.dataloader_kwargs, origin)
     if private(trainer).is_overridden(SbiTrainer.TRAIN_EPOCH):
         _refuse_idle(trainer, settings)
+    check_init_from(call.init_from)
+    if call.validation is not None:
+        _check_validation(trainer, settings)
     if not call.sbi_compat and not private(trainer).converges_as_sbi:
         warnings.warn(
             f"{type(trainer).__name__} overrides sbi's own test of convergence, which only calls "
@@ -85,6 +93,23 @@ def _refuse_idle(trainer: Any, settings: Resolved) -> None:
                 f"{type(trainer).__name__} overrides it and computes its steps itself, got "
                 f"{name}={value!r} from {origin}. Leave it out"
             )
+
+
+def _check_validation(trainer: Any, settings: Resolved) -> None:
+    fraction = settings.origin("train.validation_fraction")
+    if fraction.source == "call":
+        raise ArgumentError(
+            "validation: expected it without validation_fraction, because no simulations are set "
+            f"aside beside a validation set of your own, got validation=... and "
+            f"validation_fraction={settings.train.validation_fraction:g} from {fraction}. Leave "
+            "one of them out"
+        )
+    if not is_sbis_own(trainer, "get_dataloaders"):
+        raise ArgumentError(
+            f"validation: expected a trainer with sbi's own get_dataloaders, because "
+            f"{type(trainer).__name__} overrides it and makes its batches itself, got "
+            "validation=.... Return its rows from there"
+        )
 
 
 def _check_resume(trainer: Any, call: Call) -> None:

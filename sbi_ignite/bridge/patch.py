@@ -16,6 +16,7 @@ from sbi_ignite.bridge import marginal, train
 from sbi_ignite.bridge.lines import LOOP, check_sbi, trainers_without_training
 from sbi_ignite.bridge.options import refuse_arguments
 from sbi_ignite.bridge.signatures import sbis_first
+from sbi_ignite.bridge.stored import append_simulations_from
 from sbi_ignite.bridge.workers import pass_on_patch
 from sbi_ignite.methods.table import TRAINERS
 
@@ -96,7 +97,16 @@ def patch_sbi() -> Patch:
 
 
 def unpatch_sbi() -> None:
-    """Restore sbi exactly as it was; without a patch, do nothing."""
+    """Restore sbi exactly as it was; without a patch, do nothing.
+
+    Example:
+        >>> import sbi.inference
+        >>> before = sbi.inference.NPE_C.train
+        >>> undo = patch_sbi()
+        >>> unpatch_sbi()
+        >>> sbi.inference.NPE_C.train is before
+        True
+    """
     global _permanent
     with _lock:
         _permanent = False
@@ -122,6 +132,7 @@ def _apply() -> None:
     _replace(base, LOOP, _looping(getattr(base, LOOP)))
     for cls in (base, sbi_inference.MarginalTrainer):
         _replace(cls, "training_summary", None)
+        _replace(cls, "append_simulations_from", append_simulations_from)
     _offer_training_module()
 
 

@@ -31,20 +31,28 @@ def begin_round(trainer: Any, resume: bool) -> Round:
         trainer: One of sbi's trainers.
         resume: Whether the call continues the last one.
     """
-    memory = memory_of(trainer)
-    last = memory.round
-    if last is None:
-        now = Round(first_step=0 if resume else _epochs_so_far(trainer))
-    elif resume or not last.complete:
-        now = replace(last, complete=False)
-    else:
-        now = Round(
-            index=last.index + 1,
-            first_step=_epochs_so_far(trainer),
-            first_iteration=last.first_iteration + last.iterations,
-        )
-    memory.round = now
+    now = next_round(trainer, resume)
+    memory_of(trainer).round = now
     return now
+
+
+def next_round(trainer: Any, resume: bool) -> Round:
+    """Return the round that a call belongs to.
+
+    Args:
+        trainer: One of sbi's trainers.
+        resume: Whether the call continues the last one.
+    """
+    last = memory_of(trainer).round
+    if last is None:
+        return Round(first_step=0 if resume else _epochs_so_far(trainer))
+    if resume or not last.complete:
+        return replace(last, complete=False)
+    return Round(
+        index=last.index + 1,
+        first_step=_epochs_so_far(trainer),
+        first_iteration=last.first_iteration + last.iterations,
+    )
 
 
 def end_round(memory: TrainerMemory, now: Round, iterations: int) -> None:

@@ -13,7 +13,7 @@ from sbi_ignite.bridge.convergence import sbis_rule
 from sbi_ignite.bridge.lines import SbiTrainer, private
 from sbi_ignite.data.source import Batches
 from sbi_ignite.exceptions import CheckpointMismatchError
-from sbi_ignite.loggers import Backend, EpochRow
+from sbi_ignite.loggers import EPOCH_METRICS, Backend, EpochFigure, EpochRow
 from sbi_ignite.settings import TrainConfig
 
 
@@ -65,6 +65,9 @@ def _as_rows(indices: Any) -> Tensor:
     return torch.as_tensor(indices).cpu()
 
 
+_KNOWN = frozenset((*EPOCH_METRICS, "best_training_loss"))
+
+
 class TrainersTracker(Backend):
     """A trainer's sbi tracker, told about every epoch while training runs.
 
@@ -75,6 +78,7 @@ class TrainersTracker(Backend):
     """
 
     name = "tracker"
+    shows_figures = True
     _METRICS = ("validation_loss", "training_loss", "epoch_durations_sec")
 
     def __init__(self, trainer: Any) -> None:
@@ -94,6 +98,15 @@ class TrainersTracker(Backend):
         for name in self._METRICS:
             # sbi counts all epochs in its summary from 0, including those of an interrupted call.
             own.track(name, own.summary[name][-1], step=len(own.summary[name]) - 1)
+        step = len(own.summary["training_loss"]) - 1
+        for name in row.values.keys() - _KNOWN:  # what callbacks have logged
+            own.track(name, row.values[name], step=step)
+        own.flush_tracker()
+
+    def log_figure(self, figure: EpochFigure) -> None:
+        """Pass on what a callback has drawn."""
+        own = private(self._trainer)
+        self.tracker.add_figure(figure.name, figure.figure, len(own.summary["training_loss"]) - 1)
         own.flush_tracker()
 
 
@@ -105,12 +118,14 @@ def report_end(trainer: Any, call: Call) -> None:
         call: The call that was carried out.
     """
     config = call.settings.train
-    if config.sbi_compat:
+    if call.world.rank:
+        pass  # the first process says it
+    elif config.sbi_compat:
         rule = sbis_rule(call)
         private(trainer).report_convergence(rule and rule.patience, config.max_epochs)
     else:
         say_how_it_ended(trainer, call)
-    close_books(trainer, config)
+    close_books(trainer, config, says=call.world.rank == 0)
 
 
 def say_how_it_ended(trainer: Any, call: Call) -> None:
@@ -118,6 +133,10 @@ def say_how_it_ended(trainer: Any, call: Call) -> None:
     if not private(trainer).shows_progress or call.logs_to_screen:
         return
     summary = trainer.training_summary
+    if not trainer.epoch:
+        said = f"Training ended before the end of its first epoch ({summary.ended_by})."
+        print("\r", said, end="")
+        return
     last = ", ".join(f"{kind} loss {loss:.4f}" for kind, loss in summary.last_losses.items())
     print(
         "\r",
@@ -128,11 +147,19 @@ def say_how_it_ended(trainer: Any, call: Call) -> None:
     )
 
 
-def close_books(trainer: Any, config: TrainConfig) -> None:
-    """Write the totals of a call into sbi's summary and tracker."""
+def close_books(trainer: Any, config: TrainConfig, says: bool = True) -> None:
+    """Write the totals of a call into sbi's summary and, in the first process, tell others.
+
+    Args:
+        trainer: The trainer.
+        config: The settings of the call.
+        says: Whether to write to sbi's tracker and to print.
+    """
     own = private(trainer)
     own.summary["epochs_trained"].append(trainer.epoch)
     own.summary["best_validation_loss"].append(own.best_loss)
+    if not says:
+        return
     _track_totals(own)
     if config.show_train_summary:
         print(own.describe_round())

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter
 from typing import Any, Literal
+
+from torch import Tensor, nn
 
 from sbi_ignite.methods.table import method_of
 from sbi_ignite.settings import CheckpointConfig, EarlyStopping, TrainConfig
@@ -60,10 +62,14 @@ def _typed(cls: type, kind: Any) -> list[Parameter]:
 def _new() -> list[Parameter]:
     rules = EarlyStopping | Sequence[EarlyStopping] | None
     directory = CheckpointConfig | str | os.PathLike[str] | Literal[False] | None
+    source = str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None
+    rows = Sequence[Tensor] | Tensor | None
     return [
         Parameter("exclude_invalid_x", _KEYWORD, default=None, annotation=bool | None),
         Parameter("logging", _KEYWORD, default=None, annotation=Any),
         Parameter("early_stopping", _KEYWORD, default=None, annotation=rules),
         Parameter("checkpoint", _KEYWORD, default=None, annotation=directory),
         Parameter("callbacks", _KEYWORD, default=(), annotation=Any),
+        Parameter("init_from", _KEYWORD, default=None, annotation=source),
+        Parameter("validation", _KEYWORD, default=None, annotation=rows),
     ]

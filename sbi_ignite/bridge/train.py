@@ -16,20 +16,25 @@ from typing import Any
 from ignite.utils import manual_seed
 
 from sbi_ignite.bridge.arguments import Call, parse_call
-from sbi_ignite.bridge.batches import make_loaders, refused_by_torch, split
-from sbi_ignite.bridge.fit import fit, refuse_nested_training
+from sbi_ignite.bridge.batches import make_loaders, num_train_rows, refused_by_torch, split
+from sbi_ignite.bridge.fit import fit, meeting_others, refuse_nested_training
 from sbi_ignite.bridge.lines import check_sbi, private
 from sbi_ignite.bridge.losses import loss_of
 from sbi_ignite.bridge.memory import memory_of
 from sbi_ignite.bridge.network_builder import lean_building
 from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.sbi_summary import report_end
+from sbi_ignite.bridge.validation_set import own_validation
 from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
+from sbi_ignite.data.shards import check_same_rows
+from sbi_ignite.data.table import is_stored
 from sbi_ignite.exceptions import NonFiniteLossError, NoSimulationsError, SbiIgniteError
 from sbi_ignite.settings import Resolved
 from sbi_ignite.training.options import checked_device
 from sbi_ignite.training.recipe import filled_in
+from sbi_ignite.training.run import world_of
+from sbi_ignite.world import local_card
 
 _current: ContextVar[Call | None] = ContextVar("sbi_ignite_call", default=None)
 
@@ -60,13 +65,18 @@ def train(
 
 def carry_out(trainer: Any, sbi_train: Callable[..., Any], call: Call) -> Any:
     """Carry out a call that has been parsed and checked."""
-    prepare(trainer, call.settings)
+    config = call.settings.train
+    world = world_of(config, config.device or private(trainer).device)
+    call = replace(call, world=world)
     with (
+        world.taking_part(),
         training_in_this_thread(),
         _activated(call),
         _undone_if_refused(trainer),
         lean_building(trainer, call),
     ):
+        prepare(trainer, call.settings)
+        world.share_random_states()
         return sbi_train(trainer, **call.keywords)
 
 
@@ -125,7 +135,8 @@ def prepare(trainer: Any, settings: Resolved) -> None:
     if config.seed is not None:
         manual_seed(config.seed)
     if config.device is not None:
-        private(trainer).move_to(config.device)
+        device = config.device if config.shards == "alone" else local_card(config.device)
+        private(trainer).move_to(str(device))
 
 
 def get_dataloaders(
@@ -149,14 +160,18 @@ def get_dataloaders(
             dataloader_kwargs,
         )
     tensors = private(trainer).simulations(starting_round)
-    split(trainer, call, tensors[1], validation_fraction, resume_training)
+    validation = own_validation(trainer, call, tensors)
+    if call.settings.train.shards == "same" and not is_stored(tensors):
+        check_same_rows(call.world, (*tensors, *(validation or ())), "the simulations")
+    split(trainer, call, tensors[1], validation_fraction, resume_training, validation)
     if call.settings.awaits_recipe:
-        call = call.with_recipe(len(trainer.train_indices))
+        call = call.with_recipe(num_train_rows(trainer, call))
         _current.set(call)
         training_batch_size = call.settings.train.batch_size
     if dataloader_kwargs is None and not private(trainer).keeps_loaders_to_itself:
         dataloader_kwargs = {}  # torch's own loaders, which a user's method may expect
-    if call.sbi_compat and dataloader_kwargs is not None:
+    own_loaders = call.sbi_compat and dataloader_kwargs is not None and validation is None
+    if own_loaders and not is_stored(tensors):
         # Splits as it stands: the indices have just been drawn.
         with refused_by_torch(dataloader_kwargs, call):
             return sbi_get_dataloaders(
@@ -168,7 +183,13 @@ def get_dataloaders(
                 dataloader_kwargs,
             )
     return make_loaders(
-        trainer, call, tensors, training_batch_size, validation_fraction, dataloader_kwargs
+        trainer,
+        call,
+        tensors,
+        training_batch_size,
+        validation_fraction,
+        dataloader_kwargs,
+        validation,
     )
 
 
@@ -196,7 +217,7 @@ def run_training_loop(
     call = active_call(trainer) or _implied_call(trainer, train_config)
     # Not filled in yet if a user's own get_dataloaders made the loaders.
     call = replace(call, settings=filled_in(call.settings, as_batches(train_loader)))
-    loss = loss_of(trainer, loss_args, call.sbi_compat)
+    loss = loss_of(trainer, loss_args, call.sbi_compat, meeting_others(call, train_loader))
     fit(trainer, call, loss, train_loader, val_loader, loss_args, summarization_kwargs or {})
     report_end(trainer, call)
     return private(trainer).network

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler
-from typing_extensions import Self
 
 from sbi_ignite.data.fingerprint import fingerprint_data
+from sbi_ignite.data.in_memory import BatchIndices
 from sbi_ignite.data.source import Batches, num_rows
 from sbi_ignite.exceptions import ArgumentError
+from sbi_ignite.random_state import OwnRandomState
 
 
 class ForeignBatches:
@@ -103,18 +104,33 @@ class ForeignBatches:
     def to(self, device: torch.device) -> None:
         """Leave batches where the loader puts them; every step moves its own."""
 
-    def shard(self, rank: int, num_ranks: int) -> Self:
-        """Return this source for a single process.
+    def shard(self, rank: int, num_ranks: int) -> ForeignBatches:
+        """Return this source, or for several ranks one that hands out every n-th row of a batch.
+
+        A loader with our own batch sampler reads its rank's rows only. All others are read as a
+        whole by every rank, in the same order, and what does not belong to the rank is left out.
+
+        Args:
+            rank: Number of this process, from 0.
+            num_ranks: How many processes share each batch.
 
         Raises:
-            ArgumentError: For several ranks.
+            ArgumentError: If worker processes would have to collate batches without rows.
         """
         if num_ranks == 1:
             return self
-        raise ArgumentError(
-            f"{self.name}: a {type(self.loader).__name__} cannot be divided between "
-            f"{num_ranks} processes. Pass simulations to a trainer instead."
-        )
+        sampler = self._batch_sampler
+        if not isinstance(sampler, BatchIndices):
+            return SlicedBatches(self, rank, num_ranks)
+        smallest = len(sampler.indices) // max(1, len(sampler))
+        if smallest < num_ranks:
+            raise ArgumentError(
+                f"{self.name}: expected batches of at least {num_ranks} rows, one for each of the "
+                f"{num_ranks} processes, got {smallest}. Take a larger batch_size, or leave "
+                "dataloader_kwargs out: batches in memory may be smaller."
+            )
+        sampler.share = (rank, num_ranks)
+        return self
 
     def select(self, indices: Tensor) -> bool:
         """Choose from these rows from now on, if a sampler or a subset holds row numbers.
@@ -150,6 +166,70 @@ class ForeignBatches:
     @property
     def _dataset(self) -> Any:
         return getattr(self.loader, "dataset", None)
+
+
+class SlicedBatches(ForeignBatches):
+    """One rank's rows of every batch of a loader that all ranks read.
+
+    The loader draws the order of its rows from random states of its own, which are the same in all
+    ranks, so that other noise does not move it.
+
+    Args:
+        batches: The batches.
+        rank: Number of this process, from 0.
+        num_ranks: How many processes share each batch.
+    """
+
+    def __init__(self, batches: ForeignBatches, rank: int, num_ranks: int) -> None:
+        super().__init__(batches.loader)
+        self.name = batches.name
+        self._share, self._random = (rank, num_ranks), OwnRandomState()
+
+    def __iter__(self) -> Iterator[Any]:
+        rank, num_ranks = self._share
+        with self._random.in_force():
+            batches = iter(self.loader)
+        for _ in range(len(self) + 1):
+            with self._random.in_force():
+                batch = next(batches, self)
+            if batch is self:
+                return
+            yield every(batch, rank, num_ranks, num_rows(batch))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the loader, and the random states from which it draws."""
+        return {**super().state_dict(), "order": self._random.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state."""
+        super().load_state_dict(state)
+        if "order" in state:
+            self._random.load_state_dict(state["order"])
+
+
+def every(batch: Any, first: int, step: int, rows: int) -> Any:
+    """Return rows `first`, `first + step`, ... of every tensor of a batch of any structure.
+
+    Args:
+        batch: The batch: containers nested to any depth. Tensors of another length stay whole.
+        first: The first row.
+        step: Distance to the next.
+        rows: Rows of the batch.
+
+    Example:
+        >>> every({"x": torch.arange(5), "scale": torch.ones(1)}, 1, 2, 5)
+        {'x': tensor([1, 3]), 'scale': tensor([1.])}
+    """
+    if isinstance(batch, Tensor):
+        return batch[first::step] if batch.ndim and len(batch) == rows else batch
+    if isinstance(batch, Mapping):
+        parts = {name: every(value, first, step, rows) for name, value in batch.items()}
+        return type(batch)(parts)  # type: ignore[call-arg] # as all mappings do
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(every(value, first, step, rows) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)([every(value, first, step, rows) for value in batch])
+    return batch
 
 
 class WholePass(ForeignBatches):

@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from sbi_ignite.data.fingerprint import fingerprint_data
 from sbi_ignite.data.transfer import Staging
-from sbi_ignite.exceptions import ArgumentError
+from sbi_ignite.world import ONE, World
 
 
 class InMemoryBatches(ABC):
@@ -48,6 +48,10 @@ class InMemoryBatches(ABC):
         self.rows = indices[:0]
         self._batch_of: Callable[[Tensor], tuple[Tensor, ...]] = self.rows_at
         self._rank, self._num_ranks = 0, 1
+        self._met: tuple[int, ...] = ()
+        self._device: torch.device | None = None
+        self._world, self._rows_of_all = ONE, 0
+        self._rows_of_each: list[int] = []
         self._handed_out = 0
         self._skip = 0
 
@@ -59,7 +63,12 @@ class InMemoryBatches(ABC):
     @property
     def num_rows(self) -> int:
         """Rows that this source chooses from in one pass, over all ranks."""
-        return len(self.indices)
+        return self._rows_of_all or len(self.indices)
+
+    @property
+    def smallest_batch(self) -> int:
+        """Rows of the smallest batch, over all ranks."""
+        return min((end - begin for begin, end in pairwise(self._bounds())), default=0)
 
     @abstractmethod
     def __len__(self) -> int:
@@ -79,8 +88,36 @@ class InMemoryBatches(ABC):
         for position in range(first, len(self)):
             self._handed_out = position + 1
             rows = order[bounds[position] : bounds[position + 1]]
-            self.rows = rows if self._num_ranks == 1 else rows[self._rank :: self._num_ranks]
-            yield self._batch_of(self.rows)
+            if self._rows_of_all:
+                yield self._own_rows(rows, position)
+            elif self._num_ranks == 1:
+                self.rows = rows
+                yield self._batch_of(rows)
+            else:
+                yield self._own_part(rows)
+
+    def _own_part(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return this rank's rows of a batch and, where its loss meets them, those of all."""
+        self.rows = rows[self._rank :: self._num_ranks]
+        batch = self._batch_of(self.rows)
+        if not self._met:
+            return batch
+        device = batch[0].device
+        met = [self.tensors[i].index_select(0, rows.to(self.indices.device)) for i in self._met]
+        own = torch.arange(self._rank, len(rows), self._num_ranks, device=device)
+        return (*batch, own, *(tensor.to(device) for tensor in met))
+
+    def _own_rows(self, rows: Tensor, position: int) -> tuple[Tensor, ...]:
+        """Return rows that only this rank has and, where its loss meets them, those of others."""
+        self.rows = rows
+        batch = self._batch_of(rows)
+        if not self._met:
+            return batch
+        bounds = [even_bounds(rows_of_one, len(self)) for rows_of_one in self._rows_of_each]
+        counts = [of_one[position + 1] - of_one[position] for of_one in bounds]
+        before = sum(counts[: self._world.rank])
+        own = before + torch.arange(len(rows), device=batch[0].device)
+        return (*batch, own, *(self._world.gather_rows(batch[i], counts) for i in self._met))
 
     def rows_at(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Return the rows with these numbers, shape (batch,), where the tensors are."""
@@ -88,34 +125,54 @@ class InMemoryBatches(ABC):
         return tuple(tensor.index_select(0, rows) for tensor in self.tensors)
 
     def fingerprint(self) -> list[dict[str, Any]]:
-        """Return dtype, shape and digest of every tensor."""
-        return fingerprint_data(self.tensors)
+        """Return dtype, shape and digest of every tensor; of all ranks if each has its own."""
+        found = fingerprint_data(self.tensors)
+        if not self._rows_of_all:
+            return found
+        return [tensor for tensors in self._world.gather(found) for tensor in tensors]
 
     def to(self, device: torch.device) -> None:
         """Copy batches to a CUDA device from now on, where the tensors stay on the host."""
+        self._device = device
         if device.type == "cuda" and all(tensor.device.type == "cpu" for tensor in self.tensors):
             self._batch_of = Staging(self.tensors, self.batch_size, len(self), device)
 
-    def shard(self, rank: int, num_ranks: int) -> Self:
+    def shard(self, rank: int, num_ranks: int, met: Sequence[int] = ()) -> Self:
         """Return a copy that hands out one rank's rows of every batch.
+
+        Of a batch with fewer rows than ranks, some ranks get none.
 
         Args:
             rank: Number of this process, from 0.
             num_ranks: How many processes share each batch.
-
-        Raises:
-            ArgumentError: If a batch would leave a rank without rows.
+            met: Numbers of tensors of which a batch also has the rows of all ranks, behind its own:
+                first the places of its own rows among them, shape (own rows,), then these tensors.
         """
-        smallest = min((b - a for a, b in pairwise(self._bounds())), default=0)
-        if smallest < num_ranks:
-            raise ArgumentError(
-                f"{self.name}: a batch of {smallest} rows cannot be shared by {num_ranks} "
-                f"processes. Take a batch_size of at least {num_ranks}, or fewer processes."
-            )
         shard = copy(self)
-        shard._rank, shard._num_ranks = rank, num_ranks
+        shard._rank, shard._num_ranks, shard._met = rank, num_ranks, tuple(met)
         shard._batch_of = shard.rows_at
+        if self._device is not None:
+            shard.to(self._device)
         return shard
+
+    def joined(self, world: World, met: Sequence[int] = ()) -> Self:
+        """Return a copy that hands out its own rows, as a part of the batches of all ranks.
+
+        A batch has nearly as many of its rows as any other, and none where a rank has fewer rows
+        than there are batches.
+
+        Args:
+            world: The ranks, each with rows of its own.
+            met: As for `shard`.
+        """
+        part = copy(self)
+        part._world, part._met = world, tuple(met)
+        part._rows_of_each = world.gather(len(self.indices))
+        part._rows_of_all = sum(part._rows_of_each)
+        part._batch_of = part.rows_at
+        if self._device is not None:
+            part.to(self._device)
+        return part
 
     def select(self, indices: Tensor) -> bool:
         """Choose from these rows from now on.
@@ -146,17 +203,31 @@ class SbiOrderBatches(InMemoryBatches):
     def __init__(self, tensors: Sequence[Tensor], indices: Tensor, batch_size: int) -> None:
         super().__init__(tensors, indices, batch_size)
         self._random_state = torch.get_rng_state()
+        self._own_order = torch.empty(0)
 
     def __len__(self) -> int:
         return len(self.indices) // self.batch_size
 
     def _order(self) -> Tensor:
+        if self._num_ranks > 1:
+            return self._order_for_all_ranks()
         if not self._skip:
             self._random_state = torch.get_rng_state()
             return self._draw()
         now = torch.get_rng_state()
         torch.set_rng_state(self._random_state)
         order = self._draw()
+        torch.set_rng_state(now)
+        return order
+
+    def _order_for_all_ranks(self) -> Tensor:
+        """Draw from states of its own, because ranks draw other noise between two passes."""
+        now = torch.get_rng_state()
+        if not self._skip and len(self._own_order):
+            self._random_state = self._own_order
+        torch.set_rng_state(self._random_state)
+        order = self._draw()
+        self._own_order = torch.get_rng_state()
         torch.set_rng_state(now)
         return order
 
@@ -169,12 +240,16 @@ class SbiOrderBatches(InMemoryBatches):
 
     def state_dict(self) -> dict[str, Any]:
         """Return position and the random state from which this pass drew its order."""
-        return {**super().state_dict(), "random_state": self._random_state}
+        states = {"random_state": self._random_state}
+        if self._num_ranks > 1:
+            states["next_random_state"] = self._own_order
+        return {**super().state_dict(), **states}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the pass that `state_dict` described."""
         super().load_state_dict(state)
         self._random_state = state["random_state"]
+        self._own_order = state.get("next_random_state", self._own_order)
 
 
 class ShuffledBatches(InMemoryBatches):
@@ -194,7 +269,7 @@ class ShuffledBatches(InMemoryBatches):
         self._pass = -1
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return -(-self.num_rows // self.batch_size)
 
     def _order(self) -> Tensor:
         if not self._skip:
@@ -219,7 +294,7 @@ class OrderedBatches(InMemoryBatches):
     """Every row once per pass, always in the same order and the same batches: for validation."""
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return -(-self.num_rows // self.batch_size)
 
     def _order(self) -> Tensor:
         return self.indices
@@ -235,10 +310,12 @@ class BatchIndices(Sampler[list[int]]):
         indices: Row numbers, shape (num_selected,).
         batch_size: Rows in a batch, at most.
         seed: Decides the order of every pass; None keeps the order of `indices`.
+        share: Rank and number of the processes that share every batch.
     """
 
     def __init__(self, indices: Tensor, batch_size: int, seed: int | None) -> None:
         self.indices, self.batch_size, self.seed = indices, batch_size, seed
+        self.share = (0, 1)
         self._pass = -1
 
     def __len__(self) -> int:
@@ -250,8 +327,9 @@ class BatchIndices(Sampler[list[int]]):
             self._pass += 1
             order = order[permutation(len(order), self.seed, self._pass)]
         bounds = even_bounds(len(order), len(self))
+        rank, num_ranks = self.share
         for begin, end in pairwise(bounds):
-            yield order[begin:end].tolist()
+            yield order[begin + rank : end : num_ranks].tolist()
 
     def state_dict(self) -> dict[str, Any]:
         """Return seed and number of the pass."""
@@ -272,8 +350,8 @@ def even_bounds(num_rows: int, num_batches: int) -> list[int]:
     return [i * num_rows // num_batches for i in range(num_batches + 1)]
 
 
-def permutation(length: int, seed: int, number: int) -> Tensor:
-    """Return permutation `number` of the stream that `seed` names, shape (length,)."""
+def permutation(length: int, seed: int, *numbers: int) -> Tensor:
+    """Return permutation number `numbers` of the stream that `seed` names, shape (length,)."""
     # torch's generator uses only 32 bits of a seed: both numbers must be mixed into them.
-    (mixed,) = np.random.SeedSequence((seed, number)).generate_state(1)
+    (mixed,) = np.random.SeedSequence((seed, *numbers)).generate_state(1)
     return torch.randperm(length, generator=torch.Generator().manual_seed(int(mixed)))

@@ -41,6 +41,10 @@ class UserCallbacks:
         """Tell all that training begins."""
         self._call("on_train_start", self._state)
 
+    def on_measure(self) -> None:
+        """Let all measure what stopping rules may ask for."""
+        self._call("on_measure", self._state)
+
     def on_train_end(self, summary: TrainingSummary) -> None:
         """Tell all that training ended regularly."""
         self._call("on_train_end", summary)
@@ -102,7 +106,7 @@ def _check_callbacks(callbacks: Iterable[Any]) -> None:
         for name in CALLBACK_METHODS:
             method = getattr(callback, name, None)
             if callable(method):
-                argument = "summary" if name == "on_train_end" else "state"
+                argument = "summary" if name in ("on_train_end", "on_saved") else "state"
                 takes = ("error", "state") if name == "on_exception" else (argument,)
                 expected = f"{type(callback).__name__}: expected {name}({', '.join(takes)})"
                 check_call(method, len(takes), expected)

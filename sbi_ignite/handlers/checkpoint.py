@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,19 @@ from sbi_ignite.handlers.stop_mid_epoch import CUT_SHORT, ends_epoch
 from sbi_ignite.runs.directory import RunDirectory
 from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.settings import CheckpointConfig
+
+
+class NoFiles:
+    """Stands for the run directory in processes that write no files."""
+
+    def write(self, *args: Any) -> None:
+        """Write nothing."""
+
+    write_in_background = write
+    set_metrics = append_metrics = report = write
+
+    def wait(self) -> None:
+        """Wait for nothing."""
 
 
 class CheckpointHandler:
@@ -29,16 +43,18 @@ class CheckpointHandler:
         mid_epoch: Whether a training can be continued between two batches; if not, checkpoints
             are taken at the end of epochs only.
         background: Write in another thread; False where the process is forked while training.
+        decide: Makes a decision of one process that of all, see `Together.decide`.
     """
 
     def __init__(
         self,
-        directory: RunDirectory,
+        directory: RunDirectory | NoFiles,
         config: CheckpointConfig,
         take: Callable[[], Snapshot],
         state: TrainingState,
         mid_epoch: bool = True,
         background: bool = True,
+        decide: Callable[[Callable[[], bool]], Callable[[], bool]] = lambda flag: flag,
     ) -> None:
         self.directory, self.config = directory, config
         self._take, self._state = take, state
@@ -47,6 +63,7 @@ class CheckpointHandler:
         self._saved_at = time.monotonic()
         self._rows = 0
         self._rows_written_well = False
+        self._is_due = decide(self._time_is_up)
 
     def attach(self, engine: Engine) -> None:
         """Save after epochs and, between batches, by the clock and when training is cut short."""
@@ -79,13 +96,13 @@ class CheckpointHandler:
     def _epoch_completed(self) -> None:
         self._write_metrics()
         due = self._state.epoch % self.config.every_epochs == 0
-        if due or self._time_is_up() or self._state.stop_reason is not None:
+        if due or self._is_due() or self._state.stop_reason is not None:
             self._save(self._stop())
 
     def _iteration_completed(self, engine: Engine) -> None:
         if ends_epoch(engine):
             return  # saved after validation: before it, the epoch's end would be lost on resume
-        if self._time_is_up() or self._state.stop_reason in CUT_SHORT:
+        if self._is_due() or self._state.stop_reason in CUT_SHORT:
             self.save_now()
 
     def _time_is_up(self) -> bool:
@@ -119,4 +136,12 @@ def metrics_rows(state: TrainingState, first: int = 0) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl from epoch number `first` (counted from 0) on."""
     history = state.history
     epochs = range(first, len(history.training_loss))
-    return [{"epoch": i + 1, **history.row(i, state.validated)} for i in epochs]
+    return [
+        {"epoch": i + 1, **history.row(i, state.validated), **_stage(history.stage[i])}
+        for i in epochs
+    ]
+
+
+def _stage(number: float) -> dict[str, int]:
+    """Return the entry for the stage of an epoch; none where it is unknown."""
+    return {} if math.isnan(number) else {"stage": int(number)}

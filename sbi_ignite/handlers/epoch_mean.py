@@ -11,6 +11,8 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from sbi_ignite.world import ONE, World
+
 MOST_UNREAD = 128
 """Losses that may wait on a device, at most. Reading one waits for all work queued there, so
 they are read together; a loss that is not finite is noticed after at most this many steps."""
@@ -47,10 +49,11 @@ class EpochMean:
 
     Args:
         rows: Number of rows to divide by; None divides by the rows that were seen.
+        world: The processes that share the rows.
     """
 
-    def __init__(self, rows: int | None = None) -> None:
-        self._rows = rows
+    def __init__(self, rows: int | None = None, world: World = ONE) -> None:
+        self._rows, self._world = rows, world
         self._reset()
 
     def attach(self, engine: Engine) -> None:
@@ -60,14 +63,15 @@ class EpochMean:
 
     @property
     def value(self) -> float:
-        """The mean so far; NaN where no row was seen.
+        """The mean so far, over the rows of all processes; NaN where no row was seen.
 
         Raises:
             NonFiniteLossError: If one of the losses that are read now is not finite, and its step
                 refuses that.
         """
         self.read()
-        return self.loss_sum / (self._rows or self.rows) if self.rows else math.nan
+        loss_sum, rows = self._world.sums(self.loss_sum, self.rows)
+        return loss_sum / (self._rows or rows) if rows else math.nan
 
     def _reset(self) -> None:
         self.loss_sum, self.rows = 0.0, 0

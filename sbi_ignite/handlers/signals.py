@@ -20,8 +20,10 @@ from sbi_ignite.callback import TrainingState
 from sbi_ignite.data.in_memory import InMemoryBatches
 from sbi_ignite.handlers.stop_mid_epoch import stop_after_batch
 from sbi_ignite.settings import Resolved
+from sbi_ignite.world import ONE, World
 
 Step = Callable[..., Any]
+Flag = Callable[[], bool]
 
 NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
 
@@ -171,6 +173,24 @@ class StopOnSignals:
         self.may_cut: Callable[[], bool] = lambda: True
         self.cut_in_loader = False
         self._state, self._held = state, HeldSignals(names, only_deadly)
+        self._came: Flag = lambda: self.received is not None
+        self._cuts: Flag = lambda: self.received is not None and self.may_cut()
+        self._world: World = ONE
+
+    def decide_with(self, world: World, decide: Callable[[Flag], Flag]) -> None:
+        """Let a signal that reaches one process end the training in all of them.
+
+        Args:
+            world: The processes.
+            decide: Makes a decision of one process that of all, see `Together.decide`.
+        """
+        self._world, self._came, self._cuts = world, decide(self._came), decide(self._cuts)
+
+    def tell_others(self) -> None:
+        """Let processes that no signal has reached take the first one that reached another."""
+        came = [received for received in self._world.gather(self.received) if received is not None]
+        if self._held.received is None and came:
+            self._held.received = signal.Signals(came[0])
 
     @property
     def received(self) -> signal.Signals | None:
@@ -204,7 +224,7 @@ class StopOnSignals:
 
     def ask_before_training(self) -> None:
         """Request the stop if a signal came before the first batch."""
-        if self.received is not None:
+        if self._world.any(self.received is not None):
             self._state.stop("signal")
 
     def guard(self, loader: Any) -> Any:
@@ -241,11 +261,11 @@ class StopOnSignals:
         self._held.__exit__(kind, error, traceback)
 
     def _iteration_completed(self, engine: Engine) -> None:
-        if self._held.received is not None and self.may_cut():
+        if self._cuts():
             stop_after_batch(engine, self._state, "signal")
 
     def _epoch_completed(self, engine: Engine) -> None:
-        if self._held.received is not None:
+        if self._came():
             self._state.stop("signal")
             engine.terminate()
 

@@ -228,6 +228,7 @@ class StageChanges:
 
     def _go_on(self) -> None:
         rule = self._rule
+        self._state.history.note(stage=float(rule.number + 1))
         self._keep(watched_loss(self._state))
         if not rule.has_ended:
             return

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from ignite.engine import Engine, Events
 
+from sbi_ignite.world import ONE, World
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -26,28 +28,33 @@ class ValidationSpread:
     Attributes:
         error: The standard error after the last epoch; NaN where the losses of rows are unknown,
             or fewer than four.
+
+    Args:
+        world: The processes that share the rows.
     """
 
-    def __init__(self) -> None:
-        self.error = math.nan
+    def __init__(self, world: World = ONE) -> None:
+        self.error, self._world = math.nan, world
         self._losses: list[Tensor] = []
 
     def attach(self, engine: Engine) -> None:
         """Collect the losses that the engine's steps return, anew in every epoch."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._losses.clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._conclude)
 
     def _add(self, engine: Engine) -> None:
         output: StepOutput = engine.state.output  # type: ignore[assignment] # our steps return it
         if output.losses is not None:
             self._losses.append(output.losses)
 
-    def _conclude(self) -> None:
-        self.error, number = math.nan, sum(map(len, self._losses))
+    def conclude(self) -> None:
+        """Compute the error from what was collected, in all processes at once."""
+        self.error = math.nan
+        losses = torch.cat(self._losses) if self._losses else torch.empty(0)
+        losses = self._world.gather_rows(losses)
+        self._losses.clear()
+        number = len(losses)
         if number < 4:
             return
-        losses = torch.cat(self._losses)
-        self._losses.clear()
         low, high = (losses.kthvalue(1 + round(q * (number - 1))).values for q in (0.25, 0.75))
         self.error = (high - low).item() / NORMAL_QUARTILES / math.sqrt(number)

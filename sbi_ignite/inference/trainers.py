@@ -31,8 +31,34 @@ def _pretrained(name: str) -> type:
 
 
 def _with(front: type, theirs: type) -> Any:
-    namespace = {"__module__": __name__, "__doc__": theirs.__doc__}
+    documentation = f"{inspect.cleandoc(theirs.__doc__ or '')}\n\n{_example(theirs.__name__)}"
+    namespace = {"__module__": __name__, "__doc__": documentation}
     return type(theirs.__name__, (front, theirs), namespace)
+
+
+def _example(name: str) -> str:
+    """Return the part of a trainer's docstring that shows how sbi_ignite trains it."""
+    if name == "NPE_PFN":
+        lines = [
+            ">>> inference = NPE_PFN().append_simulations(torch.rand(60, 2), torch.rand(60, 2))",
+            ">>> inference.train() is None  # there is nothing to train",
+            "True",
+        ]
+    else:
+        append = (
+            "append_samples(x)" if name == "MarginalTrainer" else "append_simulations(theta, x)"
+        )
+        discrete = {"MNPE": "theta", "MNLE": "x"}.get(name)
+        lines = [
+            ">>> theta = torch.rand(60, 2)",
+            ">>> x = theta + 0.1 * torch.randn(60, 2)",
+            *([f">>> {discrete}[:, 1] = ({discrete}[:, 1] > 0.5).float()"] if discrete else []),
+            f">>> inference = {name}(show_progress_bars=False).{append}",
+            ">>> estimator = inference.train(TrainConfig(max_epochs=1))",
+            ">>> inference.training_summary.stop_reason",
+            "'max_epochs'",
+        ]
+    return "\n    ".join(["Trained by sbi_ignite:", *lines])
 
 
 def _show_signature(cls: Any, shared: Any, signature: inspect.Signature) -> None:

@@ -4,7 +4,7 @@
 # pyright: reportIncompatibleMethodOverride=false
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import sbi.inference as sbi_inference
@@ -15,7 +15,8 @@ from sbi.neural_nets.estimators import (
     UnconditionalDensityEstimator,
 )
 from sbi.neural_nets.ratio_estimators import RatioEstimator
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Self
 
 from sbi_ignite.methods.marginal import LossArgsMarginal
 from sbi_ignite.methods.nle import LossArgsNLE
@@ -27,6 +28,14 @@ from sbi_ignite.summary import TrainingSummary
 
 class IgniteTrainer:
     training_summary: TrainingSummary | None
+    def append_simulations_from(
+        self,
+        dataset: Any,
+        proposal: Any = None,
+        exclude_invalid_x: bool | None = None,
+        from_round: int | None = None,
+        transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> Self: ...
 
 class IgniteLoop(IgniteTrainer): ...
 
@@ -53,6 +62,8 @@ class NPE_A(IgniteLoop, sbi_inference.NPE_A):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalDensityEstimator: ...
     @overload
     def train(
@@ -76,6 +87,8 @@ class NPE_A(IgniteLoop, sbi_inference.NPE_A):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalDensityEstimator: ...
 
 class NPE_B(IgniteLoop, sbi_inference.NPE_B):
@@ -103,6 +116,8 @@ class NPE_B(IgniteLoop, sbi_inference.NPE_B):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalDensityEstimator: ...
     @overload
     def train(
@@ -128,6 +143,8 @@ class NPE_B(IgniteLoop, sbi_inference.NPE_B):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalDensityEstimator: ...
 
 class NPE_C(IgniteLoop, sbi_inference.NPE_C):
@@ -157,6 +174,8 @@ class NPE_C(IgniteLoop, sbi_inference.NPE_C):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalDensityEstimator: ...
     @overload
     def train(
@@ -184,6 +203,8 @@ class NPE_C(IgniteLoop, sbi_inference.NPE_C):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalDensityEstimator: ...
 
 class MNPE(IgniteLoop, sbi_inference.MNPE):
@@ -209,6 +230,8 @@ class MNPE(IgniteLoop, sbi_inference.MNPE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> MixedDensityEstimator: ...
     @overload
     def train(
@@ -232,6 +255,8 @@ class MNPE(IgniteLoop, sbi_inference.MNPE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> MixedDensityEstimator: ...
 
 class NLE_A(IgniteLoop, sbi_inference.NLE_A):
@@ -257,6 +282,8 @@ class NLE_A(IgniteLoop, sbi_inference.NLE_A):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalDensityEstimator: ...
     @overload
     def train(
@@ -280,6 +307,8 @@ class NLE_A(IgniteLoop, sbi_inference.NLE_A):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalDensityEstimator: ...
 
 class MNLE(IgniteLoop, sbi_inference.MNLE):
@@ -305,6 +334,8 @@ class MNLE(IgniteLoop, sbi_inference.MNLE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> MixedDensityEstimator: ...
     @overload
     def train(
@@ -328,6 +359,8 @@ class MNLE(IgniteLoop, sbi_inference.MNLE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> MixedDensityEstimator: ...
 
 class NRE_A(IgniteLoop, sbi_inference.NRE_A):
@@ -354,6 +387,8 @@ class NRE_A(IgniteLoop, sbi_inference.NRE_A):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> RatioEstimator: ...
     @overload
     def train(
@@ -378,6 +413,8 @@ class NRE_A(IgniteLoop, sbi_inference.NRE_A):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> RatioEstimator: ...
 
 class NRE_B(IgniteLoop, sbi_inference.NRE_B):
@@ -404,6 +441,8 @@ class NRE_B(IgniteLoop, sbi_inference.NRE_B):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> RatioEstimator: ...
     @overload
     def train(
@@ -428,6 +467,8 @@ class NRE_B(IgniteLoop, sbi_inference.NRE_B):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> RatioEstimator: ...
 
 class NRE_C(IgniteLoop, sbi_inference.NRE_C):
@@ -455,6 +496,8 @@ class NRE_C(IgniteLoop, sbi_inference.NRE_C):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> RatioEstimator: ...
     @overload
     def train(
@@ -480,6 +523,8 @@ class NRE_C(IgniteLoop, sbi_inference.NRE_C):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> RatioEstimator: ...
 
 class BNRE(IgniteLoop, sbi_inference.BNRE):
@@ -506,6 +551,8 @@ class BNRE(IgniteLoop, sbi_inference.BNRE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> RatioEstimator: ...
     @overload
     def train(
@@ -530,6 +577,8 @@ class BNRE(IgniteLoop, sbi_inference.BNRE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> RatioEstimator: ...
 
 class FMPE(IgniteLoop, sbi_inference.FMPE):
@@ -560,6 +609,8 @@ class FMPE(IgniteLoop, sbi_inference.FMPE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalVectorFieldEstimator: ...
     @overload
     def train(
@@ -588,6 +639,8 @@ class FMPE(IgniteLoop, sbi_inference.FMPE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalVectorFieldEstimator: ...
 
 class NPSE(IgniteLoop, sbi_inference.NPSE):
@@ -618,6 +671,8 @@ class NPSE(IgniteLoop, sbi_inference.NPSE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalVectorFieldEstimator: ...
     @overload
     def train(
@@ -646,6 +701,8 @@ class NPSE(IgniteLoop, sbi_inference.NPSE):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalVectorFieldEstimator: ...
 
 class MarginalTrainer(IgniteTrainer, sbi_inference.MarginalTrainer):
@@ -667,6 +724,8 @@ class MarginalTrainer(IgniteTrainer, sbi_inference.MarginalTrainer):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> UnconditionalDensityEstimator: ...
     @overload
     def train(
@@ -686,6 +745,8 @@ class MarginalTrainer(IgniteTrainer, sbi_inference.MarginalTrainer):
         early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
         checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None,
         callbacks: Any = (),
+        init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None,
+        validation: Sequence[Tensor] | Tensor | None = None,
     ) -> UnconditionalDensityEstimator: ...
 
 class NPE_PFN(sbi_inference.NPE_PFN):

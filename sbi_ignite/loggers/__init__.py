@@ -8,7 +8,7 @@ training.
 
 from __future__ import annotations
 
-from sbi_ignite.loggers.base import EPOCH_METRICS, Backend, EpochRow, RunInfo
+from sbi_ignite.loggers.base import EPOCH_METRICS, Backend, EpochFigure, EpochRow, RunInfo
 from sbi_ignite.loggers.group import Loggers
 from sbi_ignite.loggers.make import make_loggers
 from sbi_ignite.loggers.memory import Memory
@@ -16,6 +16,7 @@ from sbi_ignite.loggers.memory import Memory
 __all__ = [
     "EPOCH_METRICS",
     "Backend",
+    "EpochFigure",
     "EpochRow",
     "Loggers",
     "Memory",

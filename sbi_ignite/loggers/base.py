@@ -6,6 +6,7 @@ Imports nothing but the standard library, so that a backend process starts quick
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import os
 import time
@@ -26,7 +27,7 @@ EPOCH_METRICS = (
     "gradient_norm",
     "patience_left",
 )
-"""What every backend gets once an epoch, under these names.
+"""What every backend gets once an epoch, under these names, beside what callbacks log.
 
 `patience_left` only if a stopping rule counts epochs. Without validation data there is
 `best_training_loss` instead of the two validation losses.
@@ -123,6 +124,36 @@ class EpochRow:
         return next((self.values[name] for name in names if name in self.values), math.nan)
 
 
+@dataclass(frozen=True)
+class EpochFigure:
+    """A figure that a callback has logged.
+
+    Attributes:
+        step: Its epoch's place on the axis that all rounds share, counted from 1.
+        name: Its name, which may have slashes.
+        figure: A figure of matplotlib's, or the bytes of a PNG file.
+        time: When it was logged, in seconds since 1970.
+    """
+
+    step: int
+    name: str
+    figure: Any
+    time: float = 0.0
+
+    @property
+    def file_name(self) -> str:
+        """Its name as that of a file, without the ending."""
+        return self.name.strip("./ ").replace("/", "-").replace(" ", "_") or "figure"
+
+    def png(self) -> bytes:
+        """Return the bytes of a PNG file."""
+        if isinstance(self.figure, bytes):
+            return self.figure
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
+
+
 class Backend:
     """One destination for numbers. Any method may raise: the group then warns once and drops it.
 
@@ -138,6 +169,8 @@ class Backend:
     in_own_process: ClassVar[bool] = False
     """Whether its library may hang, fail, draw random numbers or hold up the exit."""
     shows_progress: bool = False
+    shows_figures: bool = False
+    """Whether `log_figure` does anything."""
 
     waited: float = 0.0
     """Seconds that training has waited inside calls of this backend."""
@@ -206,6 +239,9 @@ class Backend:
 
     def log_epoch(self, row: EpochRow) -> None:
         """Take in the numbers of an epoch."""
+
+    def log_figure(self, figure: EpochFigure) -> None:
+        """Take in a figure; called after the numbers of its epoch."""
 
     def log_iteration(self, iteration: int, values: Mapping[str, float]) -> None:
         """Take in the running numbers inside an epoch.
@@ -304,8 +340,6 @@ def run_record(info: RunInfo) -> dict[str, Any]:
 
 def warm_up_figures() -> None:
     """Do now, while training runs, the slow preparations for the first figure of a process."""
-    import io
-
     from sbi_ignite.summary import TrainingSummary
 
     one = (1.0,)

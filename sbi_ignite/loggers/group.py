@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.exceptions import SbiIgniteWarning
-from sbi_ignite.loggers.base import Backend, EpochRow, RunInfo
+from sbi_ignite.loggers.base import Backend, EpochFigure, EpochRow, RunInfo
 from sbi_ignite.loggers.clock import now
 from sbi_ignite.loggers.waiting import Patience
 from sbi_ignite.settings.redaction import redact
@@ -74,6 +74,7 @@ class Loggers:
         from sbi_ignite.handlers.events import TrainingEvents
 
         self._state = state
+        state.shows_figures = any(backend.shows_figures for backend in self.backends)
         if self.backends:
             engine.add_event_handler(TrainingEvents.VALIDATED, self._log_epochs)
         if any(backend.every_n_iterations for backend in self.backends):
@@ -156,6 +157,18 @@ class Loggers:
         for row in self._new_rows():
             for backend in tuple(self._alive):
                 self._call(backend, backend.log_epoch, row)
+        for figure in self._new_figures():
+            for backend in tuple(self._alive):
+                if backend.shows_figures:
+                    self._call(backend, backend.log_figure, figure)
+
+    def _new_figures(self) -> list[EpochFigure]:
+        """Return the figures that callbacks have logged since the last time."""
+        state, first = self._state, self._info.first_step
+        if state is None:
+            return []
+        new, state.figures[:] = list(state.figures), []
+        return [EpochFigure(first + state.epoch, name, figure, now()) for name, figure in new]
 
     def _new_rows(self) -> list[EpochRow]:
         state, info = self._state, self._info

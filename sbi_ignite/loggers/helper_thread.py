@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sbi_ignite.loggers.base import Backend, EpochRow, RunInfo
+from sbi_ignite.loggers.base import Backend, EpochFigure, EpochRow, RunInfo
 
 if TYPE_CHECKING:
     from sbi_ignite.summary import TrainingSummary
@@ -35,6 +35,7 @@ class OnHelperThread(Backend):
         # What the group shows and asks is the inner backend's.
         self.name = inner.name
         self.shows_progress = inner.shows_progress
+        self.shows_figures = inner.shows_figures
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._idle = threading.Event()
         self._idle.set()
@@ -60,6 +61,10 @@ class OnHelperThread(Backend):
     def log_epoch(self, row: EpochRow) -> None:
         """Pass the call on."""
         self._do(lambda: self.inner.log_epoch(row))
+
+    def log_figure(self, figure: EpochFigure) -> None:
+        """Pass the call on."""
+        self._do(lambda: self.inner.log_figure(figure))
 
     def log_iteration(self, iteration: int, values: Mapping[str, float]) -> None:
         """Pass the call on."""

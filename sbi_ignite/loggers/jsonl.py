@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.loggers.base import (
     Backend,
+    EpochFigure,
     EpochRow,
     RunInfo,
     origins,
@@ -29,7 +30,8 @@ class JsonLines(Backend):
 
     Epoch lines have "epoch" and the metrics, so that `pandas.read_json(path, lines=True)` gives a
     table; the other lines have "settings", "iteration" or "summary" instead. Numbers that are not
-    finite are null. Beside the file lies the loss curve, `loss.png`.
+    finite are null. Beside the file lie the loss curve, `loss.png`, and the newest of the figures
+    that callbacks log, by their names.
 
     Args:
         log_dir: Where the file goes, in a folder of the run's own where another run has written
@@ -40,6 +42,7 @@ class JsonLines(Backend):
     """
 
     name: str = "jsonl"
+    shows_figures = True
 
     def __init__(
         self,
@@ -89,6 +92,11 @@ class JsonLines(Backend):
         if row.step not in self._steps:
             self._steps.add(row.step)
             self._write({"epoch": row.step, **row.values})
+
+    def log_figure(self, figure: EpochFigure) -> None:
+        """Write it to a file beside; that of a later epoch replaces it."""
+        if self.path is not None and not self._is_whole:
+            self.path.with_name(f"{figure.file_name}.png").write_bytes(figure.png())
 
     def log_iteration(self, iteration: int, values: Mapping[str, float]) -> None:
         """Append a line."""

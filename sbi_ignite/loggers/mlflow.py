@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from sbi_ignite.loggers.base import (
     Backend,
+    EpochFigure,
     EpochRow,
     RunInfo,
     new_run_name,
@@ -76,6 +77,7 @@ class Mlflow(Backend):
 
     name: str = "mlflow"
     package = "mlflow"
+    shows_figures = True
     in_own_process = True
 
     @classmethod
@@ -156,6 +158,13 @@ class Mlflow(Backend):
         """Log the numbers of an epoch, all in one call."""
         if row.step not in self._have.get("training_loss", ()):
             self._log_metrics(row.values, row.step, row.time)
+
+    def log_figure(self, figure: EpochFigure) -> None:
+        """Attach it as `figures/NAME-epoch-STEP.png`."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{figure.file_name}-epoch-{figure.step:06d}.png"
+            path.write_bytes(figure.png())
+            self._attach(lambda: self._client.log_artifact(self._run_id, str(path), "figures"))
 
     def log_iteration(
         self, iteration: int, values: Mapping[str, float], seconds: float | None = None

@@ -12,6 +12,7 @@ Nothing here ever waits: the pipes do not block and what does not fit stays in m
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import json
@@ -25,7 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sbi_ignite.loggers.base import Backend, EpochRow, RunInfo
+from sbi_ignite.loggers.base import Backend, EpochFigure, EpochRow, RunInfo
 from sbi_ignite.loggers.clock import now
 from sbi_ignite.loggers.surroundings import (
     known_to_this_process,
@@ -58,6 +59,7 @@ class SubprocessBackend(Backend):
         fields: Arguments of the backend's class.
     """
 
+    shows_figures = True
     afterwards: str = f"; the rest is delivered in the background for up to {LINGER_SECONDS:g} s"
 
     def __init__(self, name: str, fields: Mapping[str, Any]) -> None:
@@ -84,6 +86,11 @@ class SubprocessBackend(Backend):
     def log_epoch(self, row: EpochRow) -> None:
         """Send the numbers."""
         self._send("log_epoch", dataclasses.asdict(row))
+
+    def log_figure(self, figure: EpochFigure) -> None:
+        """Send it as a PNG file."""
+        image = base64.b64encode(figure.png()).decode()
+        self._send("log_figure", figure.step, figure.name, image, figure.time)
 
     def log_iteration(self, iteration: int, values: Mapping[str, float]) -> None:
         """Send the numbers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
-from sbi_ignite.loggers.base import Backend, EpochRow, RunInfo
+from sbi_ignite.loggers.base import Backend, EpochFigure, EpochRow, RunInfo
 from sbi_ignite.loggers.make import backend_class
 from sbi_ignite.loggers.movement import Movement
 from sbi_ignite.loggers.subprocess_backend import LINGER_SECONDS
@@ -126,6 +127,9 @@ def _decoded(kind: str, arguments: list[Any]) -> tuple[Any, ...]:
         return RunInfo.from_dict(arguments[0]), arguments[1]
     if kind == "log_epoch":
         return (EpochRow(**arguments[0]),)
+    if kind == "log_figure":
+        step, figure_name, image, seconds = arguments
+        return (EpochFigure(step, figure_name, base64.b64decode(image), seconds),)
     if kind == "finish":
         return (_summary(arguments[0]),)
     return tuple(arguments)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.loggers.base import (
     Backend,
+    EpochFigure,
     EpochRow,
     RunInfo,
     origins,
@@ -57,6 +58,7 @@ class TensorBoard(Backend):
 
     name: str = "tensorboard"
     package = "tensorboard"
+    shows_figures = True
 
     def __init__(
         self,
@@ -116,6 +118,12 @@ class TensorBoard(Backend):
             self._steps.add(row.step)
             self._last_step = max(row.step, self._last_step)
             self._epochs.add(_scalars(row.values), row.step)
+            self._epochs.flush()
+
+    def log_figure(self, figure: EpochFigure) -> None:
+        """Write it as an image of its epoch."""
+        if self._epochs is not None:
+            self._epochs.add(_png_image(figure.name, figure.png()), figure.step)
             self._epochs.flush()
 
     def log_iteration(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -293,13 +301,16 @@ def _scalars(values: Mapping[str, float]) -> Any:
 
 def _image(tag: str, figure: Figure) -> Any:
     """Return a figure as a summary."""
-    message = _summary_class()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
-    width, height = (int(inches * 100) for inches in figure.get_size_inches())
-    image = message.Image(
-        height=height, width=width, colorspace=4, encoded_image_string=buffer.getvalue()
-    )
+    return _png_image(tag, buffer.getvalue())
+
+
+def _png_image(tag: str, png: bytes) -> Any:
+    """Return the bytes of a PNG file as a summary."""
+    message = _summary_class()
+    width, height = struct.unpack_from(">II", png, 16)  # from its header
+    image = message.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
     return message(value=[message.Value(tag=tag, image=image)])
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.loggers.base import (
     Backend,
+    EpochFigure,
     EpochRow,
     RunInfo,
     origins,
@@ -28,6 +29,7 @@ class SbiTracker(Backend):
     """
 
     name: str = "tracker"
+    shows_figures = True
 
     def __init__(
         self,
@@ -53,6 +55,11 @@ class SbiTracker(Backend):
             return
         self._step = row.step + self._offset
         self.tracker.log_metrics(dict(row.values), self._step)
+        self._flush()
+
+    def log_figure(self, figure: EpochFigure) -> None:
+        """Pass it on."""
+        self.tracker.add_figure(figure.name, figure.figure, figure.step + self._offset)
         self._flush()
 
     def finish(self, summary: TrainingSummary) -> None:

@@ -8,6 +8,7 @@ backend process.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.loggers.base import (
     Backend,
+    EpochFigure,
     EpochRow,
     RunInfo,
     new_run_name,
@@ -64,6 +66,7 @@ class Wandb(Backend):
 
     name: str = "wandb"
     package = "wandb"
+    shows_figures = True
     in_own_process = True
 
     @classmethod
@@ -143,6 +146,16 @@ class Wandb(Backend):
         """Log the numbers of an epoch."""
         if row.step > self._have.get("epoch", 0):
             self._run.log({"epoch": row.step, **row.values, "_timestamp": row.time or now()})
+
+    def log_figure(self, figure: EpochFigure) -> None:
+        """Log it as an image over its epoch."""
+        if figure.step <= self._have.get("epoch", 0):
+            return
+        import wandb
+        from PIL import Image
+
+        picture = wandb.Image(Image.open(io.BytesIO(figure.png())))
+        self._run.log({"epoch": figure.step, figure.name: picture, "_timestamp": figure.time})
 
     def log_iteration(
         self, iteration: int, values: Mapping[str, float], seconds: float | None = None

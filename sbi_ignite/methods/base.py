@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sbi_ignite.settings import EarlyStopping, Settings
+from sbi_ignite.world import World
 
 
 class LossArgs(Settings):
@@ -33,7 +34,8 @@ class Loss(Protocol):
     """A loss, which takes a network and a batch and returns losses.
 
     An object may also have `validate(model, batch)` of the same form, where the validation loss
-    differs from the training loss.
+    differs from the training loss; and `met`, the numbers of the tensors of a batch whose rows in
+    other processes it needs too, see `InMemoryBatches.shard`.
     """
 
     def __call__(self, model: Any, batch: Any, /) -> Tensor:
@@ -63,6 +65,11 @@ class TrainerView(Protocol):
     @property
     def as_sbi(self) -> bool:
         """Whether sbi's numbers must be reproduced bit for bit."""
+        ...
+
+    @property
+    def world(self) -> World:
+        """The processes that share a batch, if batches have the rows of all where a loss asks."""
         ...
 
     @property

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sbi_ignite.methods.base import ClassifierLogits, LossArgs, Method, TrainerView
 from sbi_ignite.methods.contrasts import InBatchContrasts
+from sbi_ignite.world import ONE, World
 
 
 class LossArgsNRE(LossArgs):
@@ -84,7 +85,25 @@ class RatioLoss(ABC):
     rows need fewer draws.
     """
 
+    classifier_logits: ClassifierLogits
     by_row: bool
+    world: World
+
+    @property
+    def met(self) -> tuple[int, ...]:
+        """Tensors of a batch whose rows in other processes are met: theta; see `Loss`."""
+        meets = self.world is not ONE and isinstance(self.classifier_logits, InBatchContrasts)
+        return (0,) if meets else ()
+
+    def logits(self, batch: tuple[Tensor, ...], num_atoms: int) -> Tensor:
+        """Return the logits of the rows of a batch, see `ClassifierLogits`."""
+        if not self.met:
+            return self.classifier_logits(batch[0], batch[1], num_atoms)
+        return self.classifier_logits(batch[-1], batch[1], num_atoms, batch[-2])  # type: ignore[call-arg] # InBatchContrasts
+
+    def num_theta(self, batch: tuple[Tensor, ...]) -> int:
+        """Return how many theta an x can meet."""
+        return len(batch[-1] if self.met else batch[0])
 
     @abstractmethod
     def __call__(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
@@ -94,7 +113,7 @@ class RatioLoss(ABC):
         """Return the losses of a validation batch; those of rows are means over several draws."""
         if not self.by_row:
             return self(model, batch)
-        draws = max(1, min(VALIDATION_ROWS // len(batch[0]), VALIDATION_DRAWS))
+        draws = max(1, min(VALIDATION_ROWS // self.num_theta(batch), VALIDATION_DRAWS))
         return torch.stack([self(model, batch) for _ in range(draws)]).mean(dim=0)
 
 
@@ -104,11 +123,11 @@ class RatioLossA(RatioLoss):
 
     classifier_logits: ClassifierLogits
     by_row: bool = False
+    world: World = ONE
 
     def __call__(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
         """Return the mean loss, a scalar, or losses of shape (batch,)."""
-        theta, x = batch[0], batch[1]
-        return _binary_cross_entropy(self.classifier_logits(theta, x, 2), self.by_row)
+        return _binary_cross_entropy(self.logits(batch, 2), self.by_row)
 
 
 @dataclass(frozen=True)
@@ -118,14 +137,26 @@ class BalancedRatioLoss(RatioLoss):
     classifier_logits: ClassifierLogits
     regularization_strength: float
     by_row: bool = False
+    world: World = ONE
 
     def __call__(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
         """Return the mean loss, a scalar, or losses of shape (batch,), all with the regulariser."""
-        theta, x = batch[0], batch[1]
-        logits = self.classifier_logits(theta, x, 2)
+        logits = self.logits(batch, 2)
         balance = torch.sigmoid(logits[0::2]) + torch.sigmoid(logits[1::2]) - 1
         loss = _binary_cross_entropy(logits, self.by_row)
-        return loss + self.regularization_strength * balance.mean().square()
+        return loss + self.regularization_strength * self._squared_mean(balance)
+
+    def _squared_mean(self, balance: Tensor) -> Tensor:
+        """Return the square of the mean over the rows of all processes.
+
+        Its gradient, averaged over processes by their rows, is that of one process with all rows.
+        """
+        mean = balance.mean()
+        if self.world is ONE:
+            return mean.square()
+        total, rows = self.world.sums(balance.detach().sum().item(), balance.numel())
+        of_all = total / rows
+        return of_all**2 + 2 * of_all * (mean - mean.detach())
 
 
 @dataclass(frozen=True)
@@ -135,12 +166,12 @@ class RatioLossB(RatioLoss):
     classifier_logits: ClassifierLogits
     num_atoms: int
     by_row: bool = False
+    world: World = ONE
 
     def __call__(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
         """Return the mean loss, a scalar, or losses of shape (batch,)."""
-        theta, x = batch[0], batch[1]
-        num_atoms = min(self.num_atoms, len(theta))
-        logits = self.classifier_logits(theta, x, num_atoms).reshape(len(theta), num_atoms)
+        num_atoms = min(self.num_atoms, self.num_theta(batch))
+        logits = self.logits(batch, num_atoms).reshape(len(batch[0]), num_atoms)
         log_prob = logits[:, 0] - torch.logsumexp(logits, dim=-1)
         return -log_prob if self.by_row else -torch.mean(log_prob)
 
@@ -154,19 +185,20 @@ class RatioLossC(RatioLoss):
         num_atoms: Number of classes K plus one.
         gamma: Weight of the K dependent classes against the marginal one.
         by_row: See the module's docstring.
+        world: The processes that share a batch.
     """
 
     classifier_logits: ClassifierLogits
     num_atoms: int
     gamma: float
     by_row: bool = False
+    world: World = ONE
 
     def __call__(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
         """Return the mean loss, a scalar, or losses of shape (batch,)."""
-        theta, x = batch[0], batch[1]
-        size, num_classes = len(theta), min(self.num_atoms, len(theta)) - 1
-        marginal = self.classifier_logits(theta, x, num_classes + 1).reshape(size, num_classes + 1)
-        joint = self.classifier_logits(theta, x, num_classes).reshape(size, num_classes)
+        size, num_classes = len(batch[0]), min(self.num_atoms, self.num_theta(batch)) - 1
+        marginal = self.logits(batch, num_classes + 1).reshape(size, num_classes + 1)
+        joint = self.logits(batch, num_classes).reshape(size, num_classes)
         log_gamma = marginal.new_tensor(self.gamma).log()
         log_classes = marginal.new_tensor(num_classes).log()
         rest = log_classes.expand((size, 1))
@@ -197,28 +229,33 @@ def _binary_cross_entropy(logits: Tensor, by_row: bool) -> Tensor:
 
 
 def _logits(trainer: TrainerView) -> ClassifierLogits:
-    """Return the trainer's own pairs, or cheaper ones in the typed form."""
-    if trainer.as_sbi or trainer.classifier is None:
+    """Return the trainer's own pairs, or cheaper ones, with rows of other processes if need be."""
+    if (trainer.as_sbi and trainer.world is ONE) or trainer.classifier is None:
         return trainer.classifier_logits
     return InBatchContrasts(trainer.classifier)
 
 
+def _shared(trainer: TrainerView) -> dict[str, Any]:
+    # With several processes, a scalar would have to be weighted by rows, which by_row does.
+    return {"by_row": not trainer.as_sbi or trainer.world is not ONE, "world": trainer.world}
+
+
 def _loss_a(trainer: TrainerView) -> RatioLossA:
-    return RatioLossA(_logits(trainer), by_row=not trainer.as_sbi)
+    return RatioLossA(_logits(trainer), **_shared(trainer))
 
 
 def _loss_b(trainer: TrainerView) -> RatioLossB:
-    return RatioLossB(_logits(trainer), trainer.arguments.num_atoms, by_row=not trainer.as_sbi)
+    return RatioLossB(_logits(trainer), trainer.arguments.num_atoms, **_shared(trainer))
 
 
 def _loss_c(trainer: TrainerView) -> RatioLossC:
     args = trainer.arguments
-    return RatioLossC(_logits(trainer), args.num_atoms, args.gamma, by_row=not trainer.as_sbi)
+    return RatioLossC(_logits(trainer), args.num_atoms, args.gamma, **_shared(trainer))
 
 
 def _balanced_loss(trainer: TrainerView) -> BalancedRatioLoss:
     strength = trainer.arguments.regularization_strength
-    return BalancedRatioLoss(_logits(trainer), strength, by_row=not trainer.as_sbi)
+    return BalancedRatioLoss(_logits(trainer), strength, **_shared(trainer))
 
 
 def _atoms(keywords: Mapping[str, Any], first_round: bool) -> int:

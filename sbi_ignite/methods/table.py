@@ -79,6 +79,18 @@ def method_of(cls: type) -> Method:
     return _method(_row(known))
 
 
+def page_of(cls: type) -> str | None:
+    """Return the name of the page of a class of trainers; None for an unknown kind.
+
+    Example:
+        >>> from sbi.inference import FMPE
+        >>> page_of(FMPE)
+        'vector_field'
+    """
+    known = known_class(cls)
+    return None if known is None else _row(known).page
+
+
 def known_class(cls: type) -> type | None:
     """Return the closest ancestor, or the class itself, that the table has; None without one.
 

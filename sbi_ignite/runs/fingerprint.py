@@ -18,6 +18,7 @@ BUDGETS = frozenset(
         "max_time",
         "device",
         "compile",
+        "process_timeout",
         "resume_training",
         "retrain_from_scratch",
         "show_train_summary",
@@ -27,6 +28,12 @@ BUDGETS = frozenset(
 
 LOSS = "loss"
 """Key of the manifest that holds what `describe_loss` returned, where a user gave the loss."""
+
+INIT_FROM = "init_from"
+"""Key of the manifest that holds what the first weights came from; None if from nowhere."""
+
+VALIDATION_DATA = "validation_data"
+"""Key of the manifest that holds the fingerprint of validation data given by the user."""
 
 FUNCTIONS = {LOSS: "loss function", "calibration_kernel": "calibration kernel"}
 """Keys of the manifest that hold what `describe_loss` returned, and what they are of."""
@@ -82,10 +89,11 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         *_objects(saved, now),
         *_network(saved, now),
         *_loss(saved, now),
+        *_initial_weights(saved, now),
     ]
     data = [
         *_data(saved.get("data"), now.get("data"), "data"),
-        *_data(saved.get("validation_data"), now.get("validation_data"), "validation data"),
+        *_data(saved.get(VALIDATION_DATA), now.get(VALIDATION_DATA), "validation data"),
     ]
     return [f"{sentence} {_ADVICE}" for sentence in found] + data
 
@@ -156,6 +164,25 @@ def _loss(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
                 f"The loss argument {name} differs: the run has {before[name]!r}, now it is "
                 f"{after[name]!r}."
             )
+
+
+def _initial_weights(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Compare what the first weights came from; a later start need not say it again."""
+    before, after = saved.get(INIT_FROM), now.get(INIT_FROM)
+    if INIT_FROM not in saved or after is None:
+        return
+    if before is None:
+        yield f"The first weights differ: the run had no init_from, now it is {_named(after)}."
+    elif before["weights"] != after["weights"]:
+        yield (
+            f"The first weights differ: the run began with those of {_named(before)}, now "
+            f"init_from gives others, of {_named(after)}. To continue the run with the weights "
+            "that it has, leave init_from out."
+        )
+
+
+def _named(source: Mapping[str, Any]) -> str:
+    return f"{source['source']} (weights {source['weights'][:8]})"
 
 
 def _data(

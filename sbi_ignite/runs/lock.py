@@ -19,6 +19,11 @@ try:
 except ImportError:  # Windows has no such locks; there nobody is kept out
     fcntl = None
 
+_TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
+_TRIES, _PAUSE = 5, 0.02
+"""How often, and after how many seconds again, a lock is asked for: `is_held` takes it, too, for an
+instant."""
+
 _held: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
@@ -59,9 +64,9 @@ class Lock:
         if fcntl is None or descriptor is None:
             return
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            if error.errno in _TAKEN:
                 raise CheckpointError(
                     f"{path.parent} is in use by {_holder(descriptor)}. Wait for it or stop it, or "
                     "train in another directory."
@@ -79,6 +84,53 @@ class Lock:
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(me).encode() + b"\n", 0)
+
+
+def is_held(path: Path) -> bool | None:
+    """Say whether a process holds a lock.
+
+    Args:
+        path: The lock file; it is neither made nor changed.
+
+    Returns:
+        None where nobody can tell: without such locks on this system or disk, or without the right
+        to read the file.
+
+    Example:
+        >>> is_held(Path("no such file"))
+        False
+    """
+    if not path.exists():
+        return False
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return True if error.errno in _TAKEN else None
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, kind: int) -> None:
+    """Lock a file, unless another process holds it for longer than an instant."""
+    tries = _TRIES if fcntl is not None else 0
+    while fcntl is not None and tries:
+        tries -= 1
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _TAKEN or not tries:
+                raise
+            time.sleep(_PAUSE)
+        else:
+            tries = 0
 
 
 def _holder(descriptor: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 _WORDS = {
+    "world_size": "number of processes",
     "processor.model": "processor",
     "processor.capability": "vector instructions",
 }
@@ -79,6 +80,8 @@ def _numbers(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}.{part}", inner) for part, inner in value.items())
         else:
             yield name, value
+    if "world_size" in manifest:
+        yield "world_size", manifest["world_size"]
     yield from (manifest.get("versions") or {}).items()
 
 

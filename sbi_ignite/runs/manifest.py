@@ -16,6 +16,9 @@ from sbi_ignite.runs.machine import describe_machine
 TORCH_SEED = "torch_seed"
 """Name of the seed of torch's generator when the run began."""
 
+WORLD_SIZE = "world_size"
+"""Name of the number of processes that train together."""
+
 RESUMES = "inexact_resumes"
 """Name of the resumes that may have changed the last bits: where they began, and what changed."""
 

@@ -26,7 +26,7 @@ from sbi_ignite.settings.train import TrainConfig
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
 
-__all__ = ["GROUPS", "Layer", "read_layers", "valid_variables"]
+__all__ = ["CONFIG", "GROUPS", "Layer", "read_layers", "valid_variables", "variable_of"]
 
 PREFIX = "SBI_IGNITE_"
 CONFIG = f"{PREFIX}CONFIG"
@@ -89,6 +89,22 @@ def valid_variables() -> tuple[str, ...]:
         Their names, SBI_IGNITE_CONFIG first, then group by group.
     """
     return (CONFIG, *(f"{PREFIX}{path}".upper() for path in _valid_paths()))
+
+
+def variable_of(group: str, name: str) -> str | None:
+    """Return the environment variable that sets a field; None if only Python can.
+
+    Args:
+        group: The group of settings.
+        name: The field.
+
+    Example:
+        >>> variable_of("train", "batch_size")
+        'SBI_IGNITE_TRAIN__BATCH_SIZE'
+    """
+    if name in _CALL_ONLY.get(group, ()):
+        return None
+    return f"{PREFIX}{group}__{name}".upper()
 
 
 def _valid_paths() -> Iterator[str]:

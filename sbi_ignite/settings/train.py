@@ -165,6 +165,15 @@ class TrainConfig(Settings):
     dataloader_kwargs: Annotated[FrozenMapping | None, OrNone] = Field(
         default=None, description="More keywords for the data loaders."
     )
+    shards: Annotated[Literal["same", "own", "alone"], choice("same", "own", "alone")] = Field(
+        default="same",
+        description="What several processes (torchrun, srun) hold: all of them the 'same' rows, "
+        "each its 'own' part of the rows; or 'alone': each trains a network by itself.",
+    )
+    process_timeout: Duration = Field(
+        default=timedelta(seconds=60),
+        description="How long one of several processes waits for the others before it ends.",
+    )
     sbi_compat: Bool = Field(
         default=False,
         description="Give epochs, batches and validation loss sbi's meaning, bit for bit.",
@@ -199,6 +208,8 @@ class TrainConfig(Settings):
             discard_prior_samples: bool = False,
             show_train_summary: bool = False,
             dataloader_kwargs: Mapping[str, Any] | None = None,
+            shards: Literal["same", "own", "alone"] = "same",
+            process_timeout: timedelta | float | str = ...,
             sbi_compat: bool = False,
         ) -> None: ...
 

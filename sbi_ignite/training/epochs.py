@@ -29,6 +29,7 @@ class Epochs:
         before_rules: Called when the epoch's numbers are known, with the current time less the
             epoch's duration (seconds since 1970), even if the system clock was set meanwhile.
         keep_best: Looks at the epoch for better weights.
+        measure: Lets callbacks measure what stopping rules, which are asked next, may look at.
         to_training_mode: Puts the model into training mode.
     """
 
@@ -40,10 +41,12 @@ class Epochs:
         validation: Validation | None,
         before_rules: Callable[[float], None],
         keep_best: Callable[[TrainingState], None],
+        measure: Callable[[], None],
         to_training_mode: Callable[[], None],
     ) -> None:
         self._state, self._train_loss, self._clipping = state, train_loss, clipping
         self._validation, self._keep_best = validation, keep_best
+        self._measure = measure
         self._before_rules, self._to_training_mode = before_rules, to_training_mode
         self._first_epoch, self._first_iteration = state.epoch, state.iteration
         self._started = 0.0
@@ -122,6 +125,7 @@ class Epochs:
         # Subtracting it from the current time gives the duration, even if the clock was set.
         self._before_rules(time.time() - seconds)
         self._keep_best(state)
+        self._measure()
         self._engine.fire_event(TrainingEvents.VALIDATED)
 
     def _record(self, seconds: float) -> None:

@@ -49,11 +49,14 @@ class Steps:
         validate: Process function of the validation engine; None likewise.
         traceable: Whether network and loss are known to compute every batch in the same way, so
             that `compile="auto"` may replace them by a recording.
+        same_draws: Whether the loss draws random numbers that must be the same in all processes
+            that train together.
     """
 
     train: Step | None = None
     validate: Step | None = None
     traceable: bool = False
+    same_draws: bool = False
 
 
 class TrainingHooks:

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine
 
 from sbi_ignite.callback import TrainingState
-from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError, SbiIgniteWarning
-from sbi_ignite.handlers.checkpoint import CheckpointHandler, ends_epoch
+from sbi_ignite.exceptions import (
+    CheckpointError,
+    CheckpointMismatchError,
+    RankFailedError,
+    SbiIgniteError,
+    SbiIgniteWarning,
+)
+from sbi_ignite.handlers.checkpoint import CheckpointHandler, NoFiles, ends_epoch
 from sbi_ignite.handlers.signals import StopOnSignals
+from sbi_ignite.random_state import random_states
 from sbi_ignite.runs.directory import RunDirectory
-from sbi_ignite.runs.fingerprint import FUNCTIONS, differences
+from sbi_ignite.runs.fingerprint import FUNCTIONS, INIT_FROM, differences
 from sbi_ignite.runs.loss_record import changed_variables
 from sbi_ignite.runs.machine import changes, in_words
-from sbi_ignite.runs.manifest import RESUMES, TORCH_SEED, make_manifest
+from sbi_ignite.runs.manifest import RESUMES, TORCH_SEED, WORLD_SIZE, make_manifest
 from sbi_ignite.runs.remembered import recall, remember
 from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.runs.status import FINISHED
@@ -28,6 +38,7 @@ from sbi_ignite.settings import CheckpointConfig
 from sbi_ignite.summary import TrainingSummary
 from sbi_ignite.training.state import Saved, Snapshots, Stateful, restore
 from sbi_ignite.training.training import Training
+from sbi_ignite.world import ONE, World
 
 _SECONDS_FOR_LAST_WORDS = 1.0
 
@@ -44,28 +55,46 @@ def persistence(training: Training) -> Iterator[Persistence | NoPersistence]:
     if settings.checkpoint is None:
         yield NoPersistence(manifest, training.parts, training.hooks.resume_from, training.signals)
         return
-    path = place.directory or settings.checkpoint.directory
-    with RunDirectory.open(path, settings.checkpoint.keep_last) as directory:
-        files = Persistence(
-            directory,
-            settings.checkpoint,
-            manifest,
-            training.parts,
-            training.state,
-            training.snapshots,
-            training.loggers,
-            training.hooks.resume_from,
-            training.signals,
-            mid_epoch=training.train_batches.resumes_inside_epoch,
-            how_computed=training.how_computed,
-            # A writer thread must not run while a loader forks its workers.
-            background=not training.train_batches.uses_processes,
-        )
+    path, world = place.directory or settings.checkpoint.directory, training.world
+    if world.rank:
+        yield FollowingPersistence(training, settings.checkpoint, manifest, world)
+        return
+    with ExitStack() as stack:
+        with _first_rank_alone(world):
+            directory = stack.enter_context(RunDirectory.open(path, settings.checkpoint.keep_last))
+            files = Persistence(
+                directory,
+                settings.checkpoint,
+                manifest,
+                training.parts,
+                training.state,
+                training.snapshots,
+                training.loggers,
+                training.hooks.resume_from,
+                training.signals,
+                mid_epoch=training.train_batches.resumes_inside_epoch,
+                how_computed=training.how_computed,
+                # A writer thread must not run while a loader forks its workers.
+                background=not training.train_batches.uses_processes,
+                ranks=_rank_states(training),
+                decide=training.together.decide,
+            )
+        world.from_first(files.for_followers())
         try:
             yield files
         except BaseException as error:
             files.fail(error)
             raise
+
+
+@contextmanager
+def _first_rank_alone(world: World) -> Iterator[None]:
+    """Tell the other ranks about an error that ends the block on the first one."""
+    try:
+        yield
+    except Exception as error:
+        world.from_first({"error": (type(error), str(error))})
+        raise
 
 
 def _manifest(training: Training) -> dict[str, Any]:
@@ -80,7 +109,7 @@ def _manifest(training: Training) -> dict[str, Any]:
         scheduler=training.users_scheduler,
         network=training.model,
     )
-    return {**manifest, **training.hooks.place.manifest}
+    return {**manifest, WORLD_SIZE: training.world.size, **training.hooks.place.manifest}
 
 
 def _validation_data(training: Training) -> list[dict[str, Any]] | None:
@@ -91,6 +120,12 @@ def _validation_data(training: Training) -> list[dict[str, Any]] | None:
     if known is not None and set(map(id, batches.tensors)) <= set(map(id, known)):
         return None  # a trainer's rows, or subsets of one dataset
     return batches.fingerprint()
+
+
+def _rank_states(training: Training) -> RankStates:
+    in_parts = training.settings.train.shards == "own"
+    same_draws = training.hooks.steps.same_draws
+    return RankStates(training.world, training.parts, in_parts, same_draws)
 
 
 _NEW_VALUES = "The run goes on with the new ones"
@@ -153,6 +188,151 @@ class NoPersistence:
         """Write nothing."""
 
 
+class RankStates:
+    """What each of several processes has of its own: random states, and sums inside an epoch.
+
+    Args:
+        world: The processes.
+        parts: The parts of the training.
+        in_parts: Whether each process has rows of its own.
+        same_draws: Whether all of them draw the same random numbers.
+    """
+
+    NAME = "ranks"
+    """Name under which checkpoints hold it."""
+
+    def __init__(
+        self, world: World, parts: Mapping[str, Stateful], in_parts: bool, same_draws: bool
+    ) -> None:
+        self.world, self._parts = world, parts
+        self._in_parts, self._same_draws = in_parts, same_draws
+        own = ("train_loss", "books", "batches") if in_parts else ("train_loss",)
+        self._own = tuple(name for name in own if name in parts)
+
+    def gathered(self) -> dict[str, Any]:
+        """Return the states of all processes, as texts; nothing for a single one."""
+        if self.world is ONE:
+            return {}
+        own = {name: self._parts[name].state_dict() for name in self._own}
+        own["random"] = random_states()
+        file = io.BytesIO()
+        torch.save(own, file)
+        texts = self.world.gather(base64.b64encode(file.getvalue()).decode("ascii"))
+        return {self.NAME: {str(rank): text for rank, text in enumerate(texts)}}
+
+    def given_back(self, found: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the states of a checkpoint with this process's own in their places.
+
+        With another number of processes than the checkpoint has, sums are those of all of them, and
+        random states other ones.
+        """
+        texts = found.get(self.NAME)
+        rank, size = self.world.rank, self.world.size
+        nothing = {"loss_sum": 0.0, "rows": 0}
+        if texts is None:
+            return {**found, **self._noise(found), "train_loss": nothing} if rank else found
+        states = [_loaded(texts[str(number)]) for number in range(len(texts))]
+        if len(states) == size:
+            return {**found, **states[rank]}
+        if self._in_parts:
+            raise CheckpointMismatchError(
+                f"This run began with {len(states)} processes that each had rows of its own "
+                f'(shards="own"), now there are {size}. Start {len(states)} again, with the same '
+                'rows each, or begin a new run with resume="never".'
+            )
+        sums = [state["train_loss"] for state in states]
+        of_all = {name: sum(one[name] for one in sums) for name in ("loss_sum", "rows")}
+        sums_here = nothing if rank else of_all
+        return {**found, **self._noise(states[0]), "train_loss": sums_here}
+
+    def _noise(self, first: Mapping[str, Any]) -> dict[str, Any]:
+        """Return random states to continue with, given those of the first process."""
+        own = self.world.rank and not self._same_draws
+        return {"random": random_states() if own else first["random"]}
+
+
+def _loaded(text: str) -> dict[str, Any]:
+    return torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True)
+
+
+class FollowingPersistence(NoPersistence):
+    """A process that trains with the first one, which has the run directory.
+
+    It is given what the first one continues from, and its states when that one saves.
+
+    Args:
+        training: The training.
+        config: How often to save.
+        manifest: What the training is about.
+        world: The processes.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        config: CheckpointConfig,
+        manifest: Mapping[str, Any],
+        world: World,
+    ) -> None:
+        told = world.from_first({})
+        if "error" in told:
+            kind, words = told["error"]
+            known = isinstance(kind, type) and issubclass(kind, SbiIgniteError)
+            raise kind(words) if known else RankFailedError(f"Rank 0 ended with {words}")
+        ranks = _rank_states(training)
+        found = told["found"]
+        if found is not None:
+            found = ranks.given_back(found)
+        elif training.hooks.resume_from is not None:
+            found = training.hooks.resume_from
+        super().__init__(manifest, training.parts, found, training.signals)
+        self.path, self.earlier_report = told["path"], told["earlier_report"]
+        self._state, self._world, self._config = training.state, world, config
+        self._mid_epoch = training.train_batches.resumes_inside_epoch
+        self._engine: Engine | None = None
+        self._only_reads = False
+
+        def take() -> Snapshot:
+            ranks.gathered()
+            return Snapshot.of({})
+
+        self._handler = CheckpointHandler(
+            NoFiles(),
+            config,
+            take,
+            training.state,
+            self._mid_epoch,
+            background=False,
+            decide=training.together.decide,
+        )
+
+    def attach(self, engine: Engine) -> None:
+        """Send states when the first process saves; attach this last."""
+        self._engine = engine
+        super().attach(engine)
+        self._handler.attach(engine)
+
+    def resume(self) -> None:
+        """Restore all parts from what the first process has found."""
+        super().resume()
+        _note_stop(self._state, self.found)
+
+    @contextmanager
+    def running(self, trains: bool = True) -> Iterator[None]:
+        """Send states for the checkpoint of the beginning."""
+        del trains
+        self._only_reads = self._world.from_first(self._only_reads)
+        if not self._only_reads:
+            self._handler.save_now()
+        yield
+
+    def finish(self) -> None:
+        """Send states for the last checkpoint, if there is one."""
+        whole = self._mid_epoch or self._state.iteration == 0 or _at_epoch_end(self._engine)
+        if whole and not self._only_reads and not self._signals.cut_in_loader:
+            self._handler.finish()
+
+
 class Persistence:
     """Ties one training to its run directory.
 
@@ -169,6 +349,8 @@ class Persistence:
         mid_epoch: Whether the batches know their position inside an epoch.
         how_computed: Returns how steps were computed, and why not in a faster way.
         background: Whether to write in another thread.
+        ranks: Gathers what each of several processes has of its own.
+        decide: Makes a decision of one process that of all, see `Together.decide`.
 
     Attributes:
         found: The states of the checkpoint that is continued; None in a fresh run.
@@ -191,8 +373,11 @@ class Persistence:
         signals: StopOnSignals,
         mid_epoch: bool,
         how_computed: Callable[[], tuple[str, str]],
+        ranks: RankStates,
         background: bool = True,
+        decide: Callable[[Callable[[], bool]], Callable[[], bool]] = lambda flag: flag,
     ) -> None:
+        self._ranks = ranks
         self._directory, self._config = directory, config
         self.manifest = manifest
         self._parts, self._state, self._mid_epoch = parts, state, mid_epoch
@@ -203,13 +388,24 @@ class Persistence:
         self._snapshots, self._loggers = snapshots, loggers
         self._only_reads = False
         self._handler = CheckpointHandler(
-            directory, config, self._take, state, mid_epoch, background
+            directory, config, self._take, state, mid_epoch, background, decide
         )
         self.earlier_report: tuple[str, str] = ("", "")
         self.torch_seeds: tuple[int | None, int | None] = (None, None)
         saved = self._find()
         self._saved_logs = (saved or {}).get("loggers", {})
-        self.found = saved or earlier
+        self._saved = saved
+        self.found = ranks.given_back(saved) if saved else earlier
+
+    def for_followers(self) -> dict[str, Any]:
+        """Return what the other processes are told about the run that is continued."""
+        if self._ranks.world is ONE:
+            return {}
+        return {
+            "found": self._saved,
+            "path": self._directory.path,
+            "earlier_report": self.earlier_report,
+        }
 
     def _find(self) -> Mapping[str, Any] | None:
         """Return the states to continue from, if there are any and they belong to this training."""
@@ -227,7 +423,7 @@ class Persistence:
             self._warn_of_loss(saved)
             now = self.manifest.get(TORCH_SEED)
             self.torch_seeds = saved.get(TORCH_SEED, now), now
-            kept = {name: saved[name] for name in (RESUMES, TORCH_SEED) if name in saved}
+            kept = {name: saved[name] for name in (RESUMES, TORCH_SEED, INIT_FROM) if name in saved}
             self.manifest = {**self.manifest, **kept}
         checkpoint = directory.latest()
         if checkpoint is None and self._config.resume == "must":
@@ -274,7 +470,8 @@ class Persistence:
         return any(saved.get(name) != state for name, state in now.items() if name != "iterations")
 
     def _take(self) -> Snapshot:
-        return self._snapshots.take().with_words(loggers=self._remembering())
+        own = self._ranks.gathered()
+        return self._snapshots.take().with_words(loggers=self._remembering(), **own)
 
     def require_writable(self) -> None:
         """Check that the training, if it continues, can be saved.
@@ -289,10 +486,7 @@ class Persistence:
         if self.found is None:
             return
         restore(self._parts, self.found)
-        stopped = self.found.get("stop")
-        if stopped is not None:
-            self._state.stop(stopped["message"] or stopped["reason"])
-            self._state.stop_reason = stopped["reason"]
+        _note_stop(self._state, self.found)
 
     def note_resume(self) -> None:
         """Say, also in run.json, if what is trained on now may differ in its last bits."""
@@ -335,6 +529,7 @@ class Persistence:
             self._only_reads = directory.read_only or (
                 directory.is_whole() and not self._logs_elsewhere()
             )
+        self._ranks.world.from_first(self._only_reads)
         if self._only_reads:
             yield
             return
@@ -383,7 +578,7 @@ class Persistence:
             return
         # A foreign loader cannot be resumed between batches: the end of its last epoch stays saved.
         # Nor can a training that was cut short in mid-validation.
-        whole = self._mid_epoch or self._state.iteration == 0 or self._at_epoch_end()
+        whole = self._mid_epoch or self._state.iteration == 0 or _at_epoch_end(self._engine)
         if whole and not self._signals.cut_in_loader:
             self._handler.finish()
         self._directory.wait()
@@ -409,8 +604,17 @@ class Persistence:
         """Where the files are."""
         return self._directory.path
 
-    def _at_epoch_end(self) -> bool:
-        return self._engine is None or ends_epoch(self._engine)
+
+def _at_epoch_end(engine: Engine | None) -> bool:
+    return engine is None or ends_epoch(engine)
+
+
+def _note_stop(state: TrainingState, found: Mapping[str, Any] | None) -> None:
+    """Note a request to stop that no rule would make again."""
+    stopped = (found or {}).get("stop")
+    if stopped is not None:
+        state.stop(stopped["message"] or stopped["reason"])
+        state.stop_reason = stopped["reason"]
 
 
 def _line(error: BaseException) -> str:

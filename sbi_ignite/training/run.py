@@ -9,6 +9,7 @@ from copy import deepcopy
 from os import PathLike
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from ignite.utils import manual_seed
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 from sbi_ignite.capture import Report
 from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
+from sbi_ignite.data.shards import sharded
 from sbi_ignite.exceptions import (
     ArgumentError,
     NonFiniteLossError,
@@ -27,15 +29,18 @@ from sbi_ignite.handlers.callbacks import as_callbacks
 from sbi_ignite.handlers.signals import StoppedInLoader
 from sbi_ignite.kernels.denormals import denormals_as_zeros
 from sbi_ignite.loggers import RunInfo
+from sbi_ignite.runs.fingerprint import INIT_FROM, VALIDATION_DATA
 from sbi_ignite.settings import CheckpointConfig, EarlyStopping, TrainConfig, resolve
 from sbi_ignite.summary import TrainingSummary
 from sbi_ignite.training.checks import check_arguments
+from sbi_ignite.training.datasets import loaders_of
 from sbi_ignite.training.options import check_options
 from sbi_ignite.training.persistence import NoPersistence, Persistence, persistence
 from sbi_ignite.training.schedules import continue_schedule, warn_of_idle
 from sbi_ignite.training.shared_pass import PausesBeforeBatches, Share
 from sbi_ignite.training.steps import reads_later
 from sbi_ignite.training.training import Training, assemble
+from sbi_ignite.world import ONE, World, join_world, local_card
 
 Model = TypeVar("Model", bound=nn.Module)
 """The class of the module that is trained."""
@@ -79,9 +84,12 @@ def run_training(
         train_loader: Batches of training data: a torch DataLoader or any iterable with a length,
             which yields that many batches in every pass, each with at least one row. One that
             keeps a random state of its own needs `state_dict` and `load_state_dict` to resume
-            exactly.
-        val_loader: Batches of validation data, likewise. Without it, the training loss
-            determines the best weights and when to stop.
+            exactly. Or a data set: simulations in files (`open_simulations`), any torch `Dataset`
+            or an `IterableDataset` with a length, cut into batches of `config.batch_size`. Without
+            a `val_loader`, all but an `IterableDataset` are split by `config.validation_fraction`.
+            `with_transform(...)` around any of these draws every batch anew.
+        val_loader: Batches of validation data, or a data set, likewise. Without either, the
+            training loss determines the best weights and when to stop.
         optimizer: Steps over the model's parameters; None makes what `config` asks for. It may hold
             others too, such as a weight inside the loss; parameters it does not hold stay as they
             are, with a warning.
@@ -127,27 +135,53 @@ def run_training(
     settings = resolve(
         train=config, early_stopping=early_stopping, logging=logging, checkpoint=checkpoint
     )
+    train_loader, val_loader = loaders_of(settings, train_loader, val_loader)
     check_arguments(model, loss_fn, train_loader, val_loader, optimizer, scheduler)
     train_batches = as_batches(train_loader, "train_loader")
     val_batches = None if val_loader is None else as_batches(val_loader, "val_loader")
     check_options(settings, train_batches, val_batches, optimizer, scheduler, device)
-    if settings.train.seed is not None:
-        manual_seed(settings.train.seed)
-    training = assemble(
-        settings,
-        model,
-        loss_fn,
-        train_batches,
-        val_batches,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        callbacks=as_callbacks(callbacks),
-        device=device,
-    )
-    summary = run(training)
-    if settings.train.show_train_summary:
+    where = device or settings.train.device or _device_of(model)
+    world = world_of(settings.train, where)
+    with world.taking_part():
+        if settings.train.seed is not None:
+            manual_seed(settings.train.seed)
+        world.share_random_states()
+        if world is not ONE:
+            own, device = settings.train.shards == "own", local_card(where)
+            train_batches = sharded(world, train_batches, own)
+            val_batches = None if val_batches is None else sharded(world, val_batches, own)
+        training = assemble(
+            settings,
+            model,
+            loss_fn,
+            train_batches,
+            val_batches,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            callbacks=as_callbacks(callbacks),
+            device=device,
+            world=world,
+        )
+        summary = run(training)
+    if settings.train.show_train_summary and world.rank == 0:
         print(summary)
     return model, summary
+
+
+def world_of(config: TrainConfig, device: Any) -> World:
+    """Return the processes that a training's settings let take part in it.
+
+    Args:
+        config: The settings.
+        device: Where training will run.
+    """
+    return ONE if config.shards == "alone" else join_world(device, config.process_timeout)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    """Return where a model's first parameter is."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def run(training: Training) -> TrainingSummary:
@@ -177,6 +211,7 @@ def run(training: Training) -> TrainingSummary:
             summary: TrainingSummary = end.value
             break
     training.signals.pass_on()
+    training.world.share_random_states()  # what the script draws next is the same in all processes
     return summary
 
 
@@ -194,7 +229,9 @@ def in_turns(training: Training) -> Generator[None, None, TrainingSummary]:
     """
     with training_in_this_thread(), training.signals, persistence(training) as files:
         files.attach(training.engine)
+        _draw_own_noise(training)
         resumed_from = _resume(training, files)
+        training.world.copy_from_first([*training.model.parameters(), *training.model.buffers()])
         yield
         began_at, trains = training.state.iteration, training.has_epochs_left
         if trains:
@@ -202,11 +239,27 @@ def in_turns(training: Training) -> Generator[None, None, TrainingSummary]:
         _begin(training, files, trains)
         with _errors_reported(training), files.running(trains):
             yield from _loop(training)
+        if training.state.stop_reason == "signal":
+            training.signals.tell_others()
         took_steps = training.state.iteration > began_at
         how = training.how_computed() if took_steps else Report(*files.earlier_report)
         summary = _conclude(training, files, resumed_from, how)
     training.callbacks.on_saved(summary)
     return summary
+
+
+def _draw_own_noise(training: Training) -> None:
+    """Let every process but the first draw random numbers of its own, if the loss allows it."""
+    rank = training.world.rank
+    if rank and not training.hooks.steps.same_draws:
+        seed = np.random.SeedSequence((torch.initial_seed() % 2**63, _drawn(), rank))
+        manual_seed(int(seed.generate_state(1)[0]))
+
+
+def _drawn() -> int:
+    """Return a number that follows from the state of torch's generator, and leave it as it is."""
+    with torch.random.fork_rng(devices=[]):
+        return int(torch.empty((), dtype=torch.int64).random_().item())
 
 
 def _resume(training: Training, files: Persistence | NoPersistence) -> int:
@@ -411,6 +464,8 @@ def _summary(
     """Return the summary of a training that has ended."""
     state, history = training.state, training.state.history
     reason = state.stop_reason or "callback"
+    known = {**training.hooks.place.manifest, **files.manifest}
+    validation = training.hooks.place.manifest.get(VALIDATION_DATA)
     return TrainingSummary(
         method=training.method,
         epochs_trained=state.epoch,
@@ -421,6 +476,7 @@ def _summary(
         learning_rate=tuple(history.learning_rate),
         gradient_norm=tuple(history.gradient_norm),
         epoch_durations_sec=tuple(history.epoch_durations_sec),
+        stage=history.stages,
         stop_reason=reason,
         stop_message=state.stop_message,
         complete=reason not in ("time_limit", "signal"),
@@ -431,4 +487,8 @@ def _summary(
         executor_reason=how.reason,
         config=training.settings.to_dict(),
         validated=state.validated,
+        metrics={name: tuple(v.items()) for name, v in history.metrics.items()},
+        init_from=known.get(INIT_FROM),
+        validation_set=None if validation is None else {"data": validation},
+        world_size=training.world.size,
     )

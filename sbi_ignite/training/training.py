@@ -16,10 +16,12 @@ from sbi_ignite.callback import TrainingState
 from sbi_ignite.capture import Compiler, Report
 from sbi_ignite.data.source import Batches
 from sbi_ignite.data.transfer import indexed
+from sbi_ignite.exceptions import ArgumentError
 from sbi_ignite.handlers.averaging import AveragedWeights, TrainedWeights
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.callbacks import UserCallbacks
 from sbi_ignite.handlers.epoch_mean import EpochMean
+from sbi_ignite.handlers.gradient_averaging import Together, together_in, without_empty
 from sbi_ignite.handlers.gradient_clipping import GradientClipping
 from sbi_ignite.handlers.schedule import Schedule, Schedulers
 from sbi_ignite.handlers.signals import StopOnSignals, signals_to_stop_on
@@ -54,6 +56,7 @@ from sbi_ignite.training.schedules import check_rates, epochs_to_train, make_sch
 from sbi_ignite.training.state import Snapshots, Stateful
 from sbi_ignite.training.steps import TrainStep, ValidationStep, summed, summed_as_sbi
 from sbi_ignite.training.validation import Validation
+from sbi_ignite.world import ONE, World
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class Training:
         users_optimizer: Options of the user's own optimizer; None for one of ours.
         users_scheduler: Options of the user's own scheduler; None for one of ours.
         random: The random states in which it was put together, for trainings that take turns.
+        world: The processes that train it.
+        together: Averages their gradients and decides for all of them.
     """
 
     settings: Resolved
@@ -121,6 +126,8 @@ class Training:
     users_optimizer: list[dict[str, Any]] | None
     users_scheduler: dict[str, Any] | None
     random: OwnRandomState
+    world: World
+    together: Together
 
     def how_computed(self) -> Report:
         """Return how steps were computed, and what made them slower than they could be."""
@@ -151,6 +158,7 @@ def assemble(
     callbacks: Sequence[Any] = (),
     device: str | torch.device | None = None,
     hooks: TrainingHooks | None = None,
+    world: World = ONE,
 ) -> Training:
     """Put a training together; nothing is trained, read or written yet.
 
@@ -167,6 +175,7 @@ def assemble(
         device: Where to train; None takes the settings' device, or else the model's.
         hooks: What a host library decides; with None, optimizer, scheduler and device are taken to
             be the arguments of a user, which are recorded in the settings.
+        world: The processes that train together; with several, both batches are shards.
 
     Raises:
         SettingsError: If settings and arguments are incompatible.
@@ -183,7 +192,8 @@ def assemble(
     config, as_sbi = settings.train, settings.train.sbi_compat
     kept = settings.checkpoint
     directory = hooks.place.directory or (None if kept is None else kept.directory)
-    loggers = make_loggers((*settings.logging, *hooks.loggers), directory)
+    asked = (*settings.logging, *hooks.loggers) if world.rank == 0 else ()
+    loggers = make_loggers(asked, directory)
 
     # What is trained, and by which rules.
     device = _device(settings, device, model)
@@ -219,15 +229,34 @@ def assemble(
     users = UserCallbacks(callbacks, state)
 
     # How batches are computed.
-    train_loss = _epoch_mean(train_batches, as_sbi and hooks.steps.train is None)
+    own_steps = hooks.steps.train or hooks.steps.validate
+    if own_steps is not None and world is not ONE:
+        raise ArgumentError(
+            "train(): expected a trainer with sbi's own _train_epoch and _validate_epoch, because "
+            f"{world.size} processes share every step, got one that overrides them. Train it in "
+            'one process, or with TrainConfig(shards="alone").'
+        )
+    groups = optimizer.param_groups
+    together = together_in(world, (p for group in groups for p in group["params"]), state)
+    signals.decide_with(world, together.decide)
+    train_loss = _epoch_mean(train_batches, as_sbi and hooks.steps.train is None, world)
     # The norm of one tensor is faster to compute and rounds differently, as does a fused step.
     flat = stepping if stepping.fused else None
     clipping = GradientClipping(model.parameters(), config.clip_max_norm, flat)
     asks_for_error = any(stage.min_improvement for stage in config.stages)
     validation = None
     if val_batches is not None:
-        mean = _epoch_mean(val_batches, as_sbi and hooks.steps.validate is None)
-        validation = Validation(val_batches, mean, as_sbi, device, asks_for_error, signals.guard)
+        mean = _epoch_mean(val_batches, as_sbi and hooks.steps.validate is None, world)
+        validation = Validation(
+            val_batches,
+            mean,
+            as_sbi,
+            device,
+            asks_for_error,
+            signals.guard,
+            world,
+            hooks.steps.same_draws,
+        )
     stages = None
     if stage_rule is not None:
         validate = None if validation is None else validation.loss_of_trial
@@ -243,6 +272,7 @@ def assemble(
         validation,
         hooks.on_epoch_validated,
         best.update,
+        users.on_measure,
         partial(set_training, model, True) if frozen is None else frozen.train,
     )
     sure = sure_epochs(settings, len(train_batches))
@@ -266,15 +296,18 @@ def assemble(
     check = partial(check_gradients, model, optimizer, config.clip_max_norm)
     engine = make_engine(
         signals.guard_step(hooks.steps.train)
-        or TrainStep(gradients, stepping, device, add_up, epochs.now, check)
+        or together.guard_step(TrainStep(gradients, stepping, device, add_up, epochs.now, check))
     )
     if validation is not None:
         step = ValidationStep(
             model, compiler.losses(), device, add_up, epochs.now, keep_losses=asks_for_error
         )
+        trial = replace(step, refuse_non_finite=False)
+        if world is not ONE:
+            step, trial = without_empty(step), without_empty(trial)
         validation.compute_with(
             signals.guard_step(hooks.steps.validate) or step,
-            signals.guard_step(hooks.steps.validate) or replace(step, refuse_non_finite=False),
+            signals.guard_step(hooks.steps.validate) or trial,
         )
 
     # What happens when: handlers act in the order in which they are attached.
@@ -282,10 +315,14 @@ def assemble(
     passes.attach(engine)
     if averages is not None:
         averages.attach(engine)
-    for handler in (train_loss, clipping, epochs, schedule, stopping, users):
+    together.attach_to_steps(engine)
+    for handler in (train_loss, clipping, epochs, schedule):
+        handler.attach(engine)
+    together.attach_to_epochs(engine)
+    for handler in (stopping, users):
         handler.attach(engine)
     if config.max_time is not None:
-        TimeLimit(config.max_time, state).attach(engine)
+        TimeLimit(config.max_time, state, decide=together.decide).attach(engine)
     if stages is not None:
         stages.attach(engine)
     loggers.attach(engine, state)
@@ -346,6 +383,8 @@ def assemble(
         users_optimizer=users_optimizer,
         users_scheduler=users_scheduler,
         random=OwnRandomState(),
+        world=world,
+        together=together,
     )
 
 
@@ -361,10 +400,10 @@ def _device(
     return torch.device("cpu") if first is None else first.device
 
 
-def _epoch_mean(batches: Batches, sbi_compat: bool) -> EpochMean:
+def _epoch_mean(batches: Batches, sbi_compat: bool, world: World) -> EpochMean:
     """Return the mean over the rows seen, or over as many rows as sbi assumes."""
     size = batches.batch_size if sbi_compat else None
-    return EpochMean(rows=len(batches) * size if size else None)
+    return EpochMean(len(batches) * size if size else None, world)
 
 
 def _parts(candidates: Mapping[str, Any]) -> dict[str, Stateful]:

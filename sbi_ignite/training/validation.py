@@ -12,10 +12,12 @@ from ignite.engine import Engine
 
 from sbi_ignite.data.source import Batches
 from sbi_ignite.handlers.epoch_mean import EpochMean
+from sbi_ignite.handlers.gradient_averaging import errors_in_all
 from sbi_ignite.handlers.standard_error import ValidationSpread
 from sbi_ignite.training.make_engine import make_engine
 from sbi_ignite.training.passes import Passes
 from sbi_ignite.training.steps import Step, fixed_random_state
+from sbi_ignite.world import ONE, World
 
 VALIDATION_SEED = 20201127
 """Seed of the random state under which every validation runs, the same in all trainings."""
@@ -31,6 +33,8 @@ class Validation:
         device: Where the network is.
         with_error: Whether the losses of rows are kept for the standard error of their mean.
         guard: Wraps what is iterated over, see `StopOnSignals.guard`.
+        world: The processes that share the rows.
+        same_draws: Whether all processes draw the same random numbers.
     """
 
     def __init__(
@@ -41,10 +45,13 @@ class Validation:
         device: torch.device,
         with_error: bool,
         guard: Callable[[Any], Iterable[Any]],
+        world: World = ONE,
+        same_draws: bool = True,
     ) -> None:
+        self._world, self._seed = world, VALIDATION_SEED + (0 if same_draws else world.rank)
         self._batches, self._mean, self._guard = batches, mean, guard
         self._as_sbi, self._device = as_sbi, device
-        self._spread = ValidationSpread() if with_error else None
+        self._spread = ValidationSpread(world) if with_error else None
 
     def compute_with(self, step: Step, trial: Step) -> None:
         """Set the process functions, before the first validation.
@@ -74,9 +81,14 @@ class Validation:
 
     def _run(self, engine: Engine) -> float:
         passes = Passes(self._batches, self._guard)
-        with validation_randomness(self._as_sbi, self._device):
+        with (
+            errors_in_all(self._world),
+            validation_randomness(self._as_sbi, self._device, self._seed),
+        ):
             engine.run(passes, max_epochs=1, epoch_length=len(passes))
             passes.conclude()
+        if self._spread is not None and engine is self._engine:
+            self._spread.conclude()
         return self._mean.value
 
     @property
@@ -86,15 +98,18 @@ class Validation:
 
 
 @contextmanager
-def validation_randomness(as_it_runs: bool, device: torch.device) -> Iterator[None]:
+def validation_randomness(
+    as_it_runs: bool, device: torch.device, seed: int = VALIDATION_SEED
+) -> Iterator[None]:
     """Validate under one fixed random state, or under the current one, as sbi does.
 
     Args:
         as_it_runs: Whether to leave the random state alone.
         device: Where the model is.
+        seed: Seed of the fixed state.
     """
     if as_it_runs:
         yield
     else:
-        with fixed_random_state(VALIDATION_SEED, device):
+        with fixed_random_state(seed, device):
             yield

@@ -35,9 +35,10 @@ def check(output: str) -> None:
 
 
 def test_the_pipeline_runs_with_our_imports():
-    done = python(str(EXAMPLE), *BUDGET)
+    done = python(str(EXAMPLE), *BUDGET, "--picture", "posterior.png")
     assert done.returncode == 0, done.stderr[-2000:]
     check(done.stdout)
+    assert os.path.getsize("posterior.png") > 1000
 
 
 def test_the_pipeline_runs_with_the_proposals_imports_under_the_patch(tmp_path: Path):
@@ -74,10 +75,14 @@ def test_the_calls_are_those_of_the_proposal():
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("standalone_runner.py", ["--max-epochs", "3"], "root mean squared error"),
+        (
+            "standalone_runner.py",
+            ["--max-epochs", "3", "--picture", "small.png"],
+            "root mean squared",
+        ),
         (
             "callbacks_and_ignite.py",
-            ["--max-epochs", "2", "--num-simulations", "200"],
+            ["--max-epochs", "2", "--num-simulations", "200", "--picture", "small.png"],
             "stopped by max_epochs after 2 epochs",
         ),
     ],
@@ -86,5 +91,4 @@ def test_the_small_examples_run(name, options, words):
     done = python(str(ROOT / "examples" / name), *options)
     assert done.returncode == 0, done.stderr[-2000:]
     assert words in done.stdout
-    if name == "standalone_runner.py":
-        assert os.path.getsize("standalone_runner.png") > 1000
+    assert os.path.getsize("small.png") > 1000

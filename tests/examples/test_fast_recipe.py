@@ -17,7 +17,7 @@ def test_both_trainings_and_the_values_of_the_recipe_are_shown(tmp_path: Path) -
     command = [sys.executable, str(ROOT / "examples" / "fast_recipe.py")]
     settings = {k: v for k, v in os.environ.items() if not k.startswith("SBI_IGNITE")}
     done = subprocess.run(
-        [*command, "--simulations", "500", "--max-epochs", "2"],
+        [*command, "--simulations", "500", "--max-epochs", "2", "--picture", "a.png"],
         cwd=tmp_path,
         env=settings | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -31,3 +31,4 @@ def test_both_trainings_and_the_values_of_the_recipe_are_shown(tmp_path: Path) -
     values = done.stdout.split("held-out loss")[2]
     assert re.search(r"^ +optimizer +adamw$", values, re.MULTILINE)
     assert len(re.findall(r"^ +\w+ +\S", values, re.MULTILINE)) == len(fast(450))
+    assert (tmp_path / "a.png").stat().st_size > 1000

@@ -25,7 +25,8 @@ def _run(example: str, *arguments: str) -> str:
 
 def test_track_wandb(tmp_path: Path) -> None:
     """Every epoch is in the offline file, at the latest some seconds after the script."""
-    assert "epochs trained" in _run("track_wandb.py", "--epochs", "3")
+    assert "epochs trained" in _run("track_wandb.py", "--epochs", "3", "--picture", "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
     wait_until(lambda: [record.exit_code for record in read.wandb_records(tmp_path, "exit")])
     assert [step for step, _ in read.wandb(tmp_path)] == [1, 2, 3]
 
@@ -34,7 +35,8 @@ def test_track_wandb(tmp_path: Path) -> None:
 def test_track_mlflow(tmp_path: Path) -> None:
     """Two runs in one experiment."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    _run("track_mlflow.py", "--epochs", "2", "--tracking-uri", uri)
+    _run("track_mlflow.py", "--epochs", "2", "--tracking-uri", uri, "--picture", "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
     query = "select status from runs"
     wait_until(lambda: read.sqlite(uri, query) == [("FINISHED",), ("FINISHED",)], 120)
     steps = read.sqlite(uri, "select step from metrics where key = 'validation_loss'")

@@ -24,6 +24,7 @@ def error_of(*batches):
     spread.attach(engine)
     for _ in range(2):  # the second epoch forgets the first
         engine.run(batches, max_epochs=1)
+        spread.conclude()
     return spread.error
 
 

@@ -9,7 +9,7 @@ from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 
 import sbi_ignite.inference
-from sbi_ignite import EarlyStopping, LRSchedule, TrainConfig
+from sbi_ignite import EarlyStopping, LRSchedule, SbiIgniteWarning, TrainConfig
 from sbi_ignite.bridge.batches import _large_batch as large_batch
 from sbi_ignite.bridge.batches import make_loaders
 from sbi_ignite.bridge.lines import private
@@ -391,3 +391,11 @@ def test_the_first_network_is_the_one_that_sbi_builds():
     expected = first_weights(sbi.inference)
     ours = first_weights(sbi_ignite.inference, TrainConfig(max_epochs=1))
     assert same(expected, ours)
+
+
+def test_a_training_that_ends_within_its_first_epoch_says_so(capsys):
+    trainer = ready(show_progress_bars=True)
+    with pytest.warns(SbiIgniteWarning, match="validated"):
+        trainer.train(TrainConfig(max_time=1e-6, batch_size=5))
+    said = capsys.readouterr().out.split("\r")[-1]
+    assert said.strip() == "Training ended before the end of its first epoch (time_limit)."

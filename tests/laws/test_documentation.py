@@ -7,13 +7,14 @@ import doctest
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 import sbi_ignite
-from tests.small import ROOT
+from tests.small import ROOT, SBI_WARNS
 
 PACKAGE = ROOT / "sbi_ignite"
 MODULES = sorted(
@@ -23,6 +24,8 @@ MODULES = sorted(
 )
 
 
+@SBI_WARNS[0]
+@SBI_WARNS[1]
 def test_the_examples_in_docstrings_run(capsys):
     """Names of the package's front door, torch and nn are at hand in them."""
     front = {name: getattr(sbi_ignite, name) for name in sbi_ignite.__all__}
@@ -75,6 +78,20 @@ def test_public_functions_classes_and_methods_are_documented():
 def test_every_public_name_is_documented():
     names = set(sbi_ignite.__all__) - {"__version__"}
     assert [name for name in sorted(names) if not inspect.getdoc(getattr(sbi_ignite, name))] == []
+
+
+def without_example(names: dict[str, object]) -> list[str]:
+    """Return the names whose own docstring has no example that the test above runs."""
+    texts = {name: getattr(value, "__doc__", None) or "" for name, value in names.items()}
+    return [n for n, text in texts.items() if ">>> " not in text or "doctest: +SKIP" in text]
+
+
+def test_every_public_name_has_an_example_that_runs():
+    public = {n: getattr(sbi_ignite, n) for n in sbi_ignite.__all__ if n != "__version__"}
+    assert without_example(public) == []
+    assert without_example({"len": len, "path": Path}) == ["len", "path"]
+    homes = {sys.modules[value.__module__].__name__ for value in public.values()}
+    assert homes <= {*MODULES}
 
 
 SETTINGS = ("TrainConfig", "EarlyStopping", "LoggingConfig", "CheckpointConfig", "LRSchedule")

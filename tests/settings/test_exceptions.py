@@ -18,6 +18,7 @@ BUILT_INS = {
     "DataError": (ValueError,),
     "NoSimulationsError": (RuntimeError,),
     "NonFiniteLossError": (ValueError,),
+    "RankFailedError": (RuntimeError,),
     "MissingPackageError": (ImportError,),
     "CheckpointError": (RuntimeError,),
     "CheckpointMismatchError": (RuntimeError,),

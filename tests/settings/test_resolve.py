@@ -77,6 +77,8 @@ VALUES = {
     "discard_prior_samples": st.booleans(),
     "show_train_summary": st.booleans(),
     "dataloader_kwargs": st.none() | st.dictionaries(NAMES, st.integers() | st.booleans()),
+    "shards": st.sampled_from(["same", "own", "alone"]),
+    "process_timeout": st.integers(1, 10**6) | st.sampled_from(["00:01:30"]),
     "sbi_compat": st.booleans(),
 }
 

@@ -75,6 +75,8 @@ DEFAULTS = {
     "discard_prior_samples": False,
     "show_train_summary": False,
     "dataloader_kwargs": None,
+    "shards": "same",
+    "process_timeout": timedelta(seconds=60),
     "sbi_compat": False,
 }
 

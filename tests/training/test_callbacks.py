@@ -254,7 +254,7 @@ def test_the_summary_prints_plots_and_becomes_plain_data():
 
     figure = summary.plot()
     assert isinstance(figure, Figure)
-    (axes,) = figure.axes
+    axes, *_ = figure.axes
     curves = {line.get_label(): line for line in axes.lines}
     assert list(curves["training"].get_ydata()) == list(summary.training_loss)
     assert list(curves["validation"].get_ydata()) == list(summary.validation_loss)

@@ -31,7 +31,7 @@ HEAD = '''\
 # pyright: reportIncompatibleMethodOverride=false
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import sbi.inference as sbi_inference
@@ -39,6 +39,14 @@ import sbi.inference as sbi_inference
 
 class IgniteTrainer:
     training_summary: TrainingSummary | None
+    def append_simulations_from(
+        self,
+        dataset: Any,
+        proposal: Any = None,
+        exclude_invalid_x: bool | None = None,
+        from_round: int | None = None,
+        transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> Self: ...
 
 class IgniteLoop(IgniteTrainer): ...
 '''
@@ -58,6 +66,8 @@ NEW = (
     "early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None",
     "checkpoint: CheckpointConfig | str | os.PathLike[str] | Literal[False] | None = None",
     "callbacks: Any = ()",
+    "init_from: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | None = None",
+    "validation: Sequence[Tensor] | Tensor | None = None",
 )
 
 
@@ -103,7 +113,8 @@ def stub() -> str:
     names = {
         "sbi.neural_nets.estimators": {r.__name__ for r in returned} - {"RatioEstimator"},
         "sbi.neural_nets.ratio_estimators": {"RatioEstimator"},
-        "torch": {"Tensor"},
+        "torch": {"Tensor", "nn"},
+        "typing_extensions": {"Self"},
     }
     ours = {
         **{

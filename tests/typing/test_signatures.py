@@ -22,7 +22,15 @@ from sbi_ignite.methods.table import method_of
 from tests.small import METHODS, ROOT
 from tests.typing import stubs
 
-NEW = ["exclude_invalid_x", "logging", "early_stopping", "checkpoint", "callbacks"]
+NEW = [
+    "exclude_invalid_x",
+    "logging",
+    "early_stopping",
+    "checkpoint",
+    "callbacks",
+    "init_from",
+    "validation",
+]
 USER = Path(__file__).with_name("user.py")
 
 
@@ -39,9 +47,9 @@ def test_ours_shows_the_typed_form_and_every_keyword_of_sbis(name):
     family = method_of(getattr(sbi_ignite.inference, name))
     assert shown[2].annotation == family.loss_args | None
     keywords = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in parameters(sbis)[1:]]
-    assert shown[3:-5] == keywords
-    assert [p.name for p in shown[-5:]] == NEW
-    assert {p.kind for p in shown[-5:]} == {Parameter.KEYWORD_ONLY}
+    assert shown[3 : -len(NEW)] == keywords
+    assert [p.name for p in shown[-len(NEW) :]] == NEW
+    assert {p.kind for p in shown[-len(NEW) :]} == {Parameter.KEYWORD_ONLY}
     assert ours.return_annotation == sbis.return_annotation
 
 

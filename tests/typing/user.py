@@ -1,6 +1,28 @@
 """A user's script, with the mistakes that a type checker must name; read by tests, never run."""
 
-from sbi_ignite import FMPE, NPE, NRE, EarlyStopping, LossArgsNPE, LossArgsVF, TrainConfig
+import torch
+from torch import Tensor, nn
+
+from sbi_ignite import (
+    FMPE,
+    NPE,
+    NRE,
+    Callback,
+    CheckpointConfig,
+    EarlyStopping,
+    LoggingConfig,
+    LossArgsNPE,
+    LossArgsVF,
+    LRSchedule,
+    Stage,
+    TrainConfig,
+    TrainingState,
+    find_learning_rate,
+    load_estimator,
+    load_run,
+    patch_sbi,
+    run_training,
+)
 from sbi_ignite.inference import NPE_A, NPE_PFN, MarginalTrainer
 
 npe = NPE()
@@ -15,6 +37,41 @@ NPE_A().train(training_batch_size=100)
 MarginalTrainer().train(None, max_num_epochs=3)
 NPE_PFN().train()
 
+
+class Print(Callback):
+    """Print the loss of every epoch."""
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Print."""
+        print(state.epoch + 1, state.validation_loss + 1.0)
+
+
+def loss(model: nn.Module, batch: Tensor) -> Tensor:
+    """Return losses of shape (batch,)."""
+    return model(batch).square().mean(dim=1)
+
+
+config = TrainConfig(stages=[Stage(patience=3)], max_time="01:00:00")
+model, summary = run_training(
+    config, nn.Linear(2, 1), loss, [torch.zeros(3, 2)], callbacks=[Print()]
+)
+print(
+    summary.best_validation_loss + 1.0, load_run("runs/a").metrics, load_estimator("runs/a").eval()
+)
+npe.train(logging=LoggingConfig("wandb", mode="offline"), checkpoint=CheckpointConfig("runs/a"))
+print(find_learning_rate(npe).rates[0] + 1.0)
+with patch_sbi():
+    pass
+
+TrainConfig(batchsize=3)  # wrong
+TrainConfig(optimizer="adamax")  # wrong
+EarlyStopping.validation_loss(patience="3")  # wrong
+LoggingConfig(backend="wand")  # wrong
+LRSchedule("cosin")  # wrong
+CheckpointConfig(3)  # wrong
+run_training(config, "mlp", loss, [])  # wrong
+load_run(3)  # wrong
+npe.training_summary.plot()  # wrong
 npe.train(learning_rat=3)  # wrong
 npe.train(learning_rate="3")  # wrong
 npe.train(TrainConfig(), LossArgsVF())  # wrong

@@ -55,7 +55,8 @@ PARTS: Mapping[str, Part] = {
     "settings": Part(("tests/settings",)),
     "loggers": Part(("tests/loggers/test_laws.py",)),
     "doors": Part(
-        ("tests/doors",), "test_patch or test_renamed_import or unmodified_script or by_joblib"
+        ("tests/doors", "tests/cli/test_run_command.py"),
+        "test_patch or test_renamed_import or unmodified_script or by_joblib or test_run_command",
     ),
 }
 """Chosen parts, by the heading of their column in the table."""
@@ -142,6 +143,7 @@ ROWS: Mapping[str, Row] = {
         Row(
             "lowest-loggers", pins=lower_bounds("wandb", "mlflow", "tensorboard"), parts=OF_LOGGERS
         ),
+        Row("lowest-command", pins=lower_bounds("typer", "rich", "tomlkit"), parts=("doors",)),
         Row("lowest-ignite", pins=lower_bounds("pytorch-ignite")),
         Row("torch-lowest", pins=lower_bounds("torch"), parts=OF_TORCH),
         *(Row(f"torch-{v}", pins=(f"torch=={v}",), parts=OF_TORCH) for v in TORCHES),

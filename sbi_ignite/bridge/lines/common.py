@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sbi_ignite.bridge.lines.network_call import NetworkCall
 from sbi_ignite.bridge.ownership import is_sbis_own
+from sbi_ignite.data.table import MASKS, is_stored, table_of
 
 _INITIALIZE = "_initialize_neural_network"
 _LOSS = ("_loss", "_get_losses", "loss")
@@ -120,13 +121,13 @@ class SbiTrainer:
     @property
     def append_call(self) -> str:
         """The call by which simulations are added, as one writes it."""
-        takes_theta = hasattr(self.trainer, "_theta_roundwise")
-        return "append_simulations(theta, x)" if takes_theta else "append_samples(x)"
+        return "append_samples(x)" if self.appends_samples else "append_simulations(theta, x)"
 
-    def simulations(self, starting_round: int) -> tuple[Tensor, ...]:
+    def simulations(self, starting_round: int) -> tuple[Any, ...]:
         """Return theta, x and prior masks from a round on, as sbi's `get_simulations` does.
 
-        Simulations appended in a single call are not copied; sbi copies them every time.
+        Simulations appended in a single call are not copied; sbi copies them every time. Those in
+        files are `Column`s of a table instead of tensors.
 
         Args:
             starting_round: The first round to include.
@@ -138,10 +139,50 @@ class SbiTrainer:
         chosen = [
             i for i, round_ in enumerate(trainer._data_round_index) if round_ >= starting_round
         ]
-        if len(chosen) != 1:
-            return trainer.get_simulations(starting_round)
         kept = (trainer._theta_roundwise, trainer._x_roundwise, trainer._prior_masks)
-        return tuple(parts[chosen[0]] for parts in kept)
+        calls = [tuple(parts[i] for parts in kept) for i in chosen]
+        if len(chosen) == 1:
+            return calls[0]
+        if not any(map(is_stored, calls)):
+            return trainer.get_simulations(starting_round)
+        fields = ("theta", "x", MASKS)
+        table = table_of(calls, fields)
+        return tuple(map(table.column, fields))
+
+    @property
+    def stored_columns(self) -> tuple[Any, ...]:
+        """What it was given last, if that lies in files; else nothing."""
+        if self.appends_samples:
+            found = (getattr(self.trainer, "_x", None),)
+        else:
+            found = self.simulations(0)
+        return found if is_stored(found) else ()
+
+    @property
+    def appends_samples(self) -> bool:
+        """Whether it takes x alone, as MarginalTrainer does."""
+        return not hasattr(self.trainer, "_theta_roundwise")
+
+    @property
+    def num_appended_last(self) -> int:
+        """How many rows of the latest call were kept."""
+        return len(self.trainer._theta_roundwise[-1])
+
+    def replace_appended(self, columns: Sequence[Any]) -> None:
+        """Let something else stand for the rows of the latest call.
+
+        Args:
+            columns: theta, x and prior masks.
+        """
+        trainer = self.trainer
+        kept = (trainer._theta_roundwise, trainer._x_roundwise, trainer._prior_masks)
+        for parts, column in zip(kept, columns, strict=True):
+            parts[-1] = column
+
+    @property
+    def appended_from_prior(self) -> bool:
+        """Whether the rows of the latest call were drawn from the prior."""
+        return bool(self.trainer._prior_masks[-1].all())
 
     def taken_apart(self) -> tuple[dict[str, Any], list[Tensor]]:
         """Return its attributes without tracker and simulations, and the simulations.

@@ -14,13 +14,12 @@ from sbi_ignite.callback import TrainingState
 
 
 class Rule(Protocol):
-    """A stopping rule.
+    """A stopping rule."""
 
-    Attributes:
-        reason: What the summary gives as `stop_reason` when this rule ends a training.
-    """
-
-    reason: str
+    @property
+    def reason(self) -> str:
+        """What the summary gives as `stop_reason` when this rule ends a training."""
+        ...
 
     @property
     def patience_left(self) -> int | None:

@@ -1,7 +1,7 @@
-"""Two tracked trainings come in; `tracking.png`, what each tracker shows of them, goes out.
+"""Make `tracking.png`: what stdout, TensorBoard, MLflow and wandb show of one training.
 
     pip install "sbi-ignite[all]" websocket-client       # and a chromium on the PATH
-    python docs/tracking_picture.py
+    python docs/pictures/tracking.py
 
 The pages of TensorBoard and MLflow are photographed in a headless browser. wandb shows offline runs
 nowhere, so its corner holds what is in the run's file: a row of its table, and the figure.
@@ -34,7 +34,7 @@ from sbi.utils import BoxUniform
 
 from sbi_ignite import NPE, EarlyStopping, LoggingConfig, TrainConfig
 
-PICTURE = Path(__file__).with_name("tracking.png")
+PICTURE = Path(__file__).with_suffix(".png")
 CORNER = (1000, 560)
 RATES = (5e-4, 2e-3)
 LAST = f"rate-{RATES[-1]:g}"

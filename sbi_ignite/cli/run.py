@@ -1,0 +1,50 @@
+"""Run a script or module as python would, with the patch on."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Script:
+    """What to run.
+
+    Attributes:
+        target: Path of a script, or name of a module.
+        arguments: What it finds in `sys.argv[1:]`.
+        as_module: Whether the target is a module.
+    """
+
+    target: str
+    arguments: tuple[str, ...] = ()
+    as_module: bool = False
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether there is no such script; modules are looked for when they are run."""
+        return not self.as_module and not Path(self.target).exists()
+
+
+def run_script(script: Script) -> None:
+    """Run a script or module with sbi's trainers patched; it ends as it would under python.
+
+    Args:
+        script: What to run.
+
+    Raises:
+        UnsupportedSbiError: If the installed sbi lacks what is needed.
+    """
+    from sbi_ignite.bridge.patch import patch_sbi
+
+    patch_sbi()
+    sys.argv = [script.target, *script.arguments]
+    if script.as_module:
+        sys.path.insert(0, str(Path.cwd())) if str(Path.cwd()) not in sys.path else None
+        runpy.run_module(script.target, run_name="__main__", alter_sys=True)
+    else:
+        # As python itself does: the script's folder comes first on the path.
+        sys.path[0] = str(Path(script.target).resolve().parent)
+        runpy.run_path(script.target, run_name="__main__")

@@ -1,0 +1,1 @@
+"""Files of simulations: one page per layout that the field has."""

@@ -1,0 +1,1 @@
+"""The command line, as shells and people use it."""

@@ -1,0 +1,184 @@
+"""Batches from files keep the data contract, in every order and from every layout."""
+
+from __future__ import annotations
+
+import json
+import threading
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sbi_ignite import open_simulations
+from sbi_ignite.data.in_memory import ShuffledBatches
+from sbi_ignite.data.on_disk import OnDiskBatches, prefetched
+from sbi_ignite.data.source import Batches
+from sbi_ignite.data.table import PartInMemory, StoredPart, Table
+from sbi_ignite.exceptions import ArgumentError, DataError
+from tests.data import write
+
+ROWS = 211
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """Return tables over the same rows in every layout."""
+    theta, x = write.simulations(ROWS)
+    found = {}
+    for layout, writer in write.WRITERS.items():
+        folder = tmp_path_factory.mktemp(layout)
+        found[layout] = Table([StoredPart(open_simulations(writer(folder, theta, x)))])
+    folder = tmp_path_factory.mktemp("shards")
+    for i, cut in enumerate(np.array_split(np.arange(ROWS), 3)):
+        (folder / str(i)).mkdir()
+        write.ours(folder / str(i), theta[cut], x[cut], chunk_rows=4 + i)
+    shards = open_simulations(str(folder / "*" / "ours.h5"))
+    found["shards"] = Table([StoredPart(shards)])
+    half = PartInMemory({"theta": torch.from_numpy(theta[150:]), "x": torch.from_numpy(x[150:])})
+    found["mixed"] = Table([StoredPart(shards, valid=np.arange(150)), half])
+    return found
+
+
+def numbers(batches):
+    return [batch[0][:, 0].long().tolist() for batch in batches]
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    layout=st.sampled_from([*write.WRITERS, "shards", "mixed"]),
+    batch_size=st.integers(1, 80),
+    buffer_bytes=st.sampled_from([1, 100, 700, 2_000, 10**6]),
+    num_rows=st.integers(1, ROWS),
+    shuffle=st.booleans(),
+    random_access=st.sampled_from([None, False]),
+    num_ranks=st.integers(1, 3),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_every_row_comes_exactly_once_in_every_pass(
+    tables, layout, batch_size, buffer_bytes, num_rows, shuffle, random_access, num_ranks, seed
+):
+    """Whatever the layout, chunks, buffer, batches and ranks; and rows go with their numbers."""
+    indices = torch.from_numpy(np.random.default_rng(seed % 97).permutation(ROWS)[:num_rows])
+    source = OnDiskBatches(
+        tables[layout],
+        indices,
+        batch_size,
+        seed,
+        shuffle=shuffle,
+        buffer_bytes=buffer_bytes,
+        random_access=random_access,
+    )
+    for _ in range(2):
+        seen = []
+        for theta, x in source:
+            assert torch.equal(theta[:, 0].long(), source.rows)
+            assert torch.equal(x[:, 0], theta[:, 0] + 0.5)
+            seen += source.rows.tolist()
+        assert sorted(seen) == sorted(indices.tolist())
+    smallest = num_rows // len(source)
+    if num_ranks > smallest:
+        with pytest.raises(ArgumentError, match="cannot be shared"):
+            source.shard(0, num_ranks)
+        return
+    whole = numbers(source)
+    source._pass -= 1
+    shares = []
+    for rank in range(num_ranks):
+        shares.append(numbers(source.shard(rank, num_ranks)))
+    assert [sorted(chain(*parts)) for parts in zip(*shares, strict=True)] == [
+        sorted(batch) for batch in whole
+    ]
+
+
+@pytest.mark.parametrize("layout", [*write.WRITERS, "shards", "mixed"])
+def test_sources_in_files_keep_the_contract(tables, layout):
+    source = OnDiskBatches(tables[layout], torch.arange(100), 9, seed=5)
+    assert isinstance(source, Batches)
+    assert len(list(source)) == len(source) == 12
+    json.dumps(source.state_dict())
+    for batch in source:
+        assert all(map(torch.equal, batch, source.rows_at(source.rows)))
+    assert source.name
+    assert len(source.fingerprint()) >= 2
+    assert source.select(torch.arange(50, 150))
+    assert sorted(chain(*numbers(source))) == list(range(50, 150))
+
+
+@pytest.mark.parametrize("layout", ["npy", "arrow", "npz"])
+def test_where_random_rows_are_cheap_the_order_is_that_in_memory(tables, layout):
+    indices = torch.randperm(ROWS)[:180]
+    tensors = tables["npy"].read(np.arange(ROWS))
+    memory = ShuffledBatches(tensors, indices, 16, seed=9)
+    files = OnDiskBatches(tables[layout], indices, 16, seed=9)
+    for _ in range(3):
+        assert numbers(memory) == numbers(files)
+
+
+@pytest.mark.parametrize("buffer_bytes", [1, 500, 10**6])
+@pytest.mark.parametrize("layout", ["ours", "npy", "shards"])
+@pytest.mark.parametrize("handed_out", [0, 1, 5, 11, 12])
+def test_a_pass_continues_with_the_very_next_batch(tables, layout, buffer_bytes, handed_out):
+    def source(seed):
+        indices = torch.arange(190)
+        return OnDiskBatches(tables[layout], indices, 16, seed, buffer_bytes=buffer_bytes)
+
+    first = source(4)
+    list(first)
+    running = iter(first)
+    for _ in range(handed_out):
+        next(running)
+    state = first.state_dict()
+    expected = [*numbers(running), *numbers(first)]
+    resumed = source(77)
+    resumed.load_state_dict(state)
+    again = [*numbers(resumed), *numbers(resumed)]
+    assert again[: len(expected)] == expected[: len(again)]
+
+
+def test_passes_differ_and_validation_has_one_order(tables):
+    indices = torch.arange(100)
+    shuffled = OnDiskBatches(tables["ours"], indices, 10, seed=1, buffer_bytes=400)
+    assert numbers(shuffled) != numbers(shuffled)
+    ordered = OnDiskBatches(tables["ours"], indices, 10, seed=1, shuffle=False)
+    assert numbers(ordered) == numbers(ordered)
+
+
+def test_a_buffer_mixes_rows_from_all_over_the_file(tables):
+    """In a sorted file, batches are not runs of neighbours."""
+    source = OnDiskBatches(tables["ours"], torch.arange(ROWS), 20, seed=1, buffer_bytes=60 * 20)
+    spreads = [max(batch) - min(batch) for batch in numbers(source)]
+    assert sorted(spreads)[len(spreads) // 4] > ROWS / 2
+
+
+def test_sbis_sizes_leave_out_what_fills_no_batch(tables):
+    source = OnDiskBatches(tables["ours"], torch.arange(100), 16, seed=1, drop_last=True)
+    assert [len(batch) for batch in numbers(source)] == [16] * 6
+
+
+def test_a_pass_that_is_left_ends_its_thread(tables):
+    def reading():
+        return sum(thread.name == "sbi_ignite-prefetch" for thread in threading.enumerate())
+
+    before = reading()
+    passing = iter(OnDiskBatches(tables["ours"], torch.arange(ROWS), 4, 1, buffer_bytes=100))
+    next(passing)
+    assert reading() > before
+    passing.close()
+    assert reading() == before
+
+
+def test_an_error_while_reading_ahead_is_raised_in_its_place():
+    def items():
+        yield 1
+        raise DataError("broken")
+
+    fetched = prefetched(items, 3)
+    assert next(fetched) == 1
+    with pytest.raises(DataError, match="broken"):
+        next(fetched)
+    assert list(prefetched(lambda: iter(range(5)), 2)) == list(range(5))
