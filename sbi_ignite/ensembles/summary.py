@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.html import table
-from sbi_ignite.summary import TrainingSummary, shown_in_notebooks
+from sbi_ignite.pictures import shown_in_notebooks
+from sbi_ignite.summary import TrainingSummary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
