@@ -242,6 +242,10 @@ class TrainingState:
         if self.shows_figures:
             self.figures.append((name, figure))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the trainer, which holds the simulations, when a trainer's memory is sent."""
+        return {**vars(self), "trainer": None, "figures": []}
+
     def stop(self, reason: str = "callback") -> None:
         """Ask for an end after the current epoch; the first reason given is kept.
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from sbi_ignite import LossArgsNRE, TrainConfig, patch_sbi, train_ensemble
 from sbi_ignite.ensembles.seeds import member_seeds
+from sbi_ignite.ensembles.shipping import pack
 from tests.ensembles.small import CONFIG, ensemble, maker
 from tests.small import METHODS, draw, same, weights
 
@@ -261,3 +262,10 @@ def test_inside_a_task_of_joblib_members_are_trained_one_after_the_other(sequent
     (found,) = joblib.Parallel(n_jobs=2)(joblib.delayed(task)() for _ in range(1))
     assert found.backend == "sequential"
     assert found.losses == sequential.summary.losses[:2]
+
+
+def test_trainers_travel_without_their_simulations():
+    """Also after a training, whose records know the trainer."""
+    few, many = (ensemble(maker(num_rows=n), members=1).trainers[0] for n in (120, 6_000))
+    row_numbers = 3 * 8  # bytes a row: in the split, and twice in the state to resume from
+    assert len(pack(many)) < len(pack(few)) + (row_numbers + 4) * 6_000
