@@ -362,7 +362,7 @@ def comparison(samples: Tensor) -> str:
     lines = [header, "-" * len(header)]
     for parameter, mean, sd in zip(PARAMETERS, samples.mean(0), samples.std(0), strict=True):
         name, meaning, _, published_mean, published_sd = parameter
-        ours, theirs = f"{mean:.3f} ± {sd:.3f}", f"{published_mean:.3f} ± {published_sd:.3f}"
+        ours, theirs = f"{mean:.3f} ± {sd:.3g}", f"{published_mean:.3f} ± {published_sd:.3f}"
         difference = f"{(mean - published_mean) / published_sd:+.1f} sd"
         lines.append(f"{name:14}{meaning:24}{ours:>16}{theirs:>18}{difference:>14}")
     return "\n".join(lines)
