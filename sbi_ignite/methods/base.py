@@ -102,6 +102,10 @@ def _unknown(keywords: Mapping[str, Any], first_round: bool) -> None:
     return None
 
 
+def _once(keywords: Mapping[str, Any]) -> int:
+    return 1
+
+
 @dataclass(frozen=True)
 class Method:
     """All that is particular to a method; `methods/table.py` says which trainers have which.
@@ -116,6 +120,8 @@ class Method:
             how many rows of its batch a row is compared with, including itself. In a batch with
             more rows, the loss means the same. None: the loss depends on the batch as a whole, or
             is not known.
+        repeats: Returns, given sbi's keywords for the loss, how often it computes each validation
+            row.
         contrasts: Whether recipes may treat the loss as one of ratio estimation, which contrasts
             single rows with others; BNRE's regulariser depends on the batch as a whole.
         traces_proposal: Whether the loss of later rounds is the same computation for every batch,
@@ -131,5 +137,6 @@ class Method:
     default_rule: EarlyStopping = field(default_factory=EarlyStopping.validation_loss)
     rows_needed: int = 1
     rows_met: Callable[[Mapping[str, Any], bool], int | None] = _unknown
+    repeats: Callable[[Mapping[str, Any]], int] = _once
     contrasts: bool = False
     traces_proposal: bool = False

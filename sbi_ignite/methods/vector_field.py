@@ -114,9 +114,15 @@ def _rows_met(keywords: Mapping[str, Any], first_round: bool) -> int | None:
     return None if keywords.get("calibration_kernel") else 1
 
 
+def _repeats(keywords: Mapping[str, Any]) -> int:
+    times = keywords.get("validation_times", LossArgsVF.model_fields["validation_times"].default)
+    return max(1, len(times) if isinstance(times, Tensor) else int(times))
+
+
 VECTOR_FIELD = Method(
     LossArgsVF,
     _loss,
     default_rule=EarlyStopping.two_standard_deviations(),
     rows_met=_rows_met,
+    repeats=_repeats,
 )

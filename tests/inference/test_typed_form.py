@@ -344,6 +344,12 @@ def test_batches_of_validation_fit_the_cache_of_a_cpu_and_fill_a_gpu(device, col
     assert large_batch(tensors, 10, torch.device(device)) == expected
 
 
+def test_large_rows_that_a_loss_repeats_are_validated_a_few_at_a_time():
+    images = [torch.zeros(2_000, 1).expand(2_000, 4_096)]
+    assert large_batch(images, 1_024, torch.device("cpu")) == 1_024
+    assert large_batch(images, 1_024, torch.device("cpu"), repeats=10) == 102
+
+
 def test_the_validation_loss_is_the_mean_over_all_rows_however_they_are_cut():
     losses = []
     for rows in (1, 5, 1_000):
