@@ -8,7 +8,6 @@ from torch import Tensor
 
 from sbi_ignite.bridge.arguments import LOSS_KEYWORDS, Call
 from sbi_ignite.bridge.lines import private
-from sbi_ignite.bridge.losses import as_sbi_hands_it_over
 from sbi_ignite.data.source import Batches
 from sbi_ignite.exceptions import ArgumentError
 from sbi_ignite.explain import PLAIN_ERRORS, explain
@@ -50,7 +49,9 @@ def kept_loss_arguments(trainer: Any, call: Call) -> dict[str, Any]:
 
 
 def check_kernel(trainer: Any, call: Call, batches: Batches) -> None:
-    """Try a calibration kernel on a few rows, at no cost to random states.
+    """Try a calibration kernel on a few rows in the typed form, at no cost to random states.
+
+    In sbi's form it is called as often as sbi calls it.
 
     Args:
         trainer: One of sbi's trainers.
@@ -61,24 +62,21 @@ def check_kernel(trainer: Any, call: Call, batches: Batches) -> None:
         ArgumentError: If the kernel fails, or does not return one weight for every row.
     """
     kernel, tensors = call.keywords.get(_KERNEL), batches.tensors
-    if kernel is None or tensors is None or len(tensors[0]) < _ROWS:
+    if kernel is None or call.sbi_compat or tensors is None or len(tensors[0]) < _ROWS:
         return
     expected = (
         f"{_KERNEL}: expected a function that maps x of shape (batch, ...) to weights of shape "
         "(batch,)"
     )
     x = tensors[1][:_ROWS].to(private(trainer).device)
-    tried = as_sbi_hands_it_over(kernel) if call.sbi_compat else kernel
     with OwnRandomState().in_force():
         try:
-            weights = tried(x)
+            weights = kernel(x)
         except PLAIN_ERRORS as error:
             what = f"{expected}, got one that fails for x of shape {tuple(x.shape)}"
             explain(error, what, "Try it on such a tensor.")
     got = tuple(weights.shape) if isinstance(weights, Tensor) else f"a {type(weights).__name__}"
-    fits = got in ((_ROWS,), (), (1,))
-    # sbi multiplies whatever broadcasts.
-    if not isinstance(weights, Tensor) or not (fits or call.sbi_compat):
+    if not isinstance(weights, Tensor) or got not in ((_ROWS,), (), (1,)):
         raise ArgumentError(
             f"{expected}, got one that returns {got} for x of shape {tuple(x.shape)}. Return a "
             "tensor, with .squeeze(1) where it has a second dimension."

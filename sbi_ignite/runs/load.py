@@ -18,6 +18,7 @@ from sbi_ignite.exceptions import CheckpointError
 from sbi_ignite.html import table
 from sbi_ignite.pictures import Curves, draw_training
 from sbi_ignite.runs.directory import metrics_checksum, read_manifest, read_summary
+from sbi_ignite.runs.status import FINISHED
 from sbi_ignite.summary import TrainingSummary
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def load_without_rounds(path: Path) -> Run:
     """
     manifest = read_manifest(path) or {}
     # A run that is continued still has the summary of its earlier end.
-    complete = manifest.get("status") == "complete"
+    complete = manifest.get("status") in FINISHED
     plain = read_summary(path, manifest.get("run")) if complete else None
     if plain is not None and plain.pop("metrics_checksum") != metrics_checksum(path):
         raise CheckpointError(

@@ -165,7 +165,8 @@ def test_a_pass_that_is_left_ends_its_thread(tables):
         return sum(thread.name == "sbi_ignite-prefetch" for thread in threading.enumerate())
 
     before = reading()
-    passing = iter(OnDiskBatches(tables["ours"], torch.arange(ROWS), 4, 1, buffer_bytes=100))
+    # More batches than are read ahead, so that the thread waits.
+    passing = iter(OnDiskBatches(tables["ours"], torch.arange(ROWS), 4, 1, random_access=True))
     next(passing)
     assert reading() > before
     passing.close()

@@ -251,7 +251,7 @@ def test_invalid_rows_are_found_in_whatever_chunks(monkeypatch):
     x[499, 1], x[500, 2] = torch.inf, -torch.inf
     for chunk in (1, 100, 2**20):
         monkeypatch.setattr(batches, "_CHUNK", chunk)
-        valid = batches._valid_rows(x, True)
+        valid = batches.valid_rows(x, True)
         assert set(range(1_000)) - set(valid.tolist()) == {0, 499, 500, 999}
 
 

@@ -327,7 +327,6 @@ def test_losses_of_two_kinds_are_not_compared_by_a_resumed_training(name, first,
 
 
 @pytest.mark.parametrize("name", ["NPE_C", "FMPE"])
-@pytest.mark.parametrize("typed", [True, False])
 @pytest.mark.parametrize(
     ("kernel", "got"),
     [
@@ -336,17 +335,21 @@ def test_losses_of_two_kinds_are_not_compared_by_a_resumed_training(name, first,
         (lambda x: x.numpy()[:, 0], "returns a ndarray"),
     ],
 )
-def test_a_kernel_that_does_not_weight_rows_is_refused_by_its_name(name, typed, kernel, got):
-    if typed:
-        args = (TrainConfig(max_epochs=1), METHODS_ARGS[name](calibration_kernel=kernel))
-        keywords = {}
-    else:
-        args, keywords = (), {"calibration_kernel": kernel, "max_num_epochs": 1}
+def test_a_kernel_that_does_not_weight_rows_is_refused_by_its_name(name, kernel, got):
+    arguments = LossArgsNPE if name == "NPE_C" else LossArgsVF
     with pytest.raises(ArgumentError, match=f"calibration_kernel: expected .* {got}"):
-        ready(name).train(*args, **keywords)
+        ready(name).train(TrainConfig(max_epochs=1), arguments(calibration_kernel=kernel))
 
 
-METHODS_ARGS = {"NPE_C": LossArgsNPE, "FMPE": LossArgsVF}
+def test_sbis_form_calls_a_kernel_as_often_as_sbi():
+    calls = []
+
+    def counting(x):
+        calls.append(len(x))
+        return torch.ones(len(x))
+
+    ready().train(max_num_epochs=1, training_batch_size=50, calibration_kernel=counting)
+    assert set(calls[:2]) == {50}
 
 
 def test_weights_of_another_shape_are_refused_in_the_typed_form():

@@ -316,7 +316,8 @@ def test_a_time_limit_inside_an_epoch_of_a_foreign_loader_is_continued_exactly(m
     whole, broken = ready(), ready()
     whole.train(TrainConfig(seed=3, **fields))
     with monkeypatch.context() as patch:
-        patch.setattr(TimeLimit.__init__, "__defaults__", (lambda: next(ticks),))
+        _, decide = TimeLimit.__init__.__defaults__
+        patch.setattr(TimeLimit.__init__, "__defaults__", (lambda: next(ticks), decide))
         broken.train(TrainConfig(seed=3, max_time="00:00:10", **fields))
     assert broken.training_summary.stop_reason == "time_limit"
     broken.train(TrainConfig(resume_training=True, **fields))

@@ -26,6 +26,8 @@ BROUGHT_ALONG = {
     "annotated_types": "pydantic",
     "pydantic_core": "pydantic",
     "nflows": "sbi",
+    "PIL": "matplotlib",
+    "scipy": "sbi",
     "requests": "mlflow",
 }
 """Packages that a declared one cannot do without."""
@@ -38,10 +40,11 @@ IMPORT_NAMES = {"ignite": "pytorch-ignite"}
 
 
 def declared() -> set[str]:
-    """Return the distributions named in pyproject.toml, those of the backends' extras included."""
+    """Return the distributions named in pyproject.toml, those of the extras included."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras["wandb"], *extras["mlflow"], *extras["tensorboard"]]
+    loaded = ("wandb", "mlflow", "tensorboard", "tune", "h5", "zarr", "arrow")
+    lines = [*project["dependencies"], *(line for name in loaded for line in extras[name])]
     return {re.split(r"[\[<>=!~; ]", line, maxsplit=1)[0].lower() for line in lines}
 
 

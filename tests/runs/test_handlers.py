@@ -39,8 +39,8 @@ class Training:
         @self.engine.on(Events.EPOCH_COMPLETED)
         def record(engine):
             self.state.epoch = engine.state.epoch
-            for values in vars(self.state.history).values():
-                values.append(float(self.state.epoch))
+            columns = [n for n, v in vars(self.state.history).items() if isinstance(v, list)]
+            self.state.history.append(**dict.fromkeys(columns, float(self.state.epoch)))
 
     def take(self):
         position = self.state.iteration

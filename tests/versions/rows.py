@@ -143,7 +143,11 @@ ROWS: Mapping[str, Row] = {
         Row(
             "lowest-loggers", pins=lower_bounds("wandb", "mlflow", "tensorboard"), parts=OF_LOGGERS
         ),
-        Row("lowest-command", pins=lower_bounds("typer", "rich", "tomlkit"), parts=("doors",)),
+        Row(
+            "lowest-tools",
+            pins=lower_bounds("typer", "rich", "tomlkit", "joblib", "cloudpickle"),
+            parts=("doors",),
+        ),
         Row("lowest-ignite", pins=lower_bounds("pytorch-ignite")),
         Row("torch-lowest", pins=lower_bounds("torch"), parts=OF_TORCH),
         *(Row(f"torch-{v}", pins=(f"torch=={v}",), parts=OF_TORCH) for v in TORCHES),
