@@ -464,7 +464,7 @@ def test_a_timeout_without_workers_is_refused():
         {"validation_times": "10"},
         {"validation_times": [0.1, 0.5]},
         {"validation_times": torch.zeros(0)},
-        {"validation_times": torch.rand(3, 2)},
+        {"validation_times": torch.full((3, 2), 0.5)},
         {"validation_times": torch.tensor([0.1, 5.0])},
         {"validation_times": torch.tensor([float("nan")])},
         {"validation_times_nugget": 0.5},
