@@ -81,6 +81,14 @@ def _run(script: Script) -> int:
     if script.is_missing:
         print(f"sbi_ignite: no such script: {script.target}\n{USAGE}", file=sys.stderr)
         return 2
+    from sbi_ignite.exceptions import SettingsError
+    from sbi_ignite.settings.sources import read_layers
+
+    try:
+        read_layers()  # now, not at the first train() after hours of simulating
+    except SettingsError as error:
+        print(f"SettingsError: {error}", file=sys.stderr)
+        return 2
     run_script(script)
     return 0
 
