@@ -7,9 +7,18 @@ import pytest
 import torch
 from sbi.inference import EnsemblePosterior
 from sbi.neural_nets import posterior_nn
+from sbi.utils import BoxUniform
 from torch import nn
 
-from sbi_ignite import LossArgsNRE, TrainConfig, patch_sbi, train_ensemble
+from sbi_ignite import (
+    NPE,
+    LossArgsNRE,
+    SimulationWriter,
+    TrainConfig,
+    open_simulations,
+    patch_sbi,
+    train_ensemble,
+)
 from sbi_ignite.ensembles.seeds import member_seeds
 from sbi_ignite.ensembles.shipping import pack
 from tests.ensembles.small import CONFIG, ensemble, maker
@@ -269,3 +278,22 @@ def test_trainers_travel_without_their_simulations():
     few, many = (ensemble(maker(num_rows=n), members=1).trainers[0] for n in (120, 6_000))
     row_numbers = 3 * 8  # bytes a row: in the split, and twice in the state to resume from
     assert len(pack(many)) < len(pack(few)) + (row_numbers + 4) * 6_000
+
+
+def test_members_in_workers_read_simulations_from_their_file(tmp_path):
+    torch.manual_seed(0)
+    theta = torch.rand(200, 2) * 2 - 1
+    with SimulationWriter(tmp_path / "s.h5") as writer:
+        writer.append(theta, theta + 0.1 * torch.randn_like(theta))
+
+    def from_file():
+        prior = BoxUniform(-torch.ones(2), torch.ones(2))
+        trainer = NPE(prior, density_estimator="mdn", show_progress_bars=False)
+        return trainer.append_simulations_from(open_simulations(tmp_path / "s.h5"))
+
+    config = TrainConfig(max_epochs=1)
+    here = train_ensemble(from_file, members=2, config=config, seed=1)
+    there = train_ensemble(from_file, members=2, config=config, seed=1, n_jobs=2)
+    for one, other in zip(here.estimators, there.estimators, strict=True):
+        pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)

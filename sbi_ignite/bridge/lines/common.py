@@ -188,11 +188,15 @@ class SbiTrainer:
         """Return its attributes without tracker and simulations, and the simulations.
 
         `put_together` makes a trainer of them. Nothing is copied, and the trainer stays as it is.
+        Simulations in files stay among the attributes: their stand-ins are small.
         """
         state, tensors = dict(vars(self.trainer)), []
         state["_tracker"] = None
         for name in _SIMULATIONS:
             held = state.get(name)
+            parts = held if isinstance(held, list) else [held]
+            if any(is_stored((part,)) for part in parts):
+                continue
             if isinstance(held, list):
                 tensors += held
                 state[name] = len(held)
