@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 import random
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,3 +61,18 @@ def _own_random_state() -> Iterator[None]:
     random.setstate(before[0])
     np.random.set_state(before[1])
     torch.set_rng_state(before[2])
+
+
+@pytest.fixture(autouse=True)
+def _no_workers_stay_behind() -> Iterator[None]:
+    """End the workers that joblib and loaders keep for later calls, which other tests would see."""
+    yield
+    if not multiprocessing.active_children():
+        return
+    loky = sys.modules.get("joblib.externals.loky.reusable_executor")
+    if loky is not None and loky._executor is not None:
+        loky._executor.shutdown(wait=True, kill_workers=True)
+    gc.collect()
+    for child in multiprocessing.active_children():
+        child.terminate()
+        child.join()
