@@ -196,7 +196,8 @@ def run(training: Training) -> TrainingSummary:
         NonFiniteLossError: If a training or validation loss is NaN or infinite; the model has the
             best weights so far.
         KeyboardInterrupt: After Ctrl-C, when everything is saved.
-        SystemExit: After SIGTERM or SIGUSR1, when everything is saved.
+        SystemExit: After SIGTERM or SIGUSR1, when everything is saved. A handler that the user has
+            installed for the signal is called before, and may raise something else.
     """
     if isinstance(training.train_batches, Share):
         raise ArgumentError(
