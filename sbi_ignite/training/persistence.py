@@ -25,6 +25,7 @@ from sbi_ignite.exceptions import (
 )
 from sbi_ignite.handlers.checkpoint import CheckpointHandler, NoFiles, ends_epoch
 from sbi_ignite.handlers.signals import StopOnSignals
+from sbi_ignite.handlers.stopping import StopOnRules, rules_as_now
 from sbi_ignite.random_state import random_states
 from sbi_ignite.runs.directory import RunDirectory
 from sbi_ignite.runs.fingerprint import FUNCTIONS, INIT_FROM, differences
@@ -70,6 +71,7 @@ def persistence(training: Training) -> Iterator[Persistence | NoPersistence]:
                 training.state,
                 training.snapshots,
                 training.loggers,
+                training.stopping,
                 training.hooks.resume_from,
                 training.signals,
                 mid_epoch=training.train_batches.resumes_inside_epoch,
@@ -288,6 +290,7 @@ class FollowingPersistence(NoPersistence):
         super().__init__(manifest, training.parts, found, training.signals)
         self.path, self.earlier_report = told["path"], told["earlier_report"]
         self._state, self._world, self._config = training.state, world, config
+        self._stopping = training.stopping
         self._mid_epoch = training.train_batches.resumes_inside_epoch
         self._engine: Engine | None = None
         self._only_reads = False
@@ -315,7 +318,7 @@ class FollowingPersistence(NoPersistence):
     def resume(self) -> None:
         """Restore all parts from what the first process has found."""
         super().resume()
-        _note_stop(self._state, self.found)
+        _note_stop(self._state, self.found, self._stopping)
 
     @contextmanager
     def running(self, trains: bool = True) -> Iterator[None]:
@@ -344,6 +347,7 @@ class Persistence:
         state: The training's numbers.
         snapshots: Take snapshots of the parts.
         loggers: Remember where they log to.
+        stopping: The stopping rules.
         earlier: Snapshot of an earlier call, to continue from if the directory has nothing.
         signals: The signals that end the training cleanly.
         mid_epoch: Whether the batches know their position inside an epoch.
@@ -369,6 +373,7 @@ class Persistence:
         state: TrainingState,
         snapshots: Snapshots,
         loggers: Saved,
+        stopping: StopOnRules,
         earlier: Mapping[str, Any] | None,
         signals: StopOnSignals,
         mid_epoch: bool,
@@ -385,7 +390,7 @@ class Persistence:
         self._how_computed = how_computed
         self._changed: dict[str, list[Any]] = {}
         self._engine: Engine | None = None
-        self._snapshots, self._loggers = snapshots, loggers
+        self._snapshots, self._loggers, self._stopping = snapshots, loggers, stopping
         self._only_reads = False
         self._handler = CheckpointHandler(
             directory, config, self._take, state, mid_epoch, background, decide
@@ -431,7 +436,7 @@ class Persistence:
                 f'{directory.path}: there is nothing to continue, and resume="must" asks for it. '
                 'Use resume="auto" to start anew.'
             )
-        return None if checkpoint is None else checkpoint.states
+        return None if checkpoint is None else rules_as_now(checkpoint.states)
 
     def _warn_of_loss(self, saved: Mapping[str, Any]) -> None:
         """Say if variables differ that the loss function, or a part of it, reads."""
@@ -486,7 +491,7 @@ class Persistence:
         if self.found is None:
             return
         restore(self._parts, self.found)
-        _note_stop(self._state, self.found)
+        _note_stop(self._state, self.found, self._stopping, self.path)
 
     def note_resume(self) -> None:
         """Say, also in run.json, if what is trained on now may differ in its last bits."""
@@ -609,12 +614,38 @@ def _at_epoch_end(engine: Engine | None) -> bool:
     return engine is None or ends_epoch(engine)
 
 
-def _note_stop(state: TrainingState, found: Mapping[str, Any] | None) -> None:
-    """Note a request to stop that no rule would make again."""
+def _note_stop(
+    state: TrainingState,
+    found: Mapping[str, Any] | None,
+    stopping: StopOnRules,
+    path: Path | None = None,
+) -> None:
+    """Note a request to stop that no rule would make again.
+
+    Args:
+        state: Where it is noted.
+        found: States of the checkpoint.
+        stopping: The rules of this call, which take back what another rule of the user's asked.
+        path: The run directory, where there is something to say.
+    """
     stopped = (found or {}).get("stop")
-    if stopped is not None:
-        state.stop(stopped["message"] or stopped["reason"])
-        state.stop_reason = stopped["reason"]
+    if stopped is None:
+        return
+    if stopped["reason"] == "rule":
+        ended_by = list(stopping.ended_by_user())
+        if not ended_by:
+            return
+        changed = next(filter(None, ended_by), "")
+        if changed and path is not None:
+            warnings.warn(
+                f"{path}: the run here was ended by a stopping rule that now reads other values: "
+                f"{changed}. It is complete under the old ones and is returned as it is; pass them "
+                "as arguments of the rule, by functools.partial, to let them decide again.",
+                SbiIgniteWarning,
+                stacklevel=5,
+            )
+    state.stop(stopped["message"] or stopped["reason"])
+    state.stop_reason = stopped["reason"]
 
 
 def _line(error: BaseException) -> str:

@@ -340,7 +340,7 @@ def assemble(
             "clipping": clipping,
             "frozen": frozen,
             "batches": train_batches,
-            **{f"rule-{i}": rule for i, rule in enumerate(stopping.rules)},
+            "rules": stopping,
             **hooks.parts,
         }
     )
