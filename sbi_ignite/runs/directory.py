@@ -192,6 +192,14 @@ class RunDirectory:
             return False
         return summary is not None and summary["metrics_checksum"] == found
 
+    def has_results(self) -> bool:
+        """Say whether there is anything here that a run took time for, besides checkpoints."""
+        metrics = self.path / "metrics.jsonl"
+        found = (self.best_path, self.path / "summary.json", *self.path.glob("round-*"))
+        return any(path.exists() for path in found) or (
+            metrics.exists() and metrics.stat().st_size > 0
+        )
+
     def close(self) -> None:
         """Finish what is being written and let other processes in."""
         try:

@@ -130,6 +130,7 @@ def _rank_states(training: Training) -> RankStates:
     return RankStates(training.world, training.parts, in_parts, same_draws)
 
 
+_WHERE_IT_IS = "(deleted, or the run was killed before its first)"
 _NEW_VALUES = "The run goes on with the new ones"
 _OLD_VALUES = "The run is complete, and was trained with the old ones"
 
@@ -384,7 +385,7 @@ class Persistence:
     ) -> None:
         self._ranks = ranks
         self._directory, self._config = directory, config
-        self.manifest = manifest
+        self.manifest = dict(manifest)
         self._parts, self._state, self._mid_epoch = parts, state, mid_epoch
         self._signals, self._began = signals, False
         self._how_computed = how_computed
@@ -431,12 +432,32 @@ class Persistence:
             kept = {name: saved[name] for name in (RESUMES, TORCH_SEED, INIT_FROM) if name in saved}
             self.manifest = {**self.manifest, **kept}
         checkpoint = directory.latest()
-        if checkpoint is None and self._config.resume == "must":
+        if checkpoint is not None:
+            return rules_as_now(checkpoint.states)
+        lost = "" if saved is None else f": run.json is here, but no checkpoint {_WHERE_IT_IS}"
+        if self._config.resume == "must":
             raise CheckpointError(
-                f'{directory.path}: there is nothing to continue, and resume="must" asks for it. '
-                'Use resume="auto" to start anew.'
+                f'{directory.path}: there is nothing to continue, and resume="must" asks for it'
+                f'{lost}. Use resume="auto" to start anew.'
             )
-        return None if checkpoint is None else rules_as_now(checkpoint.states)
+        if saved is not None:
+            self._start_over(lost)
+        return None
+
+    def _start_over(self, lost: str) -> None:
+        """Begin a run anew whose checkpoints are gone; what is left of it is kept."""
+        aside = self._directory.set_aside() if self._directory.has_results() else None
+        self.earlier_report, self._changed = ("", ""), {}
+        self.torch_seeds = (None, None)
+        for name in (RESUMES, TORCH_SEED):
+            self.manifest.pop(name, None)
+        self.manifest[TORCH_SEED] = torch.initial_seed()
+        warnings.warn(
+            f"{self._directory.path}{lost}. Training starts over from the beginning"
+            f"{'' if aside is None else f'; what was left is in {aside.name}/'}.",
+            SbiIgniteWarning,
+            stacklevel=9,
+        )
 
     def _warn_of_loss(self, saved: Mapping[str, Any]) -> None:
         """Say if variables differ that the loss function, or a part of it, reads."""
