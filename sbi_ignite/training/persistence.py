@@ -32,7 +32,7 @@ from sbi_ignite.runs.fingerprint import FUNCTIONS, INIT_FROM, differences
 from sbi_ignite.runs.loss_record import changed_variables
 from sbi_ignite.runs.machine import changes, in_words
 from sbi_ignite.runs.manifest import RESUMES, TORCH_SEED, WORLD_SIZE, make_manifest
-from sbi_ignite.runs.remembered import recall, remember
+from sbi_ignite.runs.remembered import folders_outside, recall, remember
 from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.runs.status import FINISHED
 from sbi_ignite.settings import CheckpointConfig
@@ -400,6 +400,8 @@ class Persistence:
         self.torch_seeds: tuple[int | None, int | None] = (None, None)
         saved = self._find()
         self._saved_logs = (saved or {}).get("loggers", {})
+        directory.compare_with_logs(self._logs_outside())
+        self._left_word: set[Path] = set()
         self._saved = saved
         self.found = ranks.given_back(saved) if saved else earlier
 
@@ -485,10 +487,24 @@ class Persistence:
             return recall(self._saved_logs, directory.path, directory.run, directory.identity)
         return dict(earlier)
 
+    def _logs_outside(self) -> list[Path]:
+        """Return the folders outside the directory where the run has logged, as they are now."""
+        directory, logs = self._directory, self._saved_logs
+        # Without regard to whose they are, which is the question.
+        logs = recall(logs, directory.path, directory.run, logs.get("run", directory.run))
+        return folders_outside(logs, directory.path)
+
+    def _leave_word(self, states: Mapping[str, Any]) -> None:
+        folders = set(folders_outside(states, self._directory.path)) - self._left_word
+        self._directory.leave_word(folders)
+        self._left_word |= folders
+
     def _remembering(self) -> dict[str, Any]:
         """Return what the loggers remember, in the form that checkpoints hold."""
         directory = self._directory
-        return remember(self._loggers.state_dict(), directory.path, directory.identity)
+        states = self._loggers.state_dict()
+        self._leave_word(states)
+        return remember(states, directory.path, directory.identity)
 
     def _logs_elsewhere(self) -> bool:
         """Say whether a logger remembers something that the run does not."""
