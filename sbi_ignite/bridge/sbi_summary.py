@@ -128,8 +128,22 @@ def report_end(trainer: Any, call: Call) -> None:
     close_books(trainer, config, says=call.world.rank == 0)
 
 
+def report_interruption(trainer: Any, call: Call) -> None:
+    """Show what was trained until Ctrl-C, as at other ends; sbi's records stay as sbi leaves them.
+
+    Args:
+        trainer: The trainer.
+        call: The call that was carried out.
+    """
+    if call.world.rank:
+        return
+    say_how_it_ended(trainer, call)
+    if call.settings.train.show_train_summary:
+        print(trainer.training_summary)
+
+
 def say_how_it_ended(trainer: Any, call: Call) -> None:
-    """Print, in the typed form, why and where training ended, if progress is to be shown."""
+    """Print why and where training ended, if progress is to be shown."""
     if not private(trainer).shows_progress or call.logs_to_screen:
         return
     summary = trainer.training_summary

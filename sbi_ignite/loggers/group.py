@@ -120,7 +120,8 @@ class Loggers:
             return
         self._log_epochs()
         status = "failed" if isinstance(error, Exception) else "killed"
-        self._end("fail", status, redact(f"{type(error).__name__}: {error}"))
+        words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        self._end("fail", status, redact(words))
 
     def state_dict(self) -> dict[str, Any]:
         """Return, as plain data, what a later run needs to continue those of the backends."""
