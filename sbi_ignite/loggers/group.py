@@ -228,7 +228,7 @@ class Loggers:
             if not patience.has_spoken:
                 raise
         for backend in waiting:
-            trouble = backend.trouble or f"not everything was taken in within {self._limit:g} s"
+            trouble = backend.trouble or f"not everything was stored within {self._limit:g} s"
             self._warn(backend, f"{trouble}{backend.afterwards}")
         for backend in self.backends:
             self._quietly(backend.abandon)

@@ -234,7 +234,8 @@ class Mlflow(Backend):
         run = self._existing(run_id)
         if run is None:
             self.say(
-                f"mlflow: there is no run {run_id}, which MLFLOW_RUN_ID names; a new one is made"
+                f"mlflow: MLFLOW_RUN_ID names the run {run_id}, which does not exist; logging to "
+                "a new one"
             )
         return run
 
