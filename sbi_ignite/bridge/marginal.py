@@ -17,7 +17,7 @@ from sbi_ignite.bridge.losses import loss_of
 from sbi_ignite.bridge.network_builder import rows_for_marginal, rows_like_all
 from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.ownership import is_sbis_own
-from sbi_ignite.bridge.sbi_summary import close_books, say_how_it_ended
+from sbi_ignite.bridge.sbi_summary import close_books, interruption_shown, say_how_it_ended
 from sbi_ignite.bridge.train import check_simulations, prepare
 from sbi_ignite.bridge.validation_set import own_validation
 from sbi_ignite.concurrency import training_in_this_thread
@@ -69,7 +69,8 @@ def carry_out(trainer: Any, call: Call) -> Any:
         else:
             own.build_marginal(rows_for_marginal(trainer, samples))
     loss = loss_of(trainer, None, config.sbi_compat)
-    fit(trainer, call, loss, train_loader, val_loader)
+    with interruption_shown(trainer, call):
+        fit(trainer, call, loss, train_loader, val_loader)
     if call.world.rank:
         pass  # the first process says it
     elif not config.sbi_compat:

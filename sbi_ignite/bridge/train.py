@@ -23,7 +23,7 @@ from sbi_ignite.bridge.losses import loss_of
 from sbi_ignite.bridge.memory import memory_of
 from sbi_ignite.bridge.network_builder import lean_building
 from sbi_ignite.bridge.options import check_call
-from sbi_ignite.bridge.sbi_summary import report_end, report_interruption
+from sbi_ignite.bridge.sbi_summary import interruption_shown, report_end
 from sbi_ignite.bridge.validation_set import own_validation
 from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
@@ -218,13 +218,8 @@ def run_training_loop(
     # Not filled in yet if a user's own get_dataloaders made the loaders.
     call = replace(call, settings=filled_in(call.settings, as_batches(train_loader)))
     loss = loss_of(trainer, loss_args, call.sbi_compat, meeting_others(call, train_loader))
-    earlier = trainer.training_summary
-    try:
+    with interruption_shown(trainer, call):
         fit(trainer, call, loss, train_loader, val_loader, loss_args, summarization_kwargs or {})
-    except KeyboardInterrupt:
-        if trainer.training_summary is not earlier:
-            report_interruption(trainer, call)
-        raise
     report_end(trainer, call)
     return private(trainer).network
 

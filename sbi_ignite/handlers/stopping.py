@@ -80,9 +80,7 @@ class StopOnRules:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the rules remember, each with its kind."""
-        return {
-            "rules": [{"kind": _kind(rule), "state": rule.state_dict()} for rule in self.rules]
-        }
+        return {"rules": [{"kind": _kind(rule), "state": rule.state_dict()} for rule in self.rules]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Give each rule the state of its predecessor, whatever their numbers."""

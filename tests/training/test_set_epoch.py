@@ -87,7 +87,7 @@ def test_a_resumed_run_goes_on_with_the_order_of_its_next_epoch(name, tmp_path):
 
 @pytest.mark.parametrize("typed", [True, False])
 def test_a_trainer_tells_the_sampler_in_the_typed_form_only(typed):
-    """sbi does not, and its keywords give its numbers."""
+    """What sbi does not do, its keywords do not either."""
 
     class Told(torch.utils.data.SequentialSampler):
         epochs: list[int]
