@@ -61,7 +61,7 @@ class Patience:
             self.has_spoken = True
             print(
                 f"sbi_ignite: training has finished. Waiting for {backend.name} to "
-                f"{backend.doing}, so that nothing is missing there when train() returns; Ctrl-C ends the wait, and "
-                f"{backend.name} goes on in the background.",
+                f"{backend.doing}, so that nothing is missing there when train() returns; Ctrl-C "
+                f"ends the wait, and {backend.name} goes on in the background.",
                 file=sys.stderr,
             )
