@@ -126,10 +126,14 @@ def check_simulations(trainer: Any) -> None:
 def prepare(trainer: Any, settings: Resolved) -> None:
     """Seed and move the trainer as the settings ask.
 
+    In the typed form, simulations that require gradients become constants. sbi fails on them.
+
     Raises:
         SettingsError: If there is no such device.
     """
     config = settings.train
+    if not config.sbi_compat:
+        private(trainer).detach_simulations()
     if config.device is not None:
         checked_device(config.device, settings.origin("train.device"))
     if config.seed is not None:
