@@ -19,7 +19,12 @@ from sbi_ignite.bridge.convergence import rules_of
 from sbi_ignite.bridge.in_context import InContext
 from sbi_ignite.bridge.initial_weights import load_initial_weights
 from sbi_ignite.bridge.lines import SbiTrainer, private
-from sbi_ignite.bridge.loss_arguments import check_kernel, kept_loss_arguments, loss_arguments
+from sbi_ignite.bridge.loss_arguments import (
+    check_kernel,
+    kept_loss_arguments,
+    loss_arguments,
+    used_atoms,
+)
 from sbi_ignite.bridge.memory import Round, memory_of
 from sbi_ignite.bridge.network_builder import batches_for_builder
 from sbi_ignite.bridge.networks import describe_network
@@ -288,9 +293,11 @@ def _load_initial_weights(trainer: Any, call: Call, train_loader: Any) -> None:
 def _manifest(trainer: Any, call: Call, now: Round, batches: Batches) -> dict[str, Any]:
     """Return what a run directory records about the trainer."""
     memory = memory_of(trainer)
+    arguments = loss_arguments(trainer, call)
     manifest = {
         "round": now.index,
-        "loss_arguments": loss_arguments(trainer, call),
+        "loss_arguments": arguments,
+        **used_atoms(arguments, batches.batch_size),
         INIT_FROM: memory.init_from,
     }
     if memory.validation is not None:

@@ -63,6 +63,8 @@ class ForeignBatches:
                 return size
         if isinstance(self.loader, Sequence) and len(self.loader):
             return max(map(num_rows, self.loader))
+        if isinstance(self._batch_sampler, list | tuple) and self._batch_sampler:
+            return max(map(len, self._batch_sampler))
         return None
 
     @property
