@@ -71,6 +71,13 @@ class ForeignBatches:
         return bool(getattr(self.loader, "num_workers", 0))
 
     @property
+    def maker(self) -> Any:
+        """The dataset, or the loader where there is none; None if the tensors are known."""
+        if self.tensors is not None:
+            return None
+        return self.loader if self._dataset is None else self._dataset
+
+    @property
     def unsaved_state(self) -> str:
         """What keeps a resumed run from getting the same batches; "" if nothing does."""
         persist = self.uses_processes and getattr(self.loader, "persistent_workers", False)
@@ -263,6 +270,11 @@ class WholePass(ForeignBatches):
     def tensors(self) -> tuple[Tensor, ...] | None:
         """Tensors behind the loader."""
         return self._inside.tensors
+
+    @property
+    def maker(self) -> Any:
+        """The one of the loader."""
+        return self._inside.maker
 
     @property
     def unsaved_state(self) -> str:

@@ -57,6 +57,11 @@ class Batches(Protocol):
         """What keeps a resumed run from getting the same batches; "" if nothing does."""
         ...
 
+    @property
+    def maker(self) -> Any:
+        """The dataset or loader that makes rows as they are asked for; None if data are held."""
+        ...
+
     def __len__(self) -> int:
         """Return the number of batches in one pass."""
         ...
