@@ -14,7 +14,6 @@ import torch
 from ignite.engine import Engine
 
 from sbi_ignite.bridge.arguments import Call
-from sbi_ignite.bridge.batches import holds_part
 from sbi_ignite.bridge.convergence import rules_of
 from sbi_ignite.bridge.in_context import InContext
 from sbi_ignite.bridge.initial_weights import load_initial_weights
@@ -31,6 +30,7 @@ from sbi_ignite.bridge.networks import describe_network
 from sbi_ignite.bridge.options import kept_on_resume
 from sbi_ignite.bridge.rounds import begin_round, directory_of, end_round, next_round
 from sbi_ignite.bridge.sbi_summary import TrainerRecords, TrainersTracker
+from sbi_ignite.bridge.split import holds_part
 from sbi_ignite.bridge.traceable import is_traceable
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.data.fingerprint import fingerprint_data
