@@ -187,7 +187,7 @@ class SbiTrainer:
                 # A new list: another trainer may share this one.
                 detached = [part.detach() if _requires_grad(part) else part for part in held]
                 setattr(self.trainer, name, detached)
-            elif _requires_grad(held):
+            elif isinstance(held, Tensor) and held.requires_grad:
                 setattr(self.trainer, name, held.detach())
 
     @property
