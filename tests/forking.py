@@ -105,6 +105,7 @@ def start(
     *arguments: str,
     cwd: Path | None = None,
     quiet: bool = False,
+    log: Path | None = None,
     terminal: int | None = None,
     **variables: str | None,
 ) -> Program:
@@ -114,6 +115,7 @@ def start(
         *arguments: The command line after `python`.
         cwd: Its folder; None takes the current one.
         quiet: Throw its output away.
+        log: A file for its output and errors.
         terminal: A terminal for its input and output, which becomes its own; None makes pipes.
         **variables: Environment variables, beside those of `tests.small.environment`.
     """
@@ -126,7 +128,10 @@ def start(
         null = os.open(os.devnull, os.O_RDWR)
         ends.append(null)
         given, read = [null] * 3, None
-        if not quiet:
+        if log is not None:
+            ends.append(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+            given = [null, ends[-1], ends[-1]]
+        elif not quiet:
             pipes = os.pipe(), os.pipe()
             given = [null, pipes[0][1], pipes[1][1]]
             ends += given[1:]

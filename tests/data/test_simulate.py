@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +10,8 @@ import torch
 
 from sbi_ignite import simulate_to_file
 from sbi_ignite.exceptions import ArgumentError, DataError
-from tests.small import ROOT, box
+from tests import forking
+from tests.small import box
 
 
 def noisy(theta):
@@ -96,6 +94,7 @@ PROGRAM = """
 import sys, time
 from sbi_ignite import simulate_to_file
 from tests.data.test_simulate import noisy
+from tests import forking
 from tests.small import box
 
 def slow(theta):
@@ -108,14 +107,11 @@ simulate_to_file(slow, box(), sys.argv[1], 400, batch_rows=10, seed=3, show_prog
 
 
 def test_a_killed_call_continues_as_if_nothing_had_happened(tmp_path):
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "a.h5")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=env)
+    process = forking.start("-c", PROGRAM, str(tmp_path / "a.h5"))
     for _ in range(12):
         process.stdout.readline()
     process.send_signal(signal.SIGKILL)
-    process.stdout.close()
-    process.wait()
+    process.communicate()
     kwargs = {"batch_rows": 10, "seed": 3, "show_progress": False}
     found = simulate_to_file(noisy, box(), tmp_path / "a.h5", 400, **kwargs)
     whole = simulate_to_file(noisy, box(), tmp_path / "b.h5", 400, **kwargs)
