@@ -161,6 +161,7 @@ def test_steps_of_spline_flows_are_recorded(model: str, monkeypatch: pytest.Monk
         assert torch.equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 def test_sbis_form_computes_as_nflows_does(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with mock.patch("sbi_ignite.kernels.splines.rational_quadratic") as ours:
