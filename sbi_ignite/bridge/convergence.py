@@ -47,7 +47,7 @@ def sbis_rule(call: Call) -> EarlyStopping | None:
     Args:
         call: The call.
     """
-    kind = call.family.default_rule.kind
+    kind = call.method.default_rule.kind
     rules = call.settings.early_stopping
     return next((rule for rule in rules if rule.kind == kind and rule.min_delta == 0.0), None)
 
