@@ -11,25 +11,8 @@ import torch
 from sbi_ignite import simulate_to_file
 from sbi_ignite.exceptions import ArgumentError, DataError
 from tests import forking
+from tests.data.simulators import OwnGenerator, noisy
 from tests.small import box
-
-
-def noisy(theta):
-    """Draw from all three global generators."""
-    import random
-
-    noise = np.random.normal(size=theta.shape) + random.random()
-    return theta + torch.randn_like(theta) + torch.from_numpy(noise).float()
-
-
-class OwnGenerator:
-    """A simulator whose noise repeats wherever it is copied to."""
-
-    def __init__(self):
-        self.generator = np.random.default_rng(0)
-
-    def __call__(self, theta):
-        return theta.numpy() + self.generator.normal(size=theta.shape)
 
 
 def test_batches_depend_on_the_seed_and_their_place_alone(tmp_path):
@@ -93,8 +76,9 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path):
 PROGRAM = """
 import sys, time
 from sbi_ignite import simulate_to_file
-from tests.data.test_simulate import noisy
+from tests.data.simulators import noisy
 from tests import forking
+from tests.data.simulators import OwnGenerator, noisy
 from tests.small import box
 
 def slow(theta):
