@@ -67,6 +67,11 @@ def _own_random_state() -> Iterator[None]:
 def _no_workers_stay_behind() -> Iterator[None]:
     """End the workers that joblib and loaders keep for later calls, which other tests would see."""
     yield
+    end_workers()
+
+
+def end_workers() -> None:
+    """End the workers that stand ready."""
     if not multiprocessing.active_children():
         return
     loky = sys.modules.get("joblib.externals.loky.reusable_executor")

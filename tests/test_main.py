@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import forking
 from tests.small import python
 
 SHOW = """\
@@ -53,8 +55,8 @@ def script(tmp_path: Path):
     return write
 
 
-def shown(*command: str) -> dict[str, object]:
-    done = python(*command)
+def shown(*command: str, begin: Any = python) -> dict[str, object]:
+    done = begin(*command)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -98,7 +100,7 @@ def test_exit_codes_are_the_scripts(script, text, code):
 
 
 def test_a_traceback_names_the_scripts_line(script):
-    done = python("-m", "sbi_ignite", str(script("def f():\n    return 1 / 0\nf()\n")))
+    done = forking.run("-m", "sbi_ignite", str(script("def f():\n    return 1 / 0\nf()\n")))
     assert done.returncode == 1
     assert "ZeroDivisionError: division by zero" in done.stderr
     assert 'script.py", line 2, in f' in done.stderr
@@ -146,7 +148,7 @@ def test_help_goes_to_stdout():
 def test_an_unmodified_script_is_trained_by_sbi_ignite_with_settings_from_the_environment(script):
     """The same file under python alone has no training summary."""
     path = str(script(TRAIN))
-    assert shown(path) is None
+    assert shown(path, begin=forking.run) is None
     done = python(
         "-m",
         "sbi_ignite",

@@ -47,7 +47,7 @@ class Call:
 
     Attributes:
         trainer: The trainer that was called.
-        family: Its method.
+        method: Its method.
         settings: All settings with their origins.
         keywords: What sbi's own `train()` is called with.
         exclude_invalid_x: Whether to drop rows with NaN or Inf in x; None leaves them.
@@ -60,7 +60,7 @@ class Call:
     """
 
     trainer: Any
-    family: Method
+    method: Method
     settings: Resolved
     keywords: Mapping[str, Any]
     exclude_invalid_x: bool | None
@@ -78,7 +78,7 @@ class Call:
 
     def with_recipe(self, num_rows: int) -> Call:
         """Return the call with its recipe, if any, filled in for this number of training rows."""
-        filled = self.settings.with_recipe(num_rows, contrastive=self.family.contrasts)
+        filled = self.settings.with_recipe(num_rows, contrastive=self.method.contrasts)
         return replace(self, settings=filled)
 
     @property
@@ -105,11 +105,11 @@ def parse_call(
         ArgumentError: If an argument is unknown, of the wrong type, or given twice.
         SettingsError: If a value is not valid.
     """
-    family = method_of(type(trainer))
+    method = method_of(type(trainer))
     parameters = _parameters(sbi_train)
     kwargs = dict(kwargs)
     new = {name: kwargs.pop(name, None) for name in NEW_ARGUMENTS}
-    config, loss_args, sbi = _split(trainer, args, kwargs, parameters, family)
+    config, loss_args, sbi = _split(trainer, args, kwargs, parameters, method)
     exclude_invalid_x = _merge_loss_args(trainer, loss_args, sbi, parameters)
 
     settings = resolve(
@@ -120,12 +120,12 @@ def parse_call(
         logging=new["logging"],
         checkpoint=new["checkpoint"],
         defaults={} if config is not None else {"sbi_compat": True},
-        default_early_stopping=family.default_rule,
+        default_early_stopping=method.default_rule,
     )
     _add_settings(trainer, sbi, settings, parameters)
     return Call(
         trainer=trainer,
-        family=family,
+        method=method,
         settings=settings,
         keywords=sbi,
         exclude_invalid_x=exclude_invalid_x,
@@ -147,7 +147,7 @@ def _split(
     args: Sequence[Any],
     kwargs: dict[str, Any],
     parameters: list[str],
-    family: Method,
+    method: Method,
 ) -> tuple[TrainConfig | None, LossArgs | None, dict[str, Any]]:
     """Separate the typed arguments from sbi's, which are returned by name."""
     config, loss_args = kwargs.pop("train_config", None), kwargs.pop("loss_args", None)
@@ -157,12 +157,12 @@ def _split(
         if legacy and (legacy[0] is None or isinstance(legacy[0], LossArgs)):
             loss_args = _once("loss_args", loss_args, legacy.pop(0))
         if legacy:
-            raise _wrong_argument(trainer, "loss_args", family.loss_args.__name__, legacy[0])
+            raise _wrong_argument(trainer, "loss_args", method.loss_args.__name__, legacy[0])
     elif legacy and isinstance(legacy[0], LossArgs | SbiTrainConfig | Mapping):
         raise _wrong_argument(trainer, "train_config", "TrainConfig from sbi_ignite", legacy[0])
     if config is not None and not isinstance(config, TrainConfig):
         raise _wrong_argument(trainer, "train_config", "TrainConfig from sbi_ignite", config)
-    _check_family(trainer, loss_args, family)
+    _check_loss_args(trainer, loss_args, method)
     return config, loss_args, _named(trainer, legacy, kwargs, parameters)
 
 
@@ -182,12 +182,12 @@ def _wrong_argument(trainer: Any, name: str, expected: str, found: Any) -> Argum
     )
 
 
-def _check_family(trainer: Any, loss_args: Any, family: Method) -> None:
+def _check_loss_args(trainer: Any, loss_args: Any, method: Method) -> None:
     """Refuse loss arguments of another method; the base class fits every method."""
-    if loss_args is None or type(loss_args) in (LossArgs, family.loss_args):
+    if loss_args is None or type(loss_args) in (LossArgs, method.loss_args):
         return
     raise ArgumentError(
-        f"{type(trainer).__name__}.train(): expected {family.loss_args.__name__} as loss_args, got "
+        f"{type(trainer).__name__}.train(): expected {method.loss_args.__name__} as loss_args, got "
         f"{type(loss_args).__name__}."
     )
 

@@ -269,10 +269,10 @@ def _validation_size(
         num_rows: Rows for validation.
     """
     own = private(trainer)
-    met = call.family.rows_met(call.keywords, own.round_index == 0)
+    met = call.method.rows_met(call.keywords, own.round_index == 0)
     if not own.loss_is_sbis_own or met is None or train_size < met:
         return val_size
-    repeats = call.family.repeats(call.keywords)
+    repeats = call.method.repeats(call.keywords)
     rows = _large_batch(tensors, val_size, indexed(own.device), repeats)
     return min(max(met, rows), num_rows)
 

@@ -20,7 +20,9 @@ from sbi_ignite.handlers.stopping import make_rule
 from sbi_ignite.settings import EarlyStopping
 
 
-def rules_of(trainer: Any, call: Call, continued: bool) -> tuple[tuple[Rule, ...], BestWeights]:
+def rules_of(
+    trainer: Any, call: Call, state: TrainingState
+) -> tuple[tuple[Rule, ...], BestWeights]:
     """Return the stopping rules of a call and the keeper of its best weights.
 
     In sbi's form the trainer's own `_converged` decides, and keeps the best weights, unless the
@@ -29,14 +31,14 @@ def rules_of(trainer: Any, call: Call, continued: bool) -> tuple[tuple[Rule, ...
     asked, config = call.settings.early_stopping, call.settings.train
     if not config.sbi_compat:
         rules = tuple(make_rule(rule, call.ema_loss_decay) for rule in asked)
-        return rules, KeptOnTrainer(trainer, continued)
+        return rules, KeptOnTrainer(trainer, state)
     budget = SbiBudget(trainer, config.max_epochs)
     own = sbis_rule(call)
     others = tuple(make_rule(rule, call.ema_loss_decay) for rule in asked if rule is not own)
     if own is None:
-        return (budget, *others), KeptOnTrainer(trainer, continued)
+        return (budget, *others), KeptOnTrainer(trainer, state)
     converged = SbiConverged(trainer, own.patience, config.max_epochs)
-    return (budget, converged, *others), KeptBySbi(trainer, converged)
+    return (budget, converged, *others), KeptBySbi(trainer, converged, state)
 
 
 def sbis_rule(call: Call) -> EarlyStopping | None:
@@ -45,7 +47,7 @@ def sbis_rule(call: Call) -> EarlyStopping | None:
     Args:
         call: The call.
     """
-    kind = call.family.default_rule.kind
+    kind = call.method.default_rule.kind
     rules = call.settings.early_stopping
     return next((rule for rule in rules if rule.kind == kind and rule.min_delta == 0.0), None)
 
@@ -147,26 +149,26 @@ class KeptBySbi(BestWeights):
     Args:
         trainer: One of sbi's trainers.
         rule: The rule that calls `_converged`.
+        state: The state of the training.
     """
 
-    def __init__(self, trainer: Any, rule: SbiConverged) -> None:
-        super().__init__()
+    def __init__(self, trainer: Any, rule: SbiConverged, state: TrainingState) -> None:
+        super().__init__(state)
         self._trainer, self._rule = private(trainer), rule
-        self._state = TrainingState(model=None)
         self._last: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best weights: those that the trainer has, or those of the last epoch."""
         weights = self._trainer.best_weights if self._last is None else self._last
-        return {"loss": self._state.best_validation_loss, "epoch": 0, "weights": weights}
+        return {"loss": self.loss, "epoch": 0, "weights": weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Give the trainer its best weights back."""
         self._trainer.best_weights = state["weights"]
 
-    def update(self, state: TrainingState) -> None:
+    def update(self) -> None:
         """Leave the weights to `_converged`, which never sees the last epoch of a spent budget."""
-        trainer, self._state = self._trainer, state
+        trainer, state = self._trainer, self._state
         if self._rule.spent and trainer.validation_loss < trainer.best_loss:
             weights = deepcopy(state.model.state_dict())
             if trainer.scores_last_epoch:
@@ -194,28 +196,30 @@ class KeptOnTrainer(BestWeights):
 
     Args:
         trainer: One of sbi's trainers.
-        continued: Whether to go on from the best weights that the trainer has.
+        state: The state of the training; where epochs are done, the trainer has weights of them.
     """
 
-    def __init__(self, trainer: Any, continued: bool) -> None:
-        super().__init__()
+    def __init__(self, trainer: Any, state: TrainingState) -> None:
+        super().__init__(state)
         self._trainer = private(trainer)
-        if continued and self._trainer.best_weights is not None:
-            self.loss, self.weights = self._trainer.best_loss, self._trainer.best_weights
-            self.epoch = trainer.epoch - (self._trainer.fruitless_epochs or 0)
+        if state.epoch and self._trainer.best_weights is not None:
+            self.weights = self._trainer.best_weights
+            state.best_validation_loss = self._trainer.best_loss
+            state.best_epoch = trainer.epoch - (self._trainer.fruitless_epochs or 0)
 
-    def update(self, state: TrainingState) -> None:
+    def update(self) -> None:
         """Look at the epoch and tell the trainer."""
-        super().update(state)
-        self._tell(state)
+        super().update()
+        self._tell()
 
-    def take(self, loss: float, state: TrainingState) -> None:
+    def take(self, loss: float) -> None:
         """Take the weights as the best ones and tell the trainer."""
-        super().take(loss, state)
-        self._tell(state)
+        super().take(loss)
+        self._tell()
 
-    def _tell(self, state: TrainingState) -> None:
-        self._trainer.keep_best(self.loss, self.weights, state.epoch - self.epoch)
+    def _tell(self) -> None:
+        fruitless = self._state.epoch - self.epoch
+        self._trainer.keep_best(self.loss, self.weights, fruitless)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue, and give the trainer its best weights back."""

@@ -114,7 +114,7 @@ def fit(
     net.to(own.device)
     _load_initial_weights(trainer, call, train_loader)
     state, resume_from = _start(trainer, call)
-    rules, best = rules_of(trainer, call, continued=state.epoch > 0)
+    rules, best = rules_of(trainer, call, state)
     now = begin_round(trainer, config.resume_training)
     for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
         check_loader(loader, name)
@@ -250,7 +250,7 @@ class SbiHooks(TrainingHooks):
         """Return the trainer's rules."""
         return self._rules
 
-    def best_weights(self) -> BestWeights:
+    def best_weights(self, state: TrainingState) -> BestWeights:
         """Return the trainer's keeper of the best weights."""
         return self._best
 

@@ -46,7 +46,7 @@ def split(
     # A script that always passes resume_training=True must be able to start.
     by_the_call = call.settings.origin("train.resume_training").source == "call"
     keep = keep and ((call.sbi_compat and by_the_call) or hasattr(trainer, "train_indices"))
-    at_least, origin = call.family.rows_needed, call.settings.origin("train.validation_fraction")
+    at_least, origin = call.method.rows_needed, call.settings.origin("train.validation_fraction")
     in_parts = holds_part(call)
     if validation is not None and not keep:
         # One draw, as for a split, so that the network built next is the same one.
@@ -160,12 +160,12 @@ def _check_batch_size(call: Call, num_train: int, num_validation: int) -> None:
     if batch_size <= num_train:
         # Batches are as equal in size as possible, so some have one row less than asked for.
         smallest = min(n // -(-n // min(batch_size, n)) for n in (num_train, num_validation))
-        if smallest >= call.family.rows_needed:
+        if smallest >= call.method.rows_needed:
             return
         raise DataError(
             f"batch_size={batch_size} ({origin.where}) cuts {num_train} training and "
             f"{num_validation} validation rows into batches of {smallest} and more, expected at "
-            f"least {call.family.rows_needed} rows in each, because the loss of "
+            f"least {call.method.rows_needed} rows in each, because the loss of "
             f"{type(call.trainer).__name__} sets rows of a batch against each other. Take a larger "
             "batch_size, or leave it out: the default adapts to the data."
         )

@@ -44,7 +44,7 @@ def own_validation(
         return None
     found = _tensors(call.validation, tensors, int(private(trainer).round_index > 0))
     found = _valid(found, call, tensors)
-    least = call.family.rows_needed
+    least = call.method.rows_needed
     if len(found[0]) < least:
         raise DataError(
             f"validation: expected at least {least} valid rows, got {len(found[0])}. Add rows."

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sbi_ignite.data.table import Table
@@ -312,24 +311,3 @@ def _plain(value: Any) -> Any:
 def plain_rows(samples: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return the few rows as ordinary tensors."""
     return tuple(_plain(sample) for sample in samples)
-
-
-def finite_rows(
-    table_pieces: Iterator[tuple[int, tuple[Tensor, ...]]],
-) -> tuple[NDArray[np.int64], int, int]:
-    """Return the numbers of rows without NaN or Inf, and how many rows have NaN and Inf.
-
-    Args:
-        table_pieces: The number of the first row of a piece, and the tensors of the piece, the
-            last of which is looked at.
-    """
-    valid, nans, infs = [], 0, 0
-    for start, piece in table_pieces:
-        flat = piece[-1].reshape(len(piece[-1]), -1)
-        finite = flat.isfinite().all(dim=1)
-        valid.append(finite.nonzero().reshape(-1).numpy() + start)
-        if len(valid[-1]) < len(flat):
-            bad = flat[~finite]
-            nans += int(bad.isnan().any(dim=1).sum())
-            infs += int(bad.isinf().any(dim=1).sum())
-    return np.concatenate(valid), nans, infs

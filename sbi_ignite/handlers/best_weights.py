@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -16,26 +15,37 @@ class BestWeights:
     """Keep a copy of the weights with the lowest validation loss.
 
     Without validation data the training loss decides. NaN is never an improvement. The weights are
-    kept in memory, on the model's device.
+    kept in memory, on the model's device; their loss and epoch are in the training's state.
+
+    Args:
+        state: The state of the training.
     """
 
-    def __init__(self) -> None:
-        self.loss = math.inf
-        self.epoch = 0
+    def __init__(self, state: TrainingState) -> None:
+        self._state = state
         self.weights: dict[str, Any] | None = None
 
-    def update(self, state: TrainingState) -> None:
-        """Consider the epoch that has just ended."""
-        loss = watched_loss(state)
-        if loss < self.loss:
-            self.take(loss, state)
-        state.note_best(self.loss, self.epoch)
+    @property
+    def loss(self) -> float:
+        """Loss of the best weights, infinite without any."""
+        return self._state.best_validation_loss
 
-    def take(self, loss: float, state: TrainingState) -> None:
+    @property
+    def epoch(self) -> int:
+        """Epoch of the best weights, counted from 1; 0 without any."""
+        return self._state.best_epoch
+
+    def update(self) -> None:
+        """Consider the epoch that has just ended."""
+        loss = watched_loss(self._state)
+        if loss < self.loss:
+            self.take(loss)
+        self._state.note_best(self.loss, self.epoch)
+
+    def take(self, loss: float) -> None:
         """Treat what the model holds now as the best weights, whatever its loss."""
-        self.loss, self.epoch = loss, state.epoch
-        self.weights = copy_of(state.model.state_dict())
-        state.note_best(self.loss, self.epoch)
+        self.weights = copy_of(self._state.model.state_dict())
+        self._state.note_best(loss, self._state.epoch)
 
     def restore(self, model: nn.Module) -> None:
         """Load the best weights into `model`; without any it stays as it is."""
@@ -52,7 +62,8 @@ class BestWeights:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        self.loss, self.epoch, self.weights = state["loss"], state["epoch"], state["weights"]
+        self._state.best_validation_loss, self._state.best_epoch = state["loss"], state["epoch"]
+        self.weights = state["weights"]
 
 
 def copy_of(weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -266,7 +266,7 @@ class StageChanges:
         with epochs.mean_shown(number):
             loss = validate()
             if loss <= worst:
-                best.take(loss, self._state)
+                best.take(loss)
                 self._keep(loss)
 
     def _restart(self) -> None:

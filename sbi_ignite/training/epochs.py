@@ -40,7 +40,7 @@ class Epochs:
         clipping: GradientClipping,
         validation: Validation | None,
         before_rules: Callable[[float], None],
-        keep_best: Callable[[TrainingState], None],
+        keep_best: Callable[[], None],
         measure: Callable[[], None],
         to_training_mode: Callable[[], None],
     ) -> None:
@@ -124,7 +124,7 @@ class Epochs:
         self._record(seconds)
         # Subtracting it from the current time gives the duration, even if the clock was set.
         self._before_rules(time.time() - seconds)
-        self._keep_best(state)
+        self._keep_best()
         self._measure()
         self._engine.fire_event(TrainingEvents.VALIDATED)
 

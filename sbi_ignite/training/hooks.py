@@ -91,9 +91,9 @@ class TrainingHooks:
         """Return stopping rules; None takes those that the settings name."""
         return None
 
-    def best_weights(self) -> BestWeights:
-        """Return the keeper of the best weights."""
-        return BestWeights()
+    def best_weights(self, state: TrainingState) -> BestWeights:
+        """Return the keeper of the best weights of the training with this state."""
+        return BestWeights(state)
 
     def on_epoch_validated(self, epoch_started: float) -> None:
         """Look at an epoch before any rule is asked.

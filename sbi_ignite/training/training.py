@@ -220,7 +220,7 @@ def assemble(
     schedule = Schedule(schedulers, optimizer, state)
     stepping = FlatOptimizer(optimizer)
     averages = AveragedWeights(model, config.averages.share, stepping) if config.averages else None
-    best = hooks.best_weights()
+    best = hooks.best_weights(state)
     rules = hooks.rules()
     rules = tuple(map(make_rule, settings.early_stopping)) if rules is None else tuple(rules)
     decay = decay_of(config, optimizer, arguments)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +23,8 @@ from sbi_ignite import (
 )
 from sbi_ignite.data.on_disk import OnDiskBatches
 from sbi_ignite.exceptions import ArgumentError, CheckpointMismatchError, DataError
-from tests.small import METHODS, ROOT, SBI_WARNS, append, box, draw, empty
+from tests import forking
+from tests.small import METHODS, SBI_WARNS, append, box, draw, empty
 
 pytestmark = SBI_WARNS
 
@@ -237,6 +235,7 @@ def test_validation_rows_are_never_trained_on(tmp_path, monkeypatch):
 PROGRAM = """
 import sys, time, torch
 from tests.bridge.test_stored import config
+from tests import forking
 from tests.small import empty
 
 def noisy(theta, x):
@@ -268,13 +267,11 @@ def test_a_killed_training_on_a_file_continues_exactly(tmp_path, layout, with_si
     (in_h5 if layout == "h5" else in_npy)(path, theta, x).close()
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    env = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(program), str(tmp_path / "run"), str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=env, text=True) as process:
-        for _ in range(50):
-            assert process.stdout.readline()
-        process.send_signal(with_signal)
-        process.stdout.read()
+    process = forking.start(str(program), str(tmp_path / "run"), str(path))
+    for _ in range(50):
+        assert process.stdout.readline()
+    process.send_signal(with_signal)
+    process.communicate()
     names: dict = {"__name__": "program"}
     exec(PROGRAM, names)
     resumed = names["train"](tmp_path / "run", str(path))

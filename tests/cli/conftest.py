@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +13,8 @@ import torch
 
 from sbi_ignite import TrainConfig
 from sbi_ignite.cli.app import call
-from tests.small import python_path, ready, second_round
+from tests import forking
+from tests.small import ready, second_round
 
 FOREVER = """
 import os, sys, time
@@ -55,16 +53,12 @@ def runs(trained: Path, tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def training(directory: Path, epochs: int = 100_000) -> Iterator[subprocess.Popen[bytes]]:
+def training(directory: Path, epochs: int = 100_000) -> Iterator[forking.Program]:
     """Train in another process, from when it has finished an epoch; it is killed at the end.
 
     In its third epoch, it waits for a file beside the directory whose name ends in ".go".
     """
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", FOREVER, str(directory), str(epochs)],
-        env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )
+    process = forking.start("-W", "ignore", "-c", FOREVER, str(directory), str(epochs), quiet=True)
     try:
         until = time.monotonic() + 120
         metrics = directory / "metrics.jsonl"

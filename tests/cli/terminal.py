@@ -7,15 +7,13 @@ import os
 import pty
 import re
 import select
-import signal
 import struct
 import subprocess
-import sys
 import termios
 import time
 from dataclasses import dataclass
 
-from tests.small import python, python_path
+from tests import forking
 
 INSTALLED = "import sys; from sbi_ignite.__main__ import installed_command as c; sys.exit(c())"
 """What the installed script `sbi-ignite` does."""
@@ -25,7 +23,7 @@ ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\].*?(\x07|\x1b\\)")
 
 def piped(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run `sbi-ignite` with its output in a pipe."""
-    return python("-c", INSTALLED, *arguments, **{"COLUMNS": "40", **variables})
+    return forking.run("-c", INSTALLED, *arguments, **{"COLUMNS": "40", **variables})
 
 
 @dataclass
@@ -62,20 +60,15 @@ def in_terminal(
         seconds: How long it may take.
         **variables: Environment variables.
     """
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("SBI_IGNITE", "PYTEST_"))}
-    for name in ("NO_COLOR", "COLUMNS", "LINES", "CI", "FORCE_COLOR"):
-        keep.pop(name, None)
-    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(), "TERM": "xterm-256color"}
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-c", INSTALLED, *arguments],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        env={**keep, **own, **variables},
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None,
+    own = dict.fromkeys(("NO_COLOR", "COLUMNS", "LINES", "CI", "FORCE_COLOR"))
+    process = forking.start(
+        "-c",
+        INSTALLED,
+        *arguments,
+        terminal=slave,
+        **{**own, "TERM": "xterm-256color", **variables},
     )
     os.close(slave)
     raw, until = b"", time.monotonic() + seconds
@@ -95,7 +88,7 @@ def in_terminal(
         code = process.wait(max(until - time.monotonic(), 1))
     finally:
         if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             process.wait()
         os.close(master)
     return Shown(raw.decode(errors="replace"), code)

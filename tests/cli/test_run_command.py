@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import forking
 from tests.cli.terminal import INSTALLED, in_terminal, piped
-from tests.small import python, python_path
+from tests.small import python_path
 
 SHOW = """\
 import json, sys
@@ -83,13 +84,7 @@ def test_an_error_is_the_traceback_of_python_without_typers(script):
 def test_ctrl_c_ends_a_script_as_under_python(script):
     """By the signal itself, with python's own traceback, not as "Aborted!"."""
     script.write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
-    process = subprocess.Popen(
-        [sys.executable, "-c", INSTALLED, "run", str(script)],
-        env={**os.environ, "PYTHONPATH": python_path()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = forking.start("-c", INSTALLED, "run", str(script))
     assert process.stdout is not None
     assert process.stdout.readline() == "here\n"
     time.sleep(0.1)
@@ -111,9 +106,9 @@ def test_a_wrong_command_line_is_code_2_without_a_traceback(arguments):
 
 
 def test_the_bare_form_works_without_typer_and_commands_say_what_they_need(script):
-    found = told(python("-c", WITHOUT_TYPER, str(script), *ARGUMENTS))
+    found = told(forking.run("-c", WITHOUT_TYPER, str(script), *ARGUMENTS))
     assert found["argv"] == [str(script), *ARGUMENTS]
-    done = python("-c", WITHOUT_TYPER, "show")
+    done = forking.run("-c", WITHOUT_TYPER, "show")
     assert done.returncode == 1
     assert "pip install typer rich tomlkit" in done.stderr
     assert "Traceback" not in done.stderr
@@ -123,12 +118,12 @@ def test_a_command_wins_over_a_script_of_its_name_and_says_so(script):
     """What a command does does not depend on the files in the current folder."""
     os.chdir(script.parent)
     Path("show").write_text("print('the script')")
-    done = python("-m", "sbi_ignite", "show")
+    done = forking.run("-m", "sbi_ignite", "show")
     assert done.returncode == 1
     assert "for the script, say ./show" in done.stderr
     assert "no runs in" in done.stderr
-    assert python("-m", "sbi_ignite", "./show").stdout == "the script\n"
-    assert python("-m", "sbi_ignite", "run", "show").stdout == "the script\n"
+    assert forking.run("-m", "sbi_ignite", "./show").stdout == "the script\n"
+    assert forking.run("-m", "sbi_ignite", "run", "show").stdout == "the script\n"
 
 
 def test_help_and_version():

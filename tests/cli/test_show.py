@@ -6,8 +6,6 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,9 +15,9 @@ from matplotlib.image import imread
 from sbi_ignite import load_run
 from sbi_ignite.runs.directory import RunDirectory
 from sbi_ignite.runs.lock import is_held
+from tests import forking
 from tests.cli.conftest import training
 from tests.cli.terminal import INSTALLED, in_terminal, piped
-from tests.small import python_path
 
 
 def rows_of(answer) -> dict[str, dict]:
@@ -155,16 +153,11 @@ def test_looking_at_a_lock_never_keeps_a_training_out(tmp_path):
     """Another process looks at it all the time while this one takes and releases it."""
     lock = tmp_path / ".lock"
     lock.touch()
-    looking = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys, pathlib; from sbi_ignite.runs.lock import is_held\n"
-            "print('here', flush=True)\nwhile True: is_held(pathlib.Path(sys.argv[1]))",
-            str(lock),
-        ],
-        env={**os.environ, "PYTHONPATH": python_path()},
-        stdout=subprocess.PIPE,
+    looking = forking.start(
+        "-c",
+        "import sys, pathlib; from sbi_ignite.runs.lock import is_held\n"
+        "print('here', flush=True)\nwhile True: is_held(pathlib.Path(sys.argv[1]))",
+        str(lock),
     )
     try:
         assert looking.stdout is not None
@@ -176,8 +169,7 @@ def test_looking_at_a_lock_never_keeps_a_training_out(tmp_path):
             assert not is_held(lock)
     finally:
         looking.kill()
-        looking.wait()
-        looking.stdout.close()
+        looking.communicate()
 
 
 # --- pictures
@@ -240,14 +232,8 @@ def test_in_a_terminal_the_table_fits(runs, columns):
 def test_watching_in_a_pipe_prints_a_line_for_every_change_until_all_have_ended(tmp_path):
     directory = tmp_path / "run"
     with training(directory, epochs=6):
-        watching = subprocess.Popen(
-            [
-                *(sys.executable, "-c", INSTALLED, "show", str(directory)),
-                *("--watch", "--every", "0.1", "--json"),
-            ],
-            env={**os.environ, "PYTHONPATH": python_path()},
-            stdout=subprocess.PIPE,
-            text=True,
+        watching = forking.start(
+            *("-c", INSTALLED, "show", str(directory), "--watch", "--every", "0.1", "--json")
         )
         assert watching.stdout is not None
         first = watching.stdout.readline()  # at once, not when a buffer is full

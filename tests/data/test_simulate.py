@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,25 +10,9 @@ import torch
 
 from sbi_ignite import simulate_to_file
 from sbi_ignite.exceptions import ArgumentError, DataError
-from tests.small import ROOT, box
-
-
-def noisy(theta):
-    """Draw from all three global generators."""
-    import random
-
-    noise = np.random.normal(size=theta.shape) + random.random()
-    return theta + torch.randn_like(theta) + torch.from_numpy(noise).float()
-
-
-class OwnGenerator:
-    """A simulator whose noise repeats wherever it is copied to."""
-
-    def __init__(self):
-        self.generator = np.random.default_rng(0)
-
-    def __call__(self, theta):
-        return theta.numpy() + self.generator.normal(size=theta.shape)
+from tests import forking
+from tests.data.simulators import OwnGenerator, noisy
+from tests.small import box
 
 
 def test_batches_depend_on_the_seed_and_their_place_alone(tmp_path):
@@ -95,7 +76,9 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path):
 PROGRAM = """
 import sys, time
 from sbi_ignite import simulate_to_file
-from tests.data.test_simulate import noisy
+from tests.data.simulators import noisy
+from tests import forking
+from tests.data.simulators import OwnGenerator, noisy
 from tests.small import box
 
 def slow(theta):
@@ -108,14 +91,11 @@ simulate_to_file(slow, box(), sys.argv[1], 400, batch_rows=10, seed=3, show_prog
 
 
 def test_a_killed_call_continues_as_if_nothing_had_happened(tmp_path):
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "a.h5")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=env)
+    process = forking.start("-c", PROGRAM, str(tmp_path / "a.h5"))
     for _ in range(12):
         process.stdout.readline()
     process.send_signal(signal.SIGKILL)
-    process.stdout.close()
-    process.wait()
+    process.communicate()
     kwargs = {"batch_rows": 10, "seed": 3, "show_progress": False}
     found = simulate_to_file(noisy, box(), tmp_path / "a.h5", 400, **kwargs)
     whole = simulate_to_file(noisy, box(), tmp_path / "b.h5", 400, **kwargs)

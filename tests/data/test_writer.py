@@ -15,7 +15,7 @@ import torch
 
 from sbi_ignite import SimulationWriter, open_simulations
 from sbi_ignite.exceptions import ArgumentError, DataError
-from tests.small import ROOT
+from tests.small import environment
 
 FORKING = """
 import os, sys, numpy as np, torch, h5py
@@ -40,10 +40,10 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def writers():
     """A program that starts a writer, in a process of its own, for every line it is given."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = environment()
     command = [sys.executable, "-c", FORKING]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, text=True, env=env, **pipes) as program:

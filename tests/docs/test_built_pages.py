@@ -12,8 +12,9 @@ import pytest
 
 import sbi_ignite
 from sbi_ignite.settings.sources import GROUPS, valid_variables
+from tests import forking
 from tests.docs.pages import DOCS, PAGES
-from tests.small import ROOT, python
+from tests.small import ROOT
 
 pytest.importorskip("sphinx_book_theme", reason="the documentation needs the extra docs")
 pytest.importorskip("myst_nb", reason="the documentation needs the extra docs")
@@ -25,7 +26,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "BUILT_DOCS" in os.environ:
         return ROOT / os.environ["BUILT_DOCS"]
     folder = tmp_path_factory.mktemp("html")
-    done = python(
+    done = forking.run(
         *("-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"),
         *("-d", str(folder / "doctrees"), str(DOCS), str(folder / "html")),
     )

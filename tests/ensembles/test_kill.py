@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,19 +20,23 @@ from sbi_ignite import (
     SbiIgniteWarning,
     load_run,
 )
+from tests import forking
 from tests.ensembles.small import CONFIG, ensemble, maker
-from tests.small import python_path, same
+from tests.small import same
 
 pytestmark = pytest.mark.timeout(900)
 
 
-def start(directory: Path, out: Path, n_jobs: int, seconds: float) -> subprocess.Popen[bytes]:
+def start(directory: Path, out: Path, n_jobs: int, seconds: float) -> forking.Program:
     """Start the program with so many seconds an epoch."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SBI_IGNITE", "PYTEST_"))}
-    kept |= {"PYTHONPATH": python_path(), "SECONDS_AN_EPOCH": str(seconds), "OMP_NUM_THREADS": "1"}
-    kept |= {"JOBLIB_TEMP_FOLDER": str(out.parent / "shared")}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.ensembles.programs"]
-    return subprocess.Popen([*command, str(directory), str(out), str(n_jobs)], env=kept)
+    command = ("-W", "ignore", "-m", "tests.ensembles.programs")
+    return forking.start(
+        *command,
+        *(str(directory), str(out), str(n_jobs)),
+        quiet=True,
+        SECONDS_AN_EPOCH=str(seconds),
+        JOBLIB_TEMP_FOLDER=str(out.parent / "shared"),
+    )
 
 
 def until(there: Callable[[], Any], seconds: float = 300) -> Any:
@@ -102,9 +104,11 @@ def test_a_killed_worker_costs_no_member(tmp_path):
     assert max(found["resumed"]) > 0
 
 
-def test_a_member_whose_worker_always_dies_is_reported(tmp_path):
+def test_a_member_whose_worker_always_dies_is_reported(monkeypatch):
     from tests.ensembles.test_summary import seeds
 
+    # A second attempt is like the first, and each starts two workers.
+    monkeypatch.setattr("sbi_ignite.ensembles.workers._TRIES_ALONE", 1)
     with pytest.warns(SbiIgniteWarning, match=r"member 1 has failed.*Its worker died"):
         found = ensemble(members=3, n_jobs=2, callbacks=[Suicide(seeds(1))])
     assert [member.index for member in found.summary.failed] == [1]
@@ -215,9 +219,7 @@ def test_a_second_round_is_saved_below_each_member(tmp_path):
 def test_a_full_disk_costs_a_warning_and_no_member(tmp_path):
     """A file-size limit stands for the full disk: writing fails as it would there."""
     script = FULL.format(directory=str(tmp_path / "ens"))
-    command = [sys.executable, "-c", script]
-    kept = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=kept, capture_output=True, text=True, timeout=300)
+    done = forking.run("-c", script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "2 True"
     assert "nothing could be saved" in done.stderr
@@ -226,6 +228,7 @@ def test_a_full_disk_costs_a_warning_and_no_member(tmp_path):
 FULL = """
 import resource, signal
 from sbi_ignite import CheckpointConfig
+from tests import forking
 from tests.ensembles.small import ensemble
 from tests.small import same
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

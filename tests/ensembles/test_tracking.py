@@ -13,10 +13,14 @@ from tests.loggers import read
 N_JOBS = min(2, joblib.cpu_count())
 
 
-def test_tensorboard_and_json_lines_have_a_folder_per_member(tmp_path):
+def test_every_member_has_its_own_curves_and_one_group(tmp_path, monkeypatch):
+    """Folders for tensorboard and lines of JSON, runs of one group for wandb; in workers."""
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_RUN_ID", "ofthejob")  # can hold one curve only
     logging = [
         LoggingConfig("tensorboard", log_dir=tmp_path / "board"),
         LoggingConfig("jsonl", log_dir=tmp_path / "lines"),
+        LoggingConfig("wandb", mode="offline", run_name="exp"),
     ]
     found = ensemble(logging=logging, n_jobs=N_JOBS)
     for member, summary in enumerate(found.summary.summaries):
@@ -27,18 +31,6 @@ def test_tensorboard_and_json_lines_have_a_folder_per_member(tmp_path):
             assert [step for step, _ in rows] == [1, 2, 3]
             losses = [values["validation_loss"] for _, values in rows]
             assert losses == pytest.approx(summary.validation_loss, rel=1e-6)
-
-
-def test_with_run_directories_logs_are_in_those_of_the_members(tmp_path):
-    ensemble(logging="jsonl", checkpoint=tmp_path)
-    for member in (0, 1):
-        assert len(read.jsonl(tmp_path / f"member-{member}" / "logs" / "metrics.jsonl")) == 3
-
-
-def test_wandb_has_a_run_per_member_in_one_group(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.setenv("WANDB_RUN_ID", "ofthejob")  # can hold one curve only
-    ensemble(logging=LoggingConfig("wandb", mode="offline", run_name="exp"), n_jobs=N_JOBS)
     files = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 2
     for file in files:
@@ -49,6 +41,12 @@ def test_wandb_has_a_run_per_member_in_one_group(tmp_path, monkeypatch):
         name for f in files for name in (b"exp-member-0", b"exp-member-1") if name in f.read_bytes()
     }
     assert len(names) == 2
+
+
+def test_with_run_directories_logs_are_in_those_of_the_members(tmp_path):
+    ensemble(logging="jsonl", checkpoint=tmp_path)
+    for member in (0, 1):
+        assert len(read.jsonl(tmp_path / f"member-{member}" / "logs" / "metrics.jsonl")) == 3
 
 
 def test_mlflow_has_a_parent_with_a_child_per_member(tmp_path):

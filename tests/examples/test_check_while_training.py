@@ -6,13 +6,14 @@ import re
 
 from matplotlib.image import imread
 
-from tests.small import ROOT, python
+from tests import forking
+from tests.small import ROOT
 
 EXAMPLE = ROOT / "examples" / "check_while_training.py"
 
 
 def test_it_prints_coverage_by_epoch_and_a_verdict_and_leaves_a_picture():
-    done = python(str(EXAMPLE), "--max-epochs", "4", "--num-simulations", "500")
+    done = forking.run(str(EXAMPLE), "--max-epochs", "4", "--num-simulations", "500")
     assert done.returncode == 0, done.stderr[-2000:]
     rows = re.findall(r"^coverage/\w+ +([\d. ]+)$", done.stdout, re.MULTILINE)
     assert [len(row.split()) for row in rows] == [2, 2, 2]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forking
 from tests.small import ROOT
 
 SCRIPT = ROOT / "examples" / "distributed.py"
@@ -40,7 +41,7 @@ LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
 def test_the_example_gives_one_result_with_one_process_and_with_two(tmp_path):
-    alone = output_of(tmp_path, str(SCRIPT), *BUDGET)
+    alone = forking.run(str(SCRIPT), *BUDGET).stdout
     together = output_of(tmp_path, *LAUNCHER, str(SCRIPT), *BUDGET)
     assert "2 processes" in together
     assert loss_in(together) == pytest.approx(loss_in(alone), abs=1e-3)

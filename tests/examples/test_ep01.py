@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.small import ROOT, python
+from tests import forking
+from tests.small import ROOT
 
 EXAMPLE = ROOT / "examples" / "ep01_pipeline.py"
 BUDGET = ("--num-simulations", "200", "--max-epochs", "2")
@@ -35,7 +36,7 @@ def check(output: str) -> None:
 
 
 def test_the_pipeline_runs_with_our_imports():
-    done = python(str(EXAMPLE), *BUDGET, "--picture", "posterior.png")
+    done = forking.run(str(EXAMPLE), *BUDGET, "--picture", "posterior.png")
     assert done.returncode == 0, done.stderr[-2000:]
     check(done.stdout)
     assert os.path.getsize("posterior.png") > 1000
@@ -44,7 +45,7 @@ def test_the_pipeline_runs_with_our_imports():
 def test_the_pipeline_runs_with_the_proposals_imports_under_the_patch(tmp_path: Path):
     script = tmp_path / "proposal.py"
     script.write_text(proposal_imports(), encoding="utf-8")
-    done = python("-m", "sbi_ignite", str(script), *BUDGET)
+    done = forking.run("-m", "sbi_ignite", str(script), *BUDGET)
     assert done.returncode == 0, done.stderr[-2000:]
     check(done.stdout)
 
@@ -53,7 +54,7 @@ def test_the_proposals_imports_need_the_patch(tmp_path: Path):
     """Without it there is no sbi.training; the test above is not idle."""
     script = tmp_path / "proposal.py"
     script.write_text(proposal_imports(), encoding="utf-8")
-    done = python(str(script), *BUDGET)
+    done = forking.run(str(script), *BUDGET)
     assert "No module named 'sbi.training'" in done.stderr
 
 
@@ -88,7 +89,7 @@ def test_the_calls_are_those_of_the_proposal():
     ],
 )
 def test_the_small_examples_run(name, options, words):
-    done = python(str(ROOT / "examples" / name), *options)
+    done = forking.run(str(ROOT / "examples" / name), *options)
     assert done.returncode == 0, done.stderr[-2000:]
     assert words in done.stdout
     assert os.path.getsize("small.png") > 1000

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -18,6 +15,7 @@ from matplotlib.image import imread
 from scipy.integrate import solve_ivp
 from scipy.stats import ks_2samp, lognorm, truncnorm
 
+from tests import forking
 from tests.small import ROOT
 
 EXAMPLE = ROOT / "examples" / "quickstart.py"
@@ -43,14 +41,7 @@ class Run(NamedTuple):
 
 def run(folder: Path, *budget: str) -> Run:
     """Run the example in a process of its own, from `folder`."""
-    settings = {k: v for k, v in os.environ.items() if not k.startswith("SBI_IGNITE")}
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLE), *budget, "--out", "pictures"],
-        cwd=folder,
-        env=settings | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    done = forking.run(str(EXAMPLE), *budget, "--out", "pictures", cwd=folder, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     return Run(done.stdout, folder / "pictures")
 

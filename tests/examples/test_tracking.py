@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import forking
 from tests.loggers import read
 from tests.loggers.small import ROOT, wait_until
 
 
 def _run(example: str, *arguments: str) -> str:
-    command = [sys.executable, str(ROOT / "examples" / example), *arguments, "--simulations", "100"]
-    kept = {n: v for n, v in os.environ.items() if not n.startswith(("WANDB", "MLFLOW", "SBI_"))}
-    variables = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=variables, capture_output=True, text=True, check=True, timeout=200
+    others = dict.fromkeys(name for name in os.environ if name.startswith(("WANDB", "MLFLOW")))
+    done = forking.run(
+        str(ROOT / "examples" / example), *arguments, "--simulations", "100", **others
     )
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from sbi_ignite import load_run
-from tests.small import ROOT, python_path
+from tests import forking
+from tests.small import ROOT
 
 EXAMPLE = ROOT / "examples" / "tune_optuna.py"
 
 
-def start(folder: Path, **variables: str) -> subprocess.Popen[str]:
+def start(folder: Path, **variables: str) -> forking.Program:
     """Start the example with a small budget."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("SBI_IGNITE")}
-    kept |= {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", "NUM_SIMULATIONS": "300"}
-    kept |= {"MAX_EPOCHS": "2", "NUM_TRIALS": "2", "MEMBERS": "2", **variables}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, str(EXAMPLE)], cwd=folder, env=kept, **pipes)
+    budget = {"NUM_SIMULATIONS": "300", "MAX_EPOCHS": "2", "NUM_TRIALS": "2", "MEMBERS": "2"}
+    return forking.start(str(EXAMPLE), cwd=folder, **{**budget, **variables})
 
 
-def output(process: subprocess.Popen[str]) -> str:
+def output(process: forking.Program) -> str:
     told, errors = process.communicate(timeout=250)
     assert process.returncode == 0, errors[-2000:]
     return told

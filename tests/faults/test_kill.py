@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import forking
 from tests.faults.programs import PROGRAMS
 
 ORDINARY = ("npe", "fmpe_as_sbi", "npe_two_rounds_typed")
@@ -21,16 +19,8 @@ SLOW_KILLS_EACH = 12
 def killed(name: str, kills: int, folder: Path) -> int:
     """Run a program with kills at random moments; return how many there were."""
     seed = random.SystemRandom().randrange(2**31)
-    command = [sys.executable, "-W", "ignore", "-m", "tests.faults.killing"]
-    done = subprocess.run(
-        [*command, name, str(seed), str(kills), str(folder)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=5400,
-        check=False,
-    )
+    command = ("-W", "ignore", "-m", "tests.faults.killing")
+    done = forking.run(*command, name, str(seed), str(kills), str(folder), timeout=5400)
     told = f"{name}, seed of the kill times {seed}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     assert done.returncode == 0, told
     assert f"EQUAL {name}" in done.stdout, told

@@ -95,25 +95,31 @@ def test_when_asks_the_callable_with_the_state():
     assert When(lambda s: 0).should_stop(state) is False
 
 
-def validated(loss: float, epoch: int, model: nn.Module) -> TrainingState:
-    state = TrainingState(model=model, epoch=epoch, validation_loss=loss)
-    state.history.validation_loss.append(loss)
-    return state
+def end_epoch(state: TrainingState, loss: float) -> None:
+    state.epoch += 1
+    state.validation_loss = loss
+    state.history.append(validation_loss=loss)
 
 
 def test_best_weights_are_a_copy_that_later_steps_do_not_change():
-    model, best = nn.Linear(1, 1), BestWeights()
-    for epoch, loss in enumerate([2.0, -1.0, math.nan, 5.0], 1):
-        nn.init.constant_(model.weight, epoch)
-        best.update(validated(loss, epoch, model))
+    model = nn.Linear(1, 1)
+    state = TrainingState(model=model)
+    best = BestWeights(state)
+    for loss in (2.0, -1.0, math.nan, 5.0):
+        end_epoch(state, loss)
+        nn.init.constant_(model.weight, state.epoch)
+        best.update()
     best.restore(model)
     assert (best.epoch, best.loss, model.weight.item()) == (2, -1.0, 2.0)
 
 
 def test_without_any_number_the_model_stays_as_it_is():
-    model, best = nn.Linear(1, 1), BestWeights()
+    model = nn.Linear(1, 1)
+    state = TrainingState(model=model)
+    best = BestWeights(state)
     before = model.weight.item()
-    best.update(validated(math.inf, 1, model))
+    end_epoch(state, math.inf)
+    best.update()
     best.restore(model)
     assert model.weight.item() == before
     assert best.epoch == 0

@@ -156,8 +156,8 @@ def test_a_loss_argument_and_its_keyword_together_are_refused():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_loss_arguments_of_another_family_are_refused_with_the_right_name(name):
-    """Every wrong family is a TypeError that names the right one; nothing is trained."""
+def test_loss_arguments_of_another_method_are_refused_with_the_right_name(name):
+    """As a TypeError; nothing is trained."""
     trainer = ready(name)
     right = LOSS_ARGS[name]
     for wrong in set(LOSS_ARGS.values()) - {right}:

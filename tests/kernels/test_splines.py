@@ -102,8 +102,8 @@ def test_coupling_layers_give_what_nflows_gives(inverse: bool, options: dict[str
 
 def test_gradients_of_the_spline_are_those_of_finite_differences():
     torch.manual_seed(0)
-    inputs = torch.linspace(-4, 4, 21, dtype=torch.float64).reshape(7, 3).requires_grad_()
-    numbers = torch.randn(7, 3, 3 * 6 - 1, dtype=torch.float64, requires_grad=True)
+    inputs = torch.linspace(-4, 4, 8, dtype=torch.float64).reshape(4, 2).requires_grad_()
+    numbers = torch.randn(4, 2, 3 * 4 - 1, dtype=torch.float64, requires_grad=True)
 
     def function(x: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
         return own_rational_quadratic(x, n, Splines(0.7, 3.0, 1e-3, 1e-3))
@@ -161,10 +161,11 @@ def test_steps_of_spline_flows_are_recorded(model: str, monkeypatch: pytest.Monk
         assert torch.equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:Maximum number of epochs")
 def test_sbis_form_computes_as_nflows_does(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with mock.patch("sbi_ignite.kernels.splines.rational_quadratic") as ours:
-        trainer().train(stop_after_epochs=1)
+        trainer().train(max_num_epochs=1)
     assert ours.call_count == 0
 
 

@@ -224,6 +224,7 @@ assert epochs(early_stopping=EarlyStopping.loss_below(1e9)) == (1, "rule")
 assert epochs(early_stopping=EarlyStopping.loss_below(-1e9)) == (3, "max_epochs")
 os.environ["SBI_IGNITE_EARLY_STOPPING__TARGET"] = "1e9"
 assert epochs() == (1, "rule")
+del os.environ["SBI_IGNITE_EARLY_STOPPING__TARGET"]
 """,
     "a logger": """
 trainer = ready(sbi_ignite)
@@ -291,19 +292,22 @@ def with_a_new_trainer(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", TABLES)
-def test_adding_one_takes_a_page_and_a_line_in_one_table(kind, tmp_path, with_a_new_trainer):
-    """No other file of a copy changes, and the new one trains for real."""
+def test_adding_one_takes_a_page_and_a_line_in_one_table(tmp_path, with_a_new_trainer):
+    """No other file of a copy changes, and the new ones train for real."""
     house = tmp_path / "house"
     shutil.copytree(
         ROOT / "sbi_ignite", house / "sbi_ignite", ignore=shutil.ignore_patterns("__pycache__")
     )
     before = digests(house)
-    taken = add(kind, house)
-    after = digests(house)
-    assert {name for name in before | after if before.get(name) != after.get(name)} == taken
+    for kind in TABLES:
+        taken = add(kind, house)
+        after = digests(house)
+        changed = {name for name in before | after if before.get(name) != after.get(name)}
+        assert changed == taken, kind
+        before = after
+    programs = [f"\n# --- {kind}\n{PROGRAMS[kind]}" for kind in TABLES]
     script = tmp_path / "program.py"
-    script.write_text(PREAMBLE + PROGRAMS[kind], encoding="utf-8")
+    script.write_text("".join([PREAMBLE, *programs]), encoding="utf-8")
     path = os.pathsep.join(map(str, (house, with_a_new_trainer)))
     done = python(str(script), str(tmp_path), PYTHONPATH=path)
     assert done.returncode == 0, done.stderr

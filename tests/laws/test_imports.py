@@ -211,18 +211,11 @@ def test_settings_cost_neither_torch_nor_sbi():
     }
 
 
-def test_trainers_load_no_optional_library():
-    """With sbi comes tensorboard's writer; with ours nothing more may come."""
-    before = loaded("import sbi.inference")
-    after = loaded("import sbi_ignite.inference")
-    assert not (after - before) & {"wandb", "mlflow", "tensorboard", "tensorflow"}
-
-
-def test_importing_changes_nothing_of_the_process():
-    """No logging configuration, no environment, no seed, no warning filter, no default dtype."""
-    script = """
+IN_A_FRESH_PROCESS = """
 import json, logging, os, random, signal, sys, warnings
-import numpy, torch, sbi.inference, ignite.engine
+import sbi.inference
+of_sbi = set(sys.modules)
+import numpy, torch, ignite.engine
 
 def picture():
     return {
@@ -242,11 +235,29 @@ def picture():
 
 before = picture()
 import sbi_ignite, sbi_ignite.inference
+loaded = {name.split(".")[0] for name in set(sys.modules) - of_sbi}
 for name in sbi_ignite.__all__:
     getattr(sbi_ignite, name)
 after = picture()
-print(json.dumps([name for name in before if before[name] != after[name]]))
+changed = [name for name in before if before[name] != after[name]]
+print(json.dumps({"changed": changed, "loaded": sorted(loaded)}))
 """
-    done = python("-c", script)
+
+
+@pytest.fixture(scope="module")
+def importing() -> dict[str, list[str]]:
+    """Return what changes, and what is loaded beyond sbi's imports, when trainers are imported."""
+    done = python("-c", IN_A_FRESH_PROCESS)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == []
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_trainers_load_no_optional_library(importing):
+    """With sbi comes tensorboard's writer; with ours nothing more may come."""
+    assert "sbi_ignite" in importing["loaded"]
+    assert not {*importing["loaded"]} & {"wandb", "mlflow", "tensorboard", "tensorflow"}
+
+
+def test_importing_changes_nothing_of_the_process(importing):
+    """No logging configuration, no environment, no seed, no warning filter, no default dtype."""
+    assert importing["changed"] == []

@@ -87,7 +87,11 @@ def ask(rule: Any, number: int) -> Any:
 
 
 def keep(best: Any, number: int) -> Any:
-    best.update(epoch(number))
+    at_epoch = epoch(number)
+    best._state.model, best._state.epoch = at_epoch.model, number
+    best._state.validation_loss = at_epoch.validation_loss
+    best._state.history.append(validation_loss=at_epoch.validation_loss)
+    best.update()
     return best.loss, best.epoch, best.weights["weight"].item()
 
 
@@ -192,7 +196,7 @@ MAKE = {
     LearningRateThreshold: (lambda: LearningRateThreshold(1e-2), ask),
     When: (lambda: When(Fifth()), ask),
     StopOnRules: (several_rules, ask_several),
-    BestWeights: (BestWeights, keep),
+    BestWeights: (lambda: BestWeights(TrainingState(model=None)), keep),
     BestEpochs: (lambda: BestEpochs(zeros()), keep_several),
     EpochMean: (EpochMean, add),
     GradientClipping: (

@@ -27,6 +27,7 @@ from sbi_ignite import Callback, SbiIgniteWarning, TrainConfig, TrainingState, T
 from sbi_ignite.handlers.events import TrainingEvents
 from sbi_ignite.loggers import Loggers, RunInfo
 from sbi_ignite.training.run import run_training
+from tests import forking
 
 ROOT = Path(__file__).parents[2]
 
@@ -264,12 +265,4 @@ def descendants(pid: int) -> dict[int, str]:
 
 def run_script(text: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a script in a process of its own, in this folder."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SBI_IGNITE", "PYTEST_"))}
-    kept |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-c", text],
-        env={**kept, **variables},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    return forking.run("-c", text, **variables)

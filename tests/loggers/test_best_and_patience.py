@@ -140,8 +140,8 @@ class _Kept:
         self._keepers: list[BestWeights] = []
         make = BestWeights.__init__
 
-        def made(keeper: BestWeights) -> None:
-            make(keeper)
+        def made(keeper: BestWeights, state: TrainingState) -> None:
+            make(keeper, state)
             self._keepers.append(keeper)
 
         patch.setattr(BestWeights, "__init__", made)

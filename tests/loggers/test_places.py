@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ from sbi.utils import BoxUniform
 
 from sbi_ignite import NPE, CheckpointConfig, LoggingConfig, TrainConfig
 from sbi_ignite.loggers import make_loggers
+from tests import forking
 from tests.loggers import read
-from tests.loggers.small import ROOT, AfterEpoch, Play, trained
+from tests.loggers.small import AfterEpoch, Play, trained
 
 FILES: Any = ("jsonl", "tensorboard")
 FIRST = {"jsonl": "metrics.jsonl", "tensorboard": "*tfevents*"}
@@ -85,14 +84,15 @@ def test_event_files_of_somebody_else_are_left_alone(tmp_path: Path) -> None:
 
 
 _AT_ONCE = """
-import sys, time
+import os, sys
 from sbi_ignite.loggers import make_loggers
 from sbi_ignite import LoggingConfig
 from tests.loggers.small import Play
 import torch.utils.tensorboard.summary
 configs = [LoggingConfig(b, log_dir=sys.argv[1]) for b in ("jsonl", "tensorboard")]
 print("ready", flush=True)
-sys.stdin.readline()
+while not os.path.exists("go"):
+    pass
 Play(make_loggers(configs)).epochs(int(sys.argv[2])).end()
 """
 
@@ -101,31 +101,19 @@ def test_processes_that_start_at_the_same_instant_are_runs_of_their_own(tmp_path
     """As the tasks of an array job do: each has its epochs, and nobody else's."""
     numbers = range(2, 8)
     tasks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", _AT_ONCE, str(tmp_path), str(number)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        forking.start("-W", "ignore", "-c", _AT_ONCE, str(tmp_path), str(number))
         for number in numbers
     ]
     try:
         for task in tasks:
             assert task.stdout is not None
             assert task.stdout.readline() == "ready\n"
-        for task in tasks:
-            assert task.stdin is not None
-            task.stdin.write("go\n")
-            task.stdin.flush()
+        (tmp_path / "go").touch()
         assert [task.wait(120) for task in tasks] == [0] * len(tasks)
     finally:
         for task in tasks:
             task.kill()
-            task.wait()
-            for pipe in (task.stdin, task.stdout):
-                assert pipe is not None
-                pipe.close()
+            task.communicate()
     for backend in FILES:
         held = sorted(steps(folder, backend) for folder in folders(tmp_path, backend))
         assert held == [list(range(1, number + 1)) for number in numbers], backend

@@ -10,8 +10,6 @@ import re
 import signal
 import sqlite3
 import struct
-import subprocess
-import sys
 import termios
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,9 @@ from sbi.utils import BoxUniform
 
 from sbi_ignite import NPE, Callback, LoggingConfig, LossArgsNPE, TrainConfig, TrainingState
 from sbi_ignite.loggers import Memory
+from tests import forking
 from tests.loggers import read
-from tests.loggers.small import ROOT, run_script, wait_until
+from tests.loggers.small import run_script, wait_until
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 
@@ -203,14 +202,7 @@ def _in_a_terminal(script: str) -> str:
     """Return what a script shows in a terminal of 120 columns."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
-    environment = {
-        **{n: v for n, v in os.environ.items() if not n.startswith(("SBI_", "PYTEST_"))},
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=follower, stderr=follower, env=environment
-    )
+    process = forking.start("-c", script, terminal=follower)
     os.close(follower)
     shown = b""
     with os.fdopen(leader, "rb", buffering=0) as screen:
@@ -281,15 +273,8 @@ print("trained", inference.training_summary.epochs_trained)
 
 
 def _script(number: int, names: Any, checkpoint: str | None = "run") -> Any:
-    variables = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
     text = _KILLED.replace("{checkpoint}", repr(checkpoint))
-    return subprocess.run(
-        [sys.executable, "-c", text, str(number), ",".join(names)],
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    return forking.run("-c", text, str(number), ",".join(names))
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_every_theta_is_met_equally_often():
 
 def test_any_two_rows_meet_with_the_same_probability():
     """Over many batches: within five standard errors of a binomial count."""
-    size, atoms, batches = 6, 3, 1_000
+    size, atoms, batches = 6, 3, 400
     met = torch.zeros(size, size)
     for seed in range(batches):
         for row in pairs(size, atoms, seed):
@@ -58,14 +58,14 @@ def test_the_loss_is_that_of_sbi_in_the_mean(name: str):
     """Over many draws of others, sbi's loss and ours of one network agree."""
     torch.manual_seed(0)
     trainer = getattr(sbi_ignite.inference, name)(show_progress_bars=False, tracker=_Silent())
-    theta = torch.randn(200, 2)
-    trainer.append_simulations(theta, theta + 0.5 * torch.randn(200, 2))
+    theta = torch.randn(100, 2)
+    trainer.append_simulations(theta, theta + 0.5 * torch.randn(100, 2))
     trainer.train(TrainConfig(max_epochs=8))
     args = SimpleNamespace(num_atoms=6, gamma=1.0, regularization_strength=100.0)
     batch = (theta, trainer._x_roundwise[0])
     with torch.no_grad():
         ours, theirs = (
-            torch.stack([loss_of(trainer, args, as_sbi)(None, batch) for _ in range(200)])
+            torch.stack([loss_of(trainer, args, as_sbi)(None, batch) for _ in range(100)])
             for as_sbi in (False, True)
         )
     error = (ours.var() / len(ours) + theirs.var() / len(theirs)).sqrt()

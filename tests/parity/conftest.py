@@ -12,12 +12,15 @@ import filelock
 import pytest
 import torch
 
-from tests.small import python_path
+from tests import forking
+from tests.small import environment
 
 from .scenarios import CONTROLS, SCENARIOS
 
 SECONDS = 800
 """Longest time for all scenarios of one side: a minute on an idle machine, more on a busy one."""
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 Records = dict[str, dict[str, Any]]
 
@@ -28,12 +31,15 @@ class Side:
     def __init__(self, door: str, folder: Path, names: list[str]) -> None:
         folder.mkdir()
         self.out, self.log = folder / "records.pt", folder / "log.txt"
-        command = [sys.executable, "-m", "tests.parity.record", door, str(self.out)]
-        with self.log.open("w") as log:
+        command = ("-m", "tests.parity.record", door, str(self.out), str(folder / "runs"), *names)
+        if door != "sbi":
+            self.process: Any = forking.start(*command, cwd=folder, log=self.log, **ONE_THREAD)
+            return
+        with self.log.open("w") as log:  # plain sbi is recorded where nothing of ours is loaded
             self.process = subprocess.Popen(
-                [*command, str(folder / "runs"), *names],
+                [sys.executable, *command],
                 cwd=folder,
-                env=_environment(),
+                env=environment(**ONE_THREAD),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -48,13 +54,6 @@ class Side:
             code = self.process.wait()
         if code != 0:
             raise RuntimeError(f"the process ended with {code}:\n{self.log.read_text()}")
-
-
-def _environment() -> dict[str, str]:
-    """Return an environment with one thread, this tree's modules, and no settings of ours."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SBI_IGNITE", "PYTEST_"))}
-    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return {**kept, **one_thread, "PYTHONPATH": python_path(), "MPLBACKEND": "Agg"}
 
 
 def _wanted(request: pytest.FixtureRequest) -> dict[str, list[str]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
@@ -15,20 +13,12 @@ import pytest
 from sbi_ignite.exceptions import CheckpointError
 from sbi_ignite.runs.directory import RunDirectory
 from sbi_ignite.runs.lock import Lock
+from tests import forking
 
-ROOT = Path(__file__).parents[2]
 
-
-def run_python(code: str, *arguments: object, **kwargs: object) -> subprocess.Popen[str]:
+def run_python(code: str, *arguments: object) -> forking.Program:
     """Start a script in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *map(str, arguments)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return forking.start("-W", "error", "-c", textwrap.dedent(code), *map(str, arguments))
 
 
 HOLD = """

@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -38,7 +37,8 @@ from sbi_ignite.training.ensemble import run_together
 from sbi_ignite.training.run import run
 from sbi_ignite.training.shared_pass import SharedPass
 from sbi_ignite.training.training import assemble
-from tests.small import ROOT, same
+from tests import forking
+from tests.small import same
 
 X = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
 Y = X.sum(dim=1, keepdim=True) + 0.5
@@ -557,21 +557,13 @@ def test_all_continue_exactly_after_sigkill(kill_at, tmp_path):
     batches = [shuffled, as_sbi, loader][kill_at % 3]
     undisturbed = many(tmp_path / "whole", batches)
     expected = run_together(undisturbed)
-    command = [sys.executable, "-m", "tests.training.test_ensemble", batches.__name__]
-    done = subprocess.run(
-        [*command, str(kill_at), str(tmp_path / "cut")],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    command = ("-m", "tests.training.test_ensemble", batches.__name__)
+    done = forking.run(*command, str(kill_at), str(tmp_path / "cut"))
     assert done.returncode == -signal.SIGKILL, done.stderr
     again = many(tmp_path / "cut", batches)
     outcomes = together(again)
-    assert all(
-        summary.resumed_from_epoch in (kill_at // 4 - 1, kill_at // 4) for summary in outcomes
-    )
+    # Checkpoints are written in the background, so that the last ones may be missing.
+    assert all(0 < summary.resumed_from_epoch <= kill_at // 4 for summary in outcomes)
     check_ends_alike(again, outcomes, undisturbed, expected)
 
 

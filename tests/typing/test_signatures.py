@@ -44,8 +44,8 @@ def test_ours_shows_the_typed_form_and_every_keyword_of_sbis(name):
     ours = inspect.signature(getattr(sbi_ignite.inference, name).train)
     shown = parameters(ours)
     assert [p.name for p in shown[:3]] == ["self", "train_config", "loss_args"]
-    family = method_of(getattr(sbi_ignite.inference, name))
-    assert shown[2].annotation == family.loss_args | None
+    method = method_of(getattr(sbi_ignite.inference, name))
+    assert shown[2].annotation == method.loss_args | None
     keywords = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in parameters(sbis)[1:]]
     assert shown[3 : -len(NEW)] == keywords
     assert [p.name for p in shown[-len(NEW) :]] == NEW
