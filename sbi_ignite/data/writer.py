@@ -18,6 +18,12 @@ from sbi_ignite.data.files.hdf5 import FORMAT, ROWS, VERSION, rows_written, unre
 from sbi_ignite.data.files.packages import needed
 from sbi_ignite.exceptions import ArgumentError, DataError
 
+_BEGUN = "being_written"
+"""Attribute that is 1 from a writer's first rows on, and 0 once it has closed the file."""
+
+_COPIED_BYTES = 2**26
+"""How much is copied at a time."""
+
 CHUNK_BYTES = 2**18
 """Size of a chunk, in which rows of a file lie together."""
 
@@ -27,9 +33,10 @@ class SimulationWriter:
 
     Rows are written in whole chunks. A chunk counts once its data are on their way to the disk, so
     that a writer that is killed loses the rows since the last chunk and no others, and no reader
-    ever sees a row that was not written. A writer that is started again on the same file
-    continues it. Several processes write several files, which `open_simulations("sims-*.h5")`
-    joins.
+    ever sees a row that was not written. A writer that is started again on the same file continues
+    it. After a kill it first puts a copy of the complete rows in its place, because HDF5 may not
+    have noted all that it had begun; the copy takes time and disk space. Several processes write
+    several files, which `open_simulations("sims-*.h5")` joins.
 
     Args:
         path: The file; it is made with the first rows, or continued.
@@ -72,6 +79,7 @@ class SimulationWriter:
         self._waiting: list[tuple[NDArray[Any], NDArray[Any]]] = []
         self._num_waiting = self._num_written = 0
         self._file: Any = None
+        self._has_begun = False
         if self.path.exists():
             self._continue()
 
@@ -132,9 +140,11 @@ class SimulationWriter:
             return
         try:
             self.flush()
+            if self._has_begun:
+                self._file.attrs.modify(_BEGUN, np.int64(0))
         finally:
             self._file.close()
-            self._file = None
+            self._file, self._has_begun = None, False
 
     def __enter__(self) -> SimulationWriter:
         return self
@@ -169,7 +179,7 @@ class SimulationWriter:
         shapes: dict[str, tuple[int, ...]] = {"theta": theta.shape[1:], "x": x.shape[1:]}
         dtypes: dict[str, np.dtype[Any]] = dict.fromkeys(FIELDS, self._dtype)
         rows = self._chunk_rows or rows_of(CHUNK_BYTES, shapes, dtypes)
-        attributes = {"format": FORMAT, "version": VERSION, ROWS: 0, "chunk_rows": rows}
+        attributes = {"format": FORMAT, "version": VERSION, ROWS: 0, _BEGUN: 0, "chunk_rows": rows}
         attributes |= {"written_by": f"sbi_ignite {__version__}", "torch": str(torch.__version__)}
         if self._described_as:
             attributes["source"] = self._described_as
@@ -200,21 +210,59 @@ class SimulationWriter:
             raise unreadable(self.path, error) from error
 
     def _continue(self) -> None:
-        self._file = self._open("r+")
+        self._file = self._open("r")
         try:
             self._check_ours()
-            written = rows_written(self._file, str(self.path))
-            self._num_written = written or 0
-            for field in FIELDS:
-                # Rows beyond were being written when the writer was killed.
-                self._file[field].resize(self._num_written, axis=0)
+            self._num_written = rows_written(self._file, str(self.path)) or 0
+            if self._file.attrs.get(_BEGUN, 1):
+                self._copy_complete_rows()
+            self._file.close()
+            self._file = self._open("r+")
             self._rows_per_chunk = int(self._file.attrs["chunk_rows"])
             self._dtype = self._file["theta"].dtype
-            self._file.flush()
         except BaseException:
             self._file.close()
             self._file = None
             raise
+
+    def _copy_complete_rows(self) -> None:
+        """Replace the file by one that holds its complete rows alone.
+
+        Where a writer is killed inside a flush, the file may know of chunks that lie beyond what it
+        takes for its end. They are no complete rows, but writing on would lay other data over them.
+        """
+        made = self.path.with_name(f".{self.path.name}.{os.getpid()}.copy")
+        copied = 0
+        try:
+            with self._h5py.File(made, "w") as new:
+                for name, value in self._file.attrs.items():
+                    new.attrs[name] = value
+                for field in FIELDS:
+                    data = self._file[field]
+                    new.create_dataset(
+                        field,
+                        shape=(self._num_written, *data.shape[1:]),
+                        maxshape=data.maxshape,
+                        chunks=data.chunks,
+                        dtype=data.dtype,
+                    )
+                row_bytes = sum(self._file[field][:1].nbytes for field in FIELDS)
+                step = max(1, _COPIED_BYTES // max(1, row_bytes))
+                for copied in range(0, self._num_written, step):
+                    end = min(copied + step, self._num_written)
+                    for field in FIELDS:
+                        new[field][copied:end] = self._file[field][copied:end]
+                new.attrs.modify(_BEGUN, np.int64(0))
+            os.replace(made, self.path)
+        except (OSError, RuntimeError, KeyError) as error:
+            raise DataError(
+                f"{self.path}: the writer was killed, and its complete rows ({self._num_written}) "
+                f"cannot be copied from row {copied} on: {error}. The file is left as it is. Make "
+                "room for a copy if the disk is full; otherwise write to another file, and read "
+                "what is here with open_simulations()."
+            ) from error
+        finally:
+            made.unlink(missing_ok=True)
 
     def _check_ours(self) -> None:
         if self._file.attrs.get("format") == FORMAT and all(f in self._file for f in FIELDS):
@@ -228,6 +276,10 @@ class SimulationWriter:
         """Write the first rows that wait: data, then the number of complete rows."""
         joined = [np.concatenate(arrays) for arrays in zip(*self._waiting, strict=True)]
         total = self._num_written + count
+        if not self._has_begun:
+            self._file.attrs.modify(_BEGUN, np.int64(1))
+            self._file.flush()
+            self._has_begun = True
         for field, array in zip(FIELDS, joined, strict=True):
             data = self._file[field]
             data.resize(total, axis=0)

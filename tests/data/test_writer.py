@@ -109,6 +109,52 @@ def test_a_writer_that_is_started_again_continues(tmp_path):
     assert check(path) == 90
 
 
+def test_a_file_whose_writer_was_killed_is_copied_before_it_is_continued(tmp_path, writers):
+    """A file that was closed is continued as it is."""
+    path, rows = tmp_path / "s.h5", torch.arange(1, 33, dtype=torch.float32)[:, None]
+    with SimulationWriter(path, chunk_rows=8, source="here") as writer:
+        writer.append(torch.cat([rows, -rows], 1), rows.expand(-1, 50))
+    closed, size = path.stat().st_ino, path.stat().st_size
+    with SimulationWriter(path):
+        pass
+    assert path.stat().st_ino == closed
+    pid = start(writers, path, 8)
+    deadline = time.monotonic() + 60
+    while path.stat().st_size < 2 * size and time.monotonic() < deadline:
+        time.sleep(0.01)
+    kill(writers, pid)
+    before = check(path)
+    with SimulationWriter(path) as continued:
+        assert continued.num_rows == before
+        assert continued.attributes["source"] == "here"
+    assert path.stat().st_ino != closed
+    assert check(path) == before
+    assert [item.name for item in tmp_path.iterdir()] == ["s.h5"]
+
+
+def test_a_copy_that_the_disk_does_not_take_leaves_the_file_as_it_is(tmp_path, monkeypatch):
+    import h5py
+
+    path = tmp_path / "s.h5"
+    with SimulationWriter(path, chunk_rows=8) as writer:
+        writer.append(torch.ones(16, 2), torch.ones(16, 3))
+    with h5py.File(path, "r+") as file:
+        file.attrs["being_written"] = 1
+    before = path.read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", full)
+        with pytest.raises(DataError, match=r"rows \(16\) cannot be copied .*No space left"):
+            SimulationWriter(path)
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["s.h5"]
+    with SimulationWriter(path) as writer:
+        assert writer.num_rows == 16
+
+
 def test_rows_that_wait_are_not_in_the_file_and_flush_writes_them(tmp_path):
     path = tmp_path / "s.h5"
     writer = SimulationWriter(path, chunk_rows=10)
