@@ -339,6 +339,7 @@ def assemble(
             "train_loss": train_loss,
             "clipping": clipping,
             "frozen": frozen,
+            "compiled": compiler.compiled,
             "batches": train_batches,
             **{f"rule-{i}": rule for i, rule in enumerate(stopping.rules)},
             **hooks.parts,
