@@ -23,7 +23,10 @@ from filelock import FileLock
 from torch import Tensor, fx
 
 from sbi_ignite.capture.executors.base import Run
+from sbi_ignite.capture.executors.generated_python import GeneratedPython
+from sbi_ignite.capture.executors.torchscript import TorchScript
 from sbi_ignite.capture.guards import NotTraceable
+from sbi_ignite.capture.passes.cleanup import copied
 from sbi_ignite.capture.private_torch import (
     INDUCTOR,
     compile_ahead,
@@ -34,7 +37,9 @@ from sbi_ignite.capture.private_torch import (
 from sbi_ignite.capture.recording import Recording
 from sbi_ignite.capture.report import in_a_line, logger
 
-LIBRARY, DIGEST = "step.so", "step.sha256"
+LIBRARY, DIGEST, VERDICT = "step.so", "step.sha256", "not-faster.txt"
+RUNS = 7
+"""Runs after which the faster way is known."""
 MEANT_FOR_PEOPLE = re.compile(r"No working C\+\+ compiler|Compiler: .* is not found")
 
 OPTIONS = {
@@ -52,7 +57,9 @@ class Inductor:
     """Runs recordings as libraries that `torch._inductor` has compiled for the CPU.
 
     Compiling takes between ten seconds and two minutes. Libraries are kept in `cache_directory()`,
-    where later trainings with the same network and batch size find them, in milliseconds.
+    where later trainings with the same network and batch size find them, in milliseconds. Beside
+    each it says whether it is faster than the recording, so that this is decided only once: a
+    training that is resumed must compute its steps as before.
     """
 
     name = "inductor"
@@ -66,7 +73,7 @@ class Inductor:
         """Return a function that runs a graph, see `Executor`.
 
         Raises:
-            NotTraceable: If it cannot be compiled, or a tensor is not on the CPU.
+            NotTraceable: If it cannot be compiled, a tensor is not on the CPU, or it is not faster.
         """
         captured = recording.captured
         if any(tensor.device.type != "cpu" for tensor in (*captured, *inputs)):
@@ -81,6 +88,15 @@ class Inductor:
             return tuple(call([*captured, *inputs]))
 
         _check_ownership(run(inputs), [*captured, *inputs])
+        with FileLock(library.parent.with_suffix(".lock")):
+            verdict = library.parent / VERDICT
+            if not verdict.exists():
+                other = GeneratedPython() if TorchScript().missing() else TorchScript()
+                recorded = other.prepare(recording, copied(graph), inputs)
+                verdict.write_text(_verdict(run, recorded, inputs))
+            not_faster = verdict.read_text()
+        if not_faster:
+            raise NotTraceable(not_faster)
         return run
 
 
@@ -110,13 +126,13 @@ def _library(recording: Recording, graph: fx.Graph, tensors: Sequence[Tensor]) -
     library = place / LIBRARY
     if _is_whole(library):
         return library
-    with FileLock(directory / f"{place.name}.lock"):
+    with FileLock(place.with_suffix(".lock")):
         if _is_whole(library):  # another process was faster
             return library
         logger.info("compile='inductor': compiling a step, which may take a minute or two.")
         began = time.perf_counter()
         with tempfile.TemporaryDirectory(dir=directory, prefix="compiling-") as folder:
-            compile_ahead(graph, tensors, Path(folder) / LIBRARY, OPTIONS)
+            compile_ahead(copied(graph), tensors, Path(folder) / LIBRARY, OPTIONS)
             kept = Path(folder) / "kept"
             kept.mkdir()
             # Beside the library may be what it needs to call operations without a C interface.
@@ -133,6 +149,21 @@ def _library(recording: Recording, graph: fx.Graph, tensors: Sequence[Tensor]) -
         directory,
     )
     return library
+
+
+def _verdict(compiled: Run, recorded: Run, inputs: Sequence[Tensor]) -> str:
+    """Return why a compiled step is not worth it; "" if it is faster than the recording."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    fastest = [float("inf"), float("inf")]
+    for _ in range(RUNS):
+        for way, run in enumerate((compiled, recorded)):
+            began = clock()
+            run(inputs)
+            fastest[way] = min(fastest[way], clock() - began)
+    if fastest[0] < fastest[1]:
+        return ""
+    took = [f"{1e3 * seconds:.3g} ms" for seconds in fastest]
+    return f"a compiled step is not faster ({took[0]}, the recorded one takes {took[1]})"
 
 
 def _is_whole(library: Path) -> bool:
