@@ -104,9 +104,8 @@ def train(form: str, cell: str, rows: int, batch_size: int, threads: int) -> Non
     warnings.simplefilter("ignore")
     trainer = make_trainer(CELLS[cell], sbi_ignite.inference, rows, "cpu")
     if form != "sbi form":
-        compiled = {"compile": "inductor"} if form == COMPILED else {}
         trainer.train(
-            TrainConfig(batch_size=batch_size, **compiled),
+            TrainConfig(batch_size=batch_size, compile="inductor" if form == COMPILED else "auto"),
             early_stopping=EarlyStopping.never(),
             callbacks=[_TurnTaker()],
         )
