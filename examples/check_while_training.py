@@ -20,6 +20,7 @@ from sbi_ignite import NPE, Coverage, EarlyStopping, TrainConfig, TrainingState,
 options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
 options.add_argument("--max-epochs", type=int, default=60)
 options.add_argument("--num-simulations", type=int, default=2_000)
+options.add_argument("--picture", default="check_while_training.png", help="the check goes here")
 choice = options.parse_args()
 
 NAMES = ("distance", "angle")
@@ -64,4 +65,4 @@ print(f"stopped by {summary.stop_reason} after {summary.epochs_trained} epochs\n
 theta_new = prior.sample((500,))  # the rule has looked at the others
 check = check_posterior(inference, theta_new, simulate(theta_new), parameter_names=NAMES)
 print(check)
-check.plot().savefig("check_while_training.png", dpi=150)
+check.plot().savefig(choice.picture, dpi=150)

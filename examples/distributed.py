@@ -42,6 +42,7 @@ def main() -> None:
     options.add_argument("--simulations", type=int, default=4_000)
     options.add_argument("--max-epochs", type=int, default=30)
     options.add_argument("--shards", choices=["same", "own"], default="same")
+    options.add_argument("--picture", help="save the loss curves here")
     budget = options.parse_args()
 
     # The same seed gives all processes the same rows. Rows of their own need seeds of their own.
@@ -68,6 +69,8 @@ def main() -> None:
     if RANK == 0:
         print(inference.training_summary)
         print("posterior mean:", [round(value, 2) for value in samples.mean(dim=0).tolist()])
+        if budget.picture:
+            inference.training_summary.plot().savefig(budget.picture)
 
 
 if __name__ == "__main__":

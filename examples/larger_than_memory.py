@@ -13,6 +13,7 @@ import argparse
 import os
 
 import torch
+from sbi.analysis import pairplot
 from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ def main() -> None:
     options.add_argument("--max-epochs", type=int, default=10)
     options.add_argument("--file", default="oscillations.h5")
     options.add_argument("--run", default="oscillations-run")
+    options.add_argument("--picture", help="save a plot of the posterior here")
     budget = options.parse_args()
     torch.set_num_threads(1)
     prior = BoxUniform(-torch.ones(2), torch.ones(2))
@@ -72,6 +74,12 @@ def main() -> None:
         (1_000,), x=simulate(truth), show_progress_bars=False
     )
     print(f"true parameters {truth[0].tolist()}, posterior mean {samples.mean(dim=0).tolist()}")
+    if budget.picture:
+        limits = [[-1.0, 1.0], [-1.0, 1.0]]
+        figure, _ = pairplot(
+            samples, points=truth, limits=limits, labels=["frequency", "damping"], figsize=(5, 5)
+        )
+        figure.savefig(budget.picture, bbox_inches="tight")
 
 
 if __name__ == "__main__":

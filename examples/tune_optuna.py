@@ -3,6 +3,10 @@
     python examples/tune_optuna.py
     NUM_TRIALS=2 NUM_SIMULATIONS=300 MAX_EPOCHS=2 MEMBERS=2 python examples/tune_optuna.py
 
+Every trial is a run directory, so that their losses can be seen side by side afterwards:
+
+    sbi-ignite show runs/tune/trial-* --plot tune.png
+
 Everything else is said by variables, too, so that a Slurm array shares one study without another
 line of Python:
 

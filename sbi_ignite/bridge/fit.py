@@ -14,18 +14,23 @@ import torch
 from ignite.engine import Engine
 
 from sbi_ignite.bridge.arguments import Call
-from sbi_ignite.bridge.batches import holds_part
 from sbi_ignite.bridge.convergence import rules_of
 from sbi_ignite.bridge.in_context import InContext
 from sbi_ignite.bridge.initial_weights import load_initial_weights
 from sbi_ignite.bridge.lines import SbiTrainer, private
-from sbi_ignite.bridge.loss_arguments import check_kernel, kept_loss_arguments, loss_arguments
+from sbi_ignite.bridge.loss_arguments import (
+    check_kernel,
+    kept_loss_arguments,
+    loss_arguments,
+    used_atoms,
+)
 from sbi_ignite.bridge.memory import Round, memory_of
 from sbi_ignite.bridge.network_builder import batches_for_builder
 from sbi_ignite.bridge.networks import describe_network
 from sbi_ignite.bridge.options import kept_on_resume
 from sbi_ignite.bridge.rounds import begin_round, directory_of, end_round, next_round
 from sbi_ignite.bridge.sbi_summary import TrainerRecords, TrainersTracker
+from sbi_ignite.bridge.split import holds_part
 from sbi_ignite.bridge.traceable import is_traceable
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.data.fingerprint import fingerprint_data
@@ -288,9 +293,11 @@ def _load_initial_weights(trainer: Any, call: Call, train_loader: Any) -> None:
 def _manifest(trainer: Any, call: Call, now: Round, batches: Batches) -> dict[str, Any]:
     """Return what a run directory records about the trainer."""
     memory = memory_of(trainer)
+    arguments = loss_arguments(trainer, call)
     manifest = {
         "round": now.index,
-        "loss_arguments": loss_arguments(trainer, call),
+        "loss_arguments": arguments,
+        **used_atoms(arguments, batches.batch_size),
         INIT_FROM: memory.init_from,
     }
     if memory.validation is not None:

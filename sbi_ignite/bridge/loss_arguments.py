@@ -16,6 +16,7 @@ from sbi_ignite.random_state import OwnRandomState
 from sbi_ignite.runs.loss_record import describe_loss
 
 _KERNEL = "calibration_kernel"
+_AT_ONCE = 10_000
 _ROWS = 3
 """Rows that a kernel is tried on: unlike 1, a number that a wrong shape shows."""
 
@@ -59,7 +60,8 @@ def check_kernel(trainer: Any, call: Call, batches: Batches) -> None:
         batches: Batches of training data.
 
     Raises:
-        ArgumentError: If the kernel fails, or does not return one weight for every row.
+        ArgumentError: If the kernel fails, does not return one weight for every row, or returns
+            zero for all rows, whose loss would be zero, too.
     """
     kernel, tensors = call.keywords.get(_KERNEL), batches.tensors
     if kernel is None or call.sbi_compat or tensors is None or len(tensors[0]) < _ROWS:
@@ -81,3 +83,22 @@ def check_kernel(trainer: Any, call: Call, batches: Batches) -> None:
             f"{expected}, got one that returns {got} for x of shape {tuple(x.shape)}. Return a "
             "tensor, with .squeeze(1) where it has a second dimension."
         )
+    with OwnRandomState().in_force():
+        chunks = tensors[1].split(_AT_ONCE)
+        if not any(kernel(x.to(private(trainer).device)).any() for x in chunks):
+            raise ArgumentError(
+                f"{_KERNEL}: expected weights above zero, got zero for all {len(tensors[1])} rows "
+                "of x, which leaves nothing to train on. Give it a larger bandwidth, or x nearer "
+                "to the observation."
+            )
+
+
+def used_atoms(arguments: dict[str, Any], batch_size: int | None) -> dict[str, int]:
+    """Return the number of atoms that is used where a batch has fewer rows than were asked for.
+
+    Args:
+        arguments: What `loss_arguments` returned.
+        batch_size: Rows of a full batch, if known.
+    """
+    asked = arguments.get("num_atoms")
+    return {"num_atoms_used": batch_size} if asked and batch_size and batch_size < asked else {}

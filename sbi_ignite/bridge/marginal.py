@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from sbi_ignite.bridge.arguments import Call, parse_call
-from sbi_ignite.bridge.batches import holds_part, make_loaders, num_train_rows, split
+from sbi_ignite.bridge.batches import make_loaders
 from sbi_ignite.bridge.fit import fit, refuse_nested_training
 from sbi_ignite.bridge.lines import check_sbi, private
 from sbi_ignite.bridge.losses import loss_of
@@ -18,6 +18,7 @@ from sbi_ignite.bridge.network_builder import rows_for_marginal, rows_like_all
 from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.ownership import is_sbis_own
 from sbi_ignite.bridge.sbi_summary import close_books, say_how_it_ended
+from sbi_ignite.bridge.split import holds_part, num_train_rows, split
 from sbi_ignite.bridge.train import check_simulations, prepare
 from sbi_ignite.bridge.validation_set import own_validation
 from sbi_ignite.concurrency import training_in_this_thread

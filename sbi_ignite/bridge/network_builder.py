@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from sbi_ignite.bridge.arguments import Call
-from sbi_ignite.bridge.batches import chunks_of_rows, holds_part
 from sbi_ignite.bridge.lines import private
 from sbi_ignite.bridge.memory import memory_of
 from sbi_ignite.bridge.networks import describe_network
 from sbi_ignite.bridge.ownership import is_sbis_own
+from sbi_ignite.bridge.split import chunks_of_rows, holds_part
 from sbi_ignite.data.statistics import RowsInUse, plain_rows
 from sbi_ignite.data.table import is_stored
 from sbi_ignite.world import World

@@ -88,51 +88,71 @@ class _Scan:
     invalid: tuple[Tensor, Tensor]
 
 
+class _Sample:
+    """Evenly spaced rows, kept while all rows are gone through.
+
+    They lie in one block of memory. Kept one by one between large pieces that come and go, they
+    would leave gaps too small for the next piece, and memory would grow with the file.
+    """
+
+    def __init__(self, dataset: Simulations, count: int, fields: tuple[str, ...]) -> None:
+        self._dataset, self._fields = dataset, fields
+        self._rows = np.unique(np.linspace(0, dataset.num_rows - 1, count).astype(np.int64))
+        shapes = {"theta": dataset.theta_shape, "x": dataset.x_shape}
+        self._held = tuple(torch.empty(len(self._rows), *shapes[field]) for field in fields)
+
+    def take(self, start: int, tensors: tuple[Tensor, ...]) -> None:
+        """Keep rows of a piece that begins at row number `start`."""
+        begin, end = np.searchsorted(self._rows, (start, start + len(tensors[0])))
+        at = torch.from_numpy(self._rows[begin:end] - start)
+        for held, tensor in zip(self._held, tensors, strict=True):
+            torch.index_select(tensor, 0, at, out=held[begin:end])
+
+    def valid(self, finite: NDArray[np.bool_]) -> tuple[Tensor, ...]:
+        """Return the kept rows that are valid, or the first valid ones where fewer than two are."""
+        kept = finite[self._rows]
+        if kept.sum() < 2:
+            return self._dataset.read(np.flatnonzero(finite)[:2], self._fields)
+        return tuple(held[torch.from_numpy(kept)] for held in self._held)
+
+
 def _scanned(dataset: Simulations) -> _Scan:
-    few_rows = max(2, min(FEW_ROWS, FEW_BYTES // max(1, dataset.row_bytes)))
-    share = min(1.0, few_rows / dataset.num_rows)
-    prior_share = min(1.0, _PRIOR_ROWS / dataset.num_rows)
-    valid: list[NDArray[np.int64]] = []
-    many: list[Tensor] = []
-    few: list[tuple[Tensor, Tensor]] = []
+    few_rows = max(2, min(FEW_ROWS, FEW_BYTES // max(1, dataset.row_bytes), dataset.num_rows))
+    few = _Sample(dataset, few_rows, ("theta", "x"))
+    many = _Sample(dataset, min(_PRIOR_ROWS, dataset.num_rows), ("theta",))
+    finite = np.zeros(dataset.num_rows, dtype=bool)
     bad: dict[str, tuple[Tensor, Tensor]] = {}
     counts = {"nan": 0, "inf": 0}
     for start, (theta, x) in dataset.pieces():
         flat = x.reshape(len(x), -1)
-        finite = flat.isfinite().all(dim=1)
-        good = finite.nonzero().reshape(-1)
-        if len(good) < len(x):
+        # Smallest and largest of a row are NaN where one number is.
+        lowest, highest = flat.aminmax(dim=1)
+        good = lowest.isfinite() & highest.isfinite()
+        finite[start : start + len(x)] = good.numpy()
+        if not good.all():
             for kind, found in (("nan", flat.isnan()), ("inf", flat.isinf())):
                 rows = found.any(dim=1).nonzero().reshape(-1)
                 counts[kind] += len(rows)
                 if len(rows) and kind not in bad:
                     bad[kind] = theta[rows[:1]], x[rows[:1]]
-        valid.append(good.numpy() + start)
-        if len(good):
-            at = _spread(good, len(theta) * share)
-            few.append((theta[at], x[at]))
-            many.append(theta[_spread(good, len(theta) * prior_share)])
-    rows = np.concatenate(valid)
-    if not len(rows):
+        few.take(start, (theta, x))
+        many.take(start, (theta,))
+    if not finite.any():
         raise DataError(
             f"{dataset.name}: expected simulations, all {dataset.num_rows} rows have NaN or Inf "
             "in x."
         )
     nothing = torch.empty(0, *dataset.theta_shape), torch.empty(0, *dataset.x_shape)
+    (parameters,) = many.valid(finite)
+    theta, x = few.valid(finite)
     return _Scan(
-        valid=None if len(rows) == dataset.num_rows else rows,
+        valid=None if finite.all() else np.flatnonzero(finite),
         nans=counts["nan"],
         infs=counts["inf"],
-        theta=torch.cat(many),
-        few=_joined(few),
+        theta=parameters,
+        few=(theta, x),
         invalid=_joined([nothing, *bad.values()]),
     )
-
-
-def _spread(rows: Tensor, count: float) -> Tensor:
-    """Return about `count` of the rows, at least two where there are two, evenly spaced."""
-    number = min(len(rows), max(2, round(count)))
-    return rows[torch.linspace(0, len(rows) - 1, number).long()]
 
 
 def _joined(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

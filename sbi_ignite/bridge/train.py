@@ -16,7 +16,7 @@ from typing import Any
 from ignite.utils import manual_seed
 
 from sbi_ignite.bridge.arguments import Call, parse_call
-from sbi_ignite.bridge.batches import make_loaders, num_train_rows, refused_by_torch, split
+from sbi_ignite.bridge.batches import make_loaders, refused_by_torch
 from sbi_ignite.bridge.fit import fit, meeting_others, refuse_nested_training
 from sbi_ignite.bridge.lines import check_sbi, private
 from sbi_ignite.bridge.losses import loss_of
@@ -24,6 +24,7 @@ from sbi_ignite.bridge.memory import memory_of
 from sbi_ignite.bridge.network_builder import lean_building
 from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.sbi_summary import report_end
+from sbi_ignite.bridge.split import num_train_rows, split
 from sbi_ignite.bridge.validation_set import own_validation
 from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches

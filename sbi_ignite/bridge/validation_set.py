@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from sbi_ignite.bridge.arguments import Call
-from sbi_ignite.bridge.batches import valid_rows
 from sbi_ignite.bridge.lines import private
 from sbi_ignite.bridge.memory import memory_of
+from sbi_ignite.bridge.split import valid_rows
 from sbi_ignite.data.fingerprint import fingerprint_data
 from sbi_ignite.exceptions import ArgumentError, DataError
 

@@ -63,12 +63,21 @@ class ForeignBatches:
                 return size
         if isinstance(self.loader, Sequence) and len(self.loader):
             return max(map(num_rows, self.loader))
+        if isinstance(self._batch_sampler, list | tuple) and self._batch_sampler:
+            return max(map(len, self._batch_sampler))
         return None
 
     @property
     def uses_processes(self) -> bool:
         """Whether the loader has worker processes."""
         return bool(getattr(self.loader, "num_workers", 0))
+
+    @property
+    def maker(self) -> Any:
+        """The dataset, or the loader where there is none; None if the tensors are known."""
+        if self.tensors is not None:
+            return None
+        return self.loader if self._dataset is None else self._dataset
 
     @property
     def unsaved_state(self) -> str:
@@ -263,6 +272,11 @@ class WholePass(ForeignBatches):
     def tensors(self) -> tuple[Tensor, ...] | None:
         """Tensors behind the loader."""
         return self._inside.tensors
+
+    @property
+    def maker(self) -> Any:
+        """The one of the loader."""
+        return self._inside.maker
 
     @property
     def unsaved_state(self) -> str:

@@ -34,6 +34,7 @@ class InMemoryBatches(ABC):
     resumes_inside_epoch = True
     uses_processes = False
     unsaved_state = ""
+    maker = None
 
     def __init__(
         self,

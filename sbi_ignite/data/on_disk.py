@@ -60,6 +60,7 @@ class OnDiskBatches:
     resumes_inside_epoch = True
     uses_processes = False
     unsaved_state = ""
+    maker = None
     tensors = None
 
     def __init__(

@@ -22,7 +22,7 @@ _logger = logging.getLogger("sbi_ignite.data")
 
 _OF_PROCESS = ("_source", "_process", "_lock", "_locked_by")
 
-PIECE = 2**25
+PIECE = 2**26
 """Bytes to read at a time when all rows are gone through."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,6 +56,11 @@ class Batches(Protocol):
     @property
     def unsaved_state(self) -> str:
         """What keeps a resumed run from getting the same batches; "" if nothing does."""
+        ...
+
+    @property
+    def maker(self) -> Any:
+        """The dataset or loader that makes rows as they are asked for; None if data are held."""
         ...
 
     def __len__(self) -> int:
@@ -109,15 +115,27 @@ class Batches(Protocol):
 
 
 def num_rows(batch: Any) -> int:
-    """Return the length of the first tensor in a batch of any structure; 1 without one.
+    """Return the length of the first tensor or array in a batch of any structure; 1 without.
 
     Example:
         >>> num_rows({"theta": torch.zeros(3, 2), "x": torch.zeros(3)})
         3
     """
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else 1
+    rows = known_rows(batch)
+    return 1 if rows is None else rows
+
+
+def known_rows(batch: Any) -> int | None:
+    """Return the length of the first tensor or array in a batch of any structure; None without.
+
+    Example:
+        >>> known_rows(["a", torch.zeros(3)]), known_rows(object())
+        (3, None)
+    """
+    if isinstance(batch, Tensor | np.ndarray):
+        return len(batch) if batch.ndim else None
     values = batch.values() if isinstance(batch, Mapping) else batch
     if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
-        return 1
-    return next((num_rows(value) for value in values if not isinstance(value, str)), 1)
+        return None
+    found = (known_rows(value) for value in values)
+    return next((rows for rows in found if rows is not None), None)

@@ -61,6 +61,11 @@ class TransformedBatches:
         return self.batches.uses_processes
 
     @property
+    def maker(self) -> Any:
+        """The one of the source."""
+        return self.batches.maker
+
+    @property
     def unsaved_state(self) -> str:
         """What keeps a resumed run from getting the same batches."""
         return self.batches.unsaved_state

@@ -213,6 +213,10 @@ class StageChanges:
         self._first_state = {} if has_stepped else deepcopy(memory)
         self._check_optimizer()
 
+    def attach_averaging(self, engine: Engine) -> None:
+        """Take means of epochs after a stage's last one; attach it before all that look at it."""
+        engine.add_event_handler(TrainingEvents.VALIDATED, self._take_mean)
+
     def attach(self, engine: Engine) -> None:
         """Make the changes after a stage's last epoch; attach it after all that look at it."""
         engine.add_event_handler(TrainingEvents.VALIDATED, self._go_on)
@@ -226,7 +230,7 @@ class StageChanges:
             if "weight_decay" in group:
                 group["weight_decay"] = self._rule.weight_decay
 
-    def _go_on(self) -> None:
+    def _take_mean(self) -> None:
         rule = self._rule
         self._state.history.note(stage=float(rule.number + 1))
         self._keep(watched_loss(self._state))
@@ -234,7 +238,10 @@ class StageChanges:
             return
         if rule.stage.average_best > 1 and self._validate is not None and self.best_epochs:
             self._average(self._validate, rule.stage.average_best)
-        if rule.is_last:
+
+    def _go_on(self) -> None:
+        rule = self._rule
+        if not rule.has_ended or rule.is_last:
             return
         stage = rule.advance()
         if stage.restart:

@@ -315,11 +315,20 @@ def origins(info: RunInfo) -> dict[str, str]:
     }
 
 
-def results(summary: TrainingSummary) -> dict[str, Any]:
-    """Return the numbers of a summary by which runs are compared, as scalars."""
+def results(summary: TrainingSummary, first_step: int) -> dict[str, Any]:
+    """Return the numbers of a summary by which runs are compared, as scalars.
+
+    Epochs are those of the round; `best_step` is where the best one stands on the axis that all
+    rounds share.
+
+    Args:
+        summary: The summary of a round.
+        first_step: `RunInfo.first_step`.
+    """
     return {
         f"best_{summary.best_kind}_loss": summary.best_validation_loss,
         "best_epoch": summary.best_epoch,
+        "best_step": first_step + summary.best_epoch,
         "epochs_trained": summary.epochs_trained,
         "seconds_in_epochs": float(sum(summary.epoch_durations_sec)),
         "stop_reason": summary.stop_reason,

@@ -69,7 +69,9 @@ class IgniteLogger(Backend):
 
     def finish(self, summary: TrainingSummary) -> None:
         """Pass on the results."""
-        self._note({f"result.{name}": value for name, value in results(summary).items()})
+        self._note(
+            {f"result.{name}": value for name, value in results(summary, self._first).items()}
+        )
         self._close_bar()
 
     def fail(self, status: str, message: str) -> None:

@@ -58,12 +58,14 @@ class JsonLines(Backend):
         self._place: Place | None = None
         self._steps: set[int] = set()
         self._is_whole = False
+        self._first_step = 0
 
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
         """Open the file, cut off what lies beyond the last step kept, write the settings.
 
         A training with nothing left to train, whose summary is there, is not written again.
         """
+        self._first_step = info.first_step
         self._place = _FINDER.find(info, identity, self._log_dir, self.run_name)
         self.path = self._place.folder / _FILE
         if self._log_dir is None and info.run_directory is None:
@@ -106,7 +108,7 @@ class JsonLines(Backend):
         """Append the results and draw the loss curve."""
         if self._is_whole:
             return
-        self._write({"summary": results(summary), "status": status_of(summary)})
+        self._write({"summary": results(summary, self._first_step), "status": status_of(summary)})
         if self.path is not None:
             summary.plot().savefig(self.path.with_name("loss.png"))
 

@@ -175,7 +175,7 @@ class Mlflow(Backend):
 
     def finish(self, summary: TrainingSummary) -> None:
         """Log results and figure and mark the run as finished."""
-        found = results(summary)
+        found = results(summary, self._info.first_step)
         numbers = {n: v for n, v in found.items() if type(v) in (int, float)}
         # Epochs have the best loss already.
         own = {n: v for n, v in numbers.items() if not n.endswith("_loss")}

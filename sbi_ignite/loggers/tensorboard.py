@@ -74,7 +74,7 @@ class TensorBoard(Backend):
         self._place: Place | None = None
         self._epochs: EventFile | None = None
         self._iterations: EventFile | None = None
-        self._last_step = 0
+        self._first_step = self._last_step = 0
         self._steps: set[int] = set()
 
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
@@ -84,6 +84,7 @@ class TensorBoard(Backend):
         """
         from torch.utils.tensorboard.summary import hparams, text
 
+        self._first_step = info.first_step
         self._place = _FINDER.find(info, identity, self._log_dir, self.run_name)
         self.log_dir = self._place.folder
         if self._log_dir is None and info.run_directory is None:
@@ -134,7 +135,9 @@ class TensorBoard(Backend):
 
     def finish(self, summary: TrainingSummary) -> None:
         """Write results and loss curve, and close."""
-        self._close({**results(summary), "status": status_of(summary)}, summary.plot())
+        self._close(
+            {**results(summary, self._first_step), "status": status_of(summary)}, summary.plot()
+        )
 
     def fail(self, status: str, message: str) -> None:
         """Write what happened, and close."""

@@ -42,9 +42,11 @@ class SbiTracker(Backend):
         self.tracker = tracker
         self._offset, self._only_metrics = offset, only_metrics
         self._step = 0
+        self._first_step = offset
 
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
         """Pass on the settings."""
+        self._first_step = info.first_step + self._offset
         if not self._only_metrics:
             came_from = {f"origin.{name}": origin for name, origin in origins(info).items()}
             self.tracker.log_params({**parameters(info), **came_from})
@@ -65,7 +67,7 @@ class SbiTracker(Backend):
     def finish(self, summary: TrainingSummary) -> None:
         """Pass on the results and the loss curve."""
         if not self._only_metrics:
-            self.tracker.log_params(results(summary))
+            self.tracker.log_params(results(summary, self._first_step))
             self.tracker.add_figure("loss_curve", summary.plot(), self._step)
         self._flush()
 

@@ -102,9 +102,11 @@ class Wandb(Backend):
         self._claims: list[Any] = []
         self._moved: str | None = None
         self._silent = False
+        self._first_step = 0
 
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
         """Open a new run, or the one that is continued, with settings and manifest as config."""
+        self._first_step = info.first_step
         # The service of the user's process would end with it.
         os.environ.pop("WANDB_SERVICE", None)
         root = Path(os.environ.get("WANDB_DIR") or ".").absolute()
@@ -168,7 +170,9 @@ class Wandb(Backend):
         """Put the results into the run's summary, log the figure, and close."""
         import wandb
 
-        self._run.summary.update({**results(summary), "status": status_of(summary)})
+        self._run.summary.update(
+            {**results(summary, self._first_step), "status": status_of(summary)}
+        )
         self._run.log({"loss_curve": wandb.Image(summary.plot())})
         self._close(exit_code=0)
         if self._moved is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import eq
 from typing import Any
 
 from torch import Tensor, nn
 
+from sbi_ignite.data.fingerprint import fingerprint_data
 from sbi_ignite.runs.loss_record import loss_differences
 from sbi_ignite.settings.schedule import same_course
 
@@ -35,7 +36,18 @@ INIT_FROM = "init_from"
 VALIDATION_DATA = "validation_data"
 """Key of the manifest that holds the fingerprint of validation data given by the user."""
 
-FUNCTIONS = {LOSS: "loss function", "calibration_kernel": "calibration kernel"}
+MODULES = "modules"
+"""Key of the manifest that holds what `describe_modules` returned, where a user gave modules."""
+
+DATASET = "dataset"
+"""Key of the manifest that holds what `describe_loss` returned of data made on the fly."""
+
+FUNCTIONS = {
+    LOSS: "loss function",
+    "calibration_kernel": "calibration kernel",
+    MODULES: "network",
+    DATASET: "dataset",
+}
 """Keys of the manifest that hold what `describe_loss` returned, and what they are of."""
 
 OBSERVED = ("optimizer", "loader")
@@ -51,7 +63,9 @@ _ADVICE = (
 
 
 def fingerprint_network(network: nn.Module) -> dict[str, Any]:
-    """Return the classes inside a network and a digest of its structure, whatever its values.
+    """Return digests of a network's structure, of its options and of its frozen weights.
+
+    The values of weights that are trained are left out.
 
     Args:
         network: Any module.
@@ -62,12 +76,25 @@ def fingerprint_network(network: nn.Module) -> dict[str, Any]:
         for name, tensor in network.state_dict().items()
         if isinstance(tensor, Tensor)
     ]
-    text = "\n".join([*modules, "", *tensors])
+    options = [f"{name}: {_options(module)}" for name, module in network.named_modules()]
+    frozen = [p.detach() for p in network.parameters() if not p.requires_grad]
     return {
         "class": _class_name(network),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "digest": hashlib.sha256(text.encode()).hexdigest()[:32],
+        "digest": _digest([*modules, "", *tensors]),
+        "options": _digest(options),
+        "frozen": _digest(str(entry["digest"]) for entry in fingerprint_data(frozen)),
     }
+
+
+def _options(module: nn.Module) -> str:
+    """Return the options that torch prints of its own modules, such as the rate of a dropout."""
+    own = type(module).extra_repr.__module__.startswith("torch.nn.")
+    return module.extra_repr() if own else ""
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -145,7 +172,16 @@ def _objects(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
 def _network(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     before, after = saved.get("network"), now.get("network")
-    if not before or not after or before["digest"] == after["digest"]:
+    if not before or not after:
+        return
+    if before["digest"] == after["digest"]:
+        # Versions of torch print options differently.
+        versions = [manifest.get("versions", {}).get("torch") for manifest in (saved, now)]
+        if versions[0] == versions[1] and before.get("options") not in (None, after["options"]):
+            yield (
+                "The network differs: its modules have other options than in the run, such as "
+                "the rate of a dropout or the slope of an activation."
+            )
         return
     shown = [f"{n['class']} with {n['parameters']} parameters" for n in (before, after)]
     if shown[0] == shown[1]:

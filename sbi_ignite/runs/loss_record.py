@@ -13,6 +13,8 @@ from pathlib import Path
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+from torch import nn
+
 from sbi_ignite.settings.redaction import redact
 from sbi_ignite.settings.serialization import plain, qualified_name
 
@@ -24,6 +26,8 @@ _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?$")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _STORES = ("STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR", "DELETE_ATTR")
 _AT_ANY_TIME = ("training",)
+_ASIDE = ("__init__", "__post_init__", "__repr__", "extra_repr")
+"""Methods whose code is not what is computed."""
 
 
 def describe_loss(loss_fn: Any) -> dict[str, Any]:
@@ -50,15 +54,32 @@ def describe_loss(loss_fn: Any) -> dict[str, Any]:
     """
     reader = _Reader()
     reader.read(loss_fn, "")
-    digest = hashlib.sha256("\n".join(reader.codes).encode()).hexdigest()[:32]
     return {
         "name": _name(loss_fn),
-        "code": digest if reader.codes else None,
-        # Versions of python compile the same text to different code.
-        "python": f"{sys.implementation.name} {sys.version_info.major}.{sys.version_info.minor}",
+        **reader.code,
         "arguments": dict(sorted(reader.arguments.items())),
         "variables": dict(sorted(reader.variables.items())),
     }
+
+
+def describe_modules(network: nn.Module) -> dict[str, Any] | None:
+    """Return the same for the code of a network's modules that no installed package brings.
+
+    What modules hold is left out: their options and weights are compared by themselves.
+
+    Args:
+        network: Any module.
+
+    Returns:
+        What `describe_loss` returns; None if all modules are those of packages.
+    """
+    reader, names = _Reader(), []
+    for kind in sorted({type(module) for module in network.modules()}, key=qualified_name):
+        if kind.__module__.split(".")[0] != __name__.split(".")[0] and reader.read_class(kind):
+            names.append(qualified_name(kind))
+    if not names:
+        return None
+    return {"name": ", ".join(names), **reader.code, "arguments": {}, "variables": {}}
 
 
 def loss_differences(
@@ -115,6 +136,21 @@ def _name(called: Any) -> str:
     return qualified_name(called)
 
 
+def describe_dataset(maker: Any) -> dict[str, Any] | None:
+    """Return what `describe_loss` returns, for data that are made as they are asked for.
+
+    Args:
+        maker: A dataset or loader; None where data are held.
+
+    Returns:
+        None without code of the user's own or values that it reads.
+    """
+    if maker is None:
+        return None
+    found = {**describe_loss(maker), "name": qualified_name(type(maker))}
+    return found if found["code"] or found["variables"] else None
+
+
 class _Reader:
     """Collects code and values of a callable and of what belongs to it."""
 
@@ -123,6 +159,22 @@ class _Reader:
         self.arguments: dict[str, Any] = {}
         self.variables: dict[str, Any] = {}
         self._seen: set[int] = set()
+
+    @property
+    def code(self) -> dict[str, str | None]:
+        """A digest of the code, None if there is none, and the python that it is of."""
+        digest = hashlib.sha256("\n".join(self.codes).encode()).hexdigest()[:32]
+        # Versions of python compile the same text to different code.
+        python = f"{sys.implementation.name} {sys.version_info.major}.{sys.version_info.minor}"
+        return {"code": digest if self.codes else None, "python": python}
+
+    def read_class(self, kind: type) -> bool:
+        """Look at a class's methods; return whether any of their code is the user's own."""
+        before = len(self.codes)
+        for name, function in sorted(dict(_own_methods(kind)).items()):
+            if name not in _ASIDE:
+                self._function(function, "")
+        return len(self.codes) > before
 
     def read(self, called: Any, prefix: str) -> None:
         """Look at a callable.
@@ -182,7 +234,7 @@ class _Reader:
             for name in _names_in(function.__code__, _STORES)
         }
         for name, function in sorted(methods.items()):
-            if name not in ("__init__", "__post_init__", "__repr__"):
+            if name not in _ASIDE:
                 self._function(function, prefix)
         attributes = getattr(called, "__dict__", {})
         kept = {n: v for n, v in attributes.items() if n not in changed | {*_AT_ANY_TIME}}

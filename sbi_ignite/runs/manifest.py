@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sbi_ignite.runs.fingerprint import fingerprint_network
+from sbi_ignite.runs.fingerprint import DATASET, MODULES, fingerprint_network
 from sbi_ignite.runs.machine import describe_machine
 
 TORCH_SEED = "torch_seed"
@@ -47,6 +47,8 @@ def make_manifest(
     scheduler: Mapping[str, Any] | None = None,
     network: nn.Module | None = None,
     estimator: Mapping[str, Any] | None = None,
+    modules: Mapping[str, Any] | None = None,
+    dataset: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the manifest of a training that begins.
 
@@ -60,6 +62,8 @@ def make_manifest(
         scheduler: Options of a user's scheduler, from `describe_scheduler`; None for our own.
         network: The network.
         estimator: How to build the network again, from `describe_network`.
+        modules: The code of a user's modules, from `describe_modules`; None without.
+        dataset: The code of data made on the fly, from `describe_dataset`; None without.
     """
     return {
         "status": "running",
@@ -76,6 +80,8 @@ def make_manifest(
         "versions": versions(),
         "machine": describe_machine(_device_of(network)),
         "estimator": None if estimator is None else dict(estimator),
+        **({} if modules is None else {MODULES: dict(modules)}),
+        **({} if dataset is None else {DATASET: dict(dataset)}),
     }
 
 

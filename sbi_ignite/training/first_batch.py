@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Optimizer, SparseAdam
 
 from sbi_ignite.capture.loss_values import EXPECTED
-from sbi_ignite.data.source import num_rows
-from sbi_ignite.exceptions import ArgumentError
+from sbi_ignite.data.source import known_rows, num_rows
+from sbi_ignite.exceptions import ArgumentError, SbiIgniteWarning
 
 
 def check_batch(batch: Any, source: str) -> None:
@@ -63,6 +64,24 @@ def check_shape(losses: Tensor, batch: Any) -> None:
         raise ArgumentError(
             f"{EXPECTED}, got shape {shape} for a batch of {rows} rows. Return one loss for every "
             "row, as .mean(dim=1) of losses of shape (batch, dim), or one .mean() of all."
+        )
+
+
+def warn_if_uncounted(losses: Tensor, batch: Any) -> None:
+    """Say if the mean of an epoch's losses cannot be one over its rows.
+
+    Args:
+        losses: What the loss function returned.
+        batch: The batch.
+    """
+    if losses.ndim == 0 and known_rows(batch) is None:
+        warnings.warn(
+            f"loss_fn returns one loss per batch, and the rows of a {type(batch).__name__} without "
+            "tensors cannot be counted: losses of an epoch are means over its batches, in which a "
+            "smaller last batch counts like the others. Return one loss for every row to have "
+            "means over rows.",
+            SbiIgniteWarning,
+            stacklevel=2,
         )
 
 

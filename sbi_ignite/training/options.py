@@ -205,6 +205,8 @@ def observed(
     if size is not None and size != settings.train.batch_size:
         where = settings.origin("train.dataloader_kwargs").where if _in_kwargs(settings) else ""
         seen["batch_size"] = size, Origin("loader", where)
+    elif size is None:
+        seen["batch_size"] = None, Origin("loader")  # a sampler of batches of any size
     split = _split_of(train_batches, val_batches)
     if split is not None and not _is_split_by(settings.train.validation_fraction, split):
         seen["validation_fraction"] = round(split[1] / sum(split), 6), Origin("loader")

@@ -28,7 +28,7 @@ from sbi_ignite.handlers.signals import StopOnSignals
 from sbi_ignite.random_state import random_states
 from sbi_ignite.runs.directory import RunDirectory
 from sbi_ignite.runs.fingerprint import FUNCTIONS, INIT_FROM, differences
-from sbi_ignite.runs.loss_record import changed_variables
+from sbi_ignite.runs.loss_record import changed_variables, describe_dataset, describe_modules
 from sbi_ignite.runs.machine import changes, in_words
 from sbi_ignite.runs.manifest import RESUMES, TORCH_SEED, WORLD_SIZE, make_manifest
 from sbi_ignite.runs.remembered import recall, remember
@@ -108,6 +108,8 @@ def _manifest(training: Training) -> dict[str, Any]:
         optimizer=training.users_optimizer,
         scheduler=training.users_scheduler,
         network=training.model,
+        modules=describe_modules(training.model),
+        dataset=describe_dataset(training.train_batches.maker),
     )
     return {**manifest, WORLD_SIZE: training.world.size, **training.hooks.place.manifest}
 
@@ -421,6 +423,7 @@ class Persistence:
         if saved is not None:
             self._changed = changes(saved, self.manifest)
             self._warn_of_loss(saved)
+            self._warn_of_frozen(saved)
             now = self.manifest.get(TORCH_SEED)
             self.torch_seeds = saved.get(TORCH_SEED, now), now
             kept = {name: saved[name] for name in (RESUMES, TORCH_SEED, INIT_FROM) if name in saved}
@@ -447,6 +450,25 @@ class Persistence:
                 f"{_OLD_VALUES if saved.get('status') == 'complete' else _NEW_VALUES}; start with "
                 'resume="never" or in another directory to train with the new ones from the '
                 "beginning.",
+                SbiIgniteWarning,
+                stacklevel=8,
+            )
+
+    def _warn_of_frozen(self, saved: Mapping[str, Any]) -> None:
+        """Say if frozen weights are others than the run's, such as another pretrained module.
+
+        They may also be drawn without a seed, so that refusing would make such a run end for good.
+        """
+        before, now = (m.get("network") or {} for m in (saved, self.manifest))
+        if before.get("digest") == now.get("digest") and before.get("frozen") not in (
+            None,
+            now.get("frozen"),
+        ):
+            warnings.warn(
+                f"{self._directory.path}: the network's frozen weights are not those that the run "
+                "began with, such as those of another pretrained module. The run goes on with its "
+                'own; start with resume="never" or in another directory to train with the new ones '
+                "from the beginning.",
                 SbiIgniteWarning,
                 stacklevel=8,
             )

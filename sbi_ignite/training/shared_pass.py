@@ -180,6 +180,11 @@ class Share:
         return self.of.batches.uses_processes
 
     @property
+    def maker(self) -> Any:
+        """The one of the source."""
+        return self.of.batches.maker
+
+    @property
     def unsaved_state(self) -> str:
         """What keeps a resumed run from getting the same batches."""
         return self.of.batches.unsaved_state

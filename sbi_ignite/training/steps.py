@@ -21,7 +21,7 @@ from sbi_ignite.exceptions import DataError, NonFiniteLossError
 from sbi_ignite.explain import PLAIN_ERRORS, explain
 from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.handlers.events import TrainingEvents
-from sbi_ignite.training.first_batch import check_batch, check_shape
+from sbi_ignite.training.first_batch import check_batch, check_shape, warn_if_uncounted
 
 Step = Callable[[Engine, Any], StepOutput]
 
@@ -71,6 +71,7 @@ class TrainStep:
             losses, backward = self.gradients(batch)
         if self._first and self.summed is summed:
             check_shape(losses, batch)
+            warn_if_uncounted(losses, batch)
         output = self.summed(losses, batch)
         if not output.rows:
             raise _empty_batch(engine, f"iteration {self.now()[1]}", self.now()[0])

@@ -319,8 +319,10 @@ def assemble(
     for handler in (train_loss, clipping, epochs, schedule):
         handler.attach(engine)
     together.attach_to_epochs(engine)
-    for handler in (stopping, users):
-        handler.attach(engine)
+    stopping.attach(engine)
+    if stages is not None:
+        stages.attach_averaging(engine)
+    users.attach(engine)
     if config.max_time is not None:
         TimeLimit(config.max_time, state, decide=together.decide).attach(engine)
     if stages is not None:

@@ -151,7 +151,15 @@ def test_the_state_of_a_batch_sampler_is_continued():
 
 @pytest.mark.parametrize(
     ("batch", "rows"),
-    [(THETA, 22), ((THETA[:3], X[:3]), 3), ({"x": X[:2]}, 2), ("words", 1), (torch.tensor(1.0), 1)],
+    [
+        (THETA, 22),
+        ((THETA[:3], X[:3]), 3),
+        ({"x": X[:2]}, 2),
+        (["name", torch.tensor(1.0), X[:4]], 4),
+        (X[:5].numpy(), 5),
+        ("words", 1),
+        (torch.tensor(1.0), 1),
+    ],
 )
 def test_rows_of_a_batch_are_counted_in_any_structure(batch, rows):
     assert num_rows(batch) == rows

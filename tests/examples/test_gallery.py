@@ -37,11 +37,7 @@ def test_a_script_says_in_one_sentence_what_it_shows_and_how_to_run_it(script: P
     assert f"python examples/{script.name}" in documentation
 
 
-@pytest.mark.parametrize(
-    "script",
-    [path for path in SCRIPTS if "--picture" in path.read_text(encoding="utf-8")],
-    ids=name,
-)
+@pytest.mark.parametrize("script", SCRIPTS, ids=name)
 def test_the_picture_of_a_script_is_beside_it(script: Path) -> None:
     """Small enough for a repository, and not blank."""
     picture = PICTURES / f"{script.stem}.png"

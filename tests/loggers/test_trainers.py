@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -79,19 +80,30 @@ def test_rounds_share_one_run_and_one_axis(names: Any, tmp_path: Path) -> None:
     """Two rounds of 3 epochs with 2 and then 4 steps: 6 epochs and 18 iterations in one run."""
     inference = _ready()
     config = TrainConfig(max_epochs=3, batch_size=50)
-    losses, proposal = [], None
-    for _ in range(2):
+    losses, proposal, best = [], None, []
+    for number in range(2):
         if proposal is not None:
             theta = PRIOR.sample((100,))
             inference.append_simulations(theta, theta, proposal)
         inference.train(config, logging=_places(tmp_path, names))
         losses += inference.training_summary.validation_loss
+        best.append((inference.training_summary.best_epoch, 3 * number))
         proposal = inference.build_posterior().set_default_x(torch.zeros(1, 2))
     for name in names:
         assert _held(tmp_path, name) == (list(range(1, 7)), list(range(1, 19))), name
     if "jsonl" in names:
         rows = read.jsonl(tmp_path / "j" / "metrics.jsonl")
         assert [row["validation_loss"] for _, row in rows] == losses
+        lines = (tmp_path / "j" / "metrics.jsonl").read_text().splitlines()
+        written = [json.loads(line) for line in lines]
+        ends = [line["summary"] for line in written if "summary" in line]
+        found = [(end["best_epoch"], end["best_step"]) for end in ends]
+        assert found == [(epoch, first + epoch) for epoch, first in best]
+    if "mlflow" in names:
+        uri = f"sqlite:///{tmp_path}/m.db"
+        query = "select value from metrics where key = ? order by timestamp, step"
+        found = [int(value) for (value,) in read.sqlite(uri, query, "best_step")]
+        assert found == [first + epoch for epoch, first in best]
 
 
 # --- sbi's tracker

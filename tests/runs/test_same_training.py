@@ -262,3 +262,86 @@ def test_a_seed_that_nobody_has_set_is_not_told(tmp_path):
         go(tmp_path, squares, script_seed=2**41)
         go(tmp_path / "other", squares, seed=3, script_seed=1)
         go(tmp_path / "other", squares, 3, seed=3, script_seed=2)
+
+
+def continued(tmp_path, network, other, loaders=None):
+    """Train a network for two epochs, then another one in the same directory for two more."""
+    config, loaders = (
+        [TrainConfig(max_epochs=epochs) for epochs in (2, 4)],
+        loaders or [BATCHES] * 2,
+    )
+    run_training(config[0], network, squares, loaders[0], checkpoint=str(tmp_path))
+    return run_training(config[1], other, squares, loaders[1], checkpoint=str(tmp_path))[1]
+
+
+class Halves(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+def test_other_code_of_a_network_is_refused(tmp_path, monkeypatch):
+    """Its shapes are the same, so that nothing else would tell."""
+    assert continued(tmp_path / "same", Halves(3, 1), Halves(3, 1)).epochs_trained == 4
+    network = Halves(3, 1)
+    monkeypatch.setattr(Halves, "forward", lambda self, x: nn.Linear.forward(self, x) / 3)
+    other = Halves(3, 1)
+    monkeypatch.undo()
+    config = TrainConfig(max_epochs=2)
+    run_training(config, network, squares, BATCHES, checkpoint=str(tmp_path / "other"))
+    monkeypatch.setattr(Halves, "forward", lambda self, x: nn.Linear.forward(self, x) / 3)
+    with pytest.raises(CheckpointMismatchError, match=r"network differs: .*Halves has other code"):
+        run_training(config, other, squares, BATCHES, checkpoint=str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [(nn.Dropout(0.1), nn.Dropout(0.2)), (nn.LeakyReLU(0.1), nn.LeakyReLU(0.3))],
+    ids=["dropout", "slope"],
+)
+def test_other_options_of_a_networks_modules_are_refused(modules, tmp_path):
+    networks = [nn.Sequential(nn.Linear(3, 1), module) for module in modules]
+    with pytest.raises(CheckpointMismatchError, match=r"network differs: .*other options"):
+        continued(tmp_path, *networks)
+
+
+def test_other_frozen_weights_are_told_and_the_runs_own_are_kept(tmp_path):
+    """Whoever draws them without a seed continues all the same."""
+    networks = [nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)) for _ in range(2)]
+    for network in networks:
+        network[0].requires_grad_(False)
+    kept = networks[0][0].weight.clone()
+    with pytest.warns(SbiIgniteWarning, match="frozen weights are not those that the run began"):
+        assert continued(tmp_path, *networks).resumed_from_epoch == 2
+    assert torch.equal(networks[1][0].weight, kept)
+
+
+class Simulated(torch.utils.data.Dataset):
+    """Rows that are made as they are asked for."""
+
+    def __init__(self, noise):
+        self.noise = noise
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        x = torch.full((3,), float(index))
+        return x, x[:1] + self.noise
+
+
+class Doubled(Simulated):
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x, 2 * y
+
+
+def test_other_code_of_data_made_on_the_fly_is_refused(tmp_path):
+    loaders = [torch.utils.data.DataLoader(d, batch_size=5) for d in (Simulated(0.1), Doubled(0.1))]
+    with pytest.raises(CheckpointMismatchError, match=r"dataset differs: .*Simulated.*Doubled"):
+        continued(tmp_path, nn.Linear(3, 1), nn.Linear(3, 1), loaders)
+
+
+def test_other_values_of_data_made_on_the_fly_are_told(tmp_path):
+    loaders = [torch.utils.data.DataLoader(Simulated(s), batch_size=5) for s in (0.1, 0.2)]
+    with pytest.warns(SbiIgniteWarning, match=r"dataset .*Simulated.*noise=0\.1 \(now 0\.2\)"):
+        assert continued(tmp_path, nn.Linear(3, 1), nn.Linear(3, 1), loaders).epochs_trained == 4

@@ -149,6 +149,22 @@ def test_losses_of_batches_of_many_kinds_are_taken(loss_fn, batches):
     assert go(loss_fn=loss_fn, train=batches, validation=batches).epochs_trained == 1
 
 
+def test_means_over_batches_whose_rows_cannot_be_counted_are_told():
+    """A batch of 12 rows counts like one of 24; with a loss per row it counts half as much."""
+
+    class Pair:
+        def __init__(self, x, y):
+            self.x, self.y = x, y
+
+    def of_rows(model, batch):
+        return loss(model, (batch.x, batch.y))
+
+    pairs = [Pair(*batch) for batch in BATCHES]
+    with pytest.warns(SbiIgniteWarning, match="rows of a Pair without tensors cannot be counted"):
+        go(loss_fn=lambda model, batch: of_rows(model, batch).mean(), train=pairs, validation=pairs)
+    go(loss_fn=of_rows, train=pairs, validation=pairs)
+
+
 def test_objects_in_a_batch_move_by_their_own_method():
     moved = []
 

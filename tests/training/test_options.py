@@ -297,3 +297,23 @@ def test_a_run_may_ask_for_its_schedule_to_be_stretched_and_for_nothing_else_abo
     assert differences(manifest(four), manifest(LRSchedule("cosine", total_epochs=8))) != []
     assert differences(manifest(four), manifest(other)) != []
     assert differences(manifest("cosine"), manifest("one_cycle")) != []
+
+
+@pytest.mark.parametrize(
+    ("sampler", "size"), [([[1, 2, 3], [0, 4]], 3), (iter([[1, 2], [3]]), None)]
+)
+def test_a_batch_size_that_no_setting_decides_is_recorded_as_what_the_sampler_makes(sampler, size):
+    """Or as none, where a sampler makes batches of any size; never as one that was not used."""
+
+    class Sampler:
+        def __len__(self):
+            return 2
+
+        def __iter__(self):
+            return sampler
+
+    batch_sampler = sampler if isinstance(sampler, list) else Sampler()
+    x = torch.ones(8, 1)
+    loader = DataLoader(TensorDataset(x, x), batch_sampler=batch_sampler)
+    _, summary = run_training(TrainConfig(max_epochs=1), nn.Linear(1, 1), squares, loader)
+    assert recorded(summary, "batch_size")[:2] == (size, "loader")

@@ -41,6 +41,7 @@ class Watch:
     def __init__(self, model, optimizer):
         self.model, self.optimizer = model, optimizer
         self.begins, self.rates, self.decays, self.ends, self.remembered = [], [], [], [], []
+        self.best = []
 
     def attach(self, engine):
         from ignite.engine import Events
@@ -56,6 +57,7 @@ class Watch:
 
     def on_epoch_end(self, state):
         self.ends.append(weights(self.model))
+        self.best.append(state.best_validation_loss)
 
 
 def fit(stages, losses, **fields):
@@ -116,6 +118,7 @@ def test_the_mean_of_the_best_epochs_is_the_best_unless_it_is_worse_than_they_ar
     assert (summary.epochs_trained, summary.stop_reason) == (6, "patience")
     assert (summary.best_validation_loss, summary.best_epoch) == (pytest.approx(1.2), 4)
     assert list(summary.validation_loss) == pytest.approx([3.0, 1.0, 2.0, 2.5, 1.3, 1.4])
+    assert watch.best == pytest.approx([3.0, 1.0, 1.0, 1.2, 1.2, 1.2])
     second, third = watch.ends[1], watch.ends[2]
     mean = {name: torch.stack([second[name], third[name]]).mean(0) for name in second}
     assert same(watch.begins[4], mean)

@@ -51,11 +51,17 @@ PARTS: Mapping[str, Part] = {
     ),
     "optimizers": Part(("tests/optim",)),
     "resume": Part(("tests/inference/test_resume.py", "tests/runs/test_earlier_builds.py")),
-    "lines of sbi": Part(("tests/bridge",)),
+    "lines of sbi": Part(("tests/bridge/test_lines.py", "tests/bridge/test_probe.py")),
     "settings": Part(("tests/settings",)),
     "loggers": Part(("tests/loggers/test_laws.py",)),
     "doors": Part(
-        ("tests/doors", "tests/cli/test_run_command.py"),
+        (
+            "tests/bridge/test_patch.py",
+            "tests/bridge/test_workers.py",
+            "tests/inference/test_renamed_import.py",
+            "tests/test_main.py",
+            "tests/cli/test_run_command.py",
+        ),
         "test_patch or test_renamed_import or unmodified_script or by_joblib or test_run_command",
     ),
 }

@@ -28,7 +28,7 @@ from sbi_ignite import (
     load_estimator,
     patch_sbi,
 )
-from sbi_ignite.bridge import batches, fit, network_builder, train
+from sbi_ignite.bridge import fit, network_builder, split, train
 from sbi_ignite.bridge.networks import describe_network
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
@@ -250,8 +250,8 @@ def test_invalid_rows_are_found_in_whatever_chunks(monkeypatch):
     x[0, 0] = x[999, 0] = torch.nan
     x[499, 1], x[500, 2] = torch.inf, -torch.inf
     for chunk in (1, 100, 2**20):
-        monkeypatch.setattr(batches, "_CHUNK", chunk)
-        valid = batches.valid_rows(x, True)
+        monkeypatch.setattr(split, "_CHUNK", chunk)
+        valid = split.valid_rows(x, True)
         assert set(range(1_000)) - set(valid.tolist()) == {0, 499, 500, 999}
 
 

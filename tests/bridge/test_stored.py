@@ -236,7 +236,7 @@ def test_validation_rows_are_never_trained_on(tmp_path, monkeypatch):
 
 PROGRAM = """
 import sys, time, torch
-from tests.inference.test_files import config
+from tests.bridge.test_stored import config
 from tests.small import empty
 
 def noisy(theta, x):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from ignite.engine import Events
@@ -339,6 +341,29 @@ def test_a_kernel_that_does_not_weight_rows_is_refused_by_its_name(name, kernel,
     arguments = LossArgsNPE if name == "NPE_C" else LossArgsVF
     with pytest.raises(ArgumentError, match=f"calibration_kernel: expected .* {got}"):
         ready(name).train(TrainConfig(max_epochs=1), arguments(calibration_kernel=kernel))
+
+
+@pytest.mark.parametrize("name", ["NPE_C", "FMPE"])
+def test_a_kernel_that_weights_no_row_is_refused(name):
+    """Its loss is zero, which would count as perfect."""
+    arguments = LossArgsNPE if name == "NPE_C" else LossArgsVF
+    with pytest.raises(ArgumentError, match="weights above zero, got zero for all 120 rows of x"):
+        ready(name).train(
+            TrainConfig(max_epochs=1), arguments(calibration_kernel=lambda x: torch.zeros(len(x)))
+        )
+
+
+def test_atoms_that_a_batch_cannot_fill_are_recorded_as_used(tmp_path):
+    """Beside the number that was asked for, which a continued run compares."""
+    trainer = ready("NRE_B")
+    trainer.train(
+        TrainConfig(max_epochs=1, batch_size=20),
+        LossArgsNRE(num_atoms=50),
+        checkpoint=str(tmp_path),
+    )
+    manifest = json.loads((tmp_path / "run.json").read_text())
+    assert manifest["loss_arguments"]["num_atoms"] == 50
+    assert manifest["num_atoms_used"] == 20
 
 
 def test_sbis_form_calls_a_kernel_as_often_as_sbi():
