@@ -10,6 +10,7 @@ computed.
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -227,9 +228,15 @@ def compile_ahead(
     module = fx.GraphModule(nn.Module(), graph)
     settings = {**options, "aot_inductor.output_path": str(library)}
     like = tuple(tensor.detach() for tensor in tensors)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch's compiler itself uses deprecated parts of torch
-        made = torch._inductor.aot_compile(module, like, options=settings)
+    log = logging.getLogger("torch._inductor")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns of operations that it calls in another way
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # it uses deprecated parts of torch itself
+            made = torch._inductor.aot_compile(module, like, options=settings)
+    finally:
+        log.setLevel(level)
     if Path(str(made)) != library:
         raise RuntimeError(f"torch wrote {made} instead of {library}")
 

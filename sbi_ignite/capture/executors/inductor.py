@@ -131,17 +131,21 @@ def _library(recording: Recording, graph: fx.Graph, tensors: Sequence[Tensor]) -
             return library
         logger.info("compile='inductor': compiling a step, which may take a minute or two.")
         began = time.perf_counter()
-        with tempfile.TemporaryDirectory(dir=directory, prefix="compiling-") as folder:
-            compile_ahead(copied(graph), tensors, Path(folder) / LIBRARY, OPTIONS)
-            kept = Path(folder) / "kept"
-            kept.mkdir()
+        folder = directory / f"compiling-{place.name}"
+        shutil.rmtree(folder, ignore_errors=True)  # a process that was killed may have left it
+        kept = folder / "kept"
+        kept.mkdir(parents=True)
+        try:
+            compile_ahead(copied(graph), tensors, folder / LIBRARY, OPTIONS)
             # Beside the library may be what it needs to call operations without a C interface.
-            for path in Path(folder).iterdir():
+            for path in folder.iterdir():
                 if path.name == LIBRARY or path.suffix == ".json":
                     path.rename(kept / path.name)
             (kept / DIGEST).write_text(_digest(kept / LIBRARY))
             shutil.rmtree(place, ignore_errors=True)
             kept.rename(place)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     logger.warning(
         "compile='inductor': a step was compiled in %.0f s; later trainings with this network and "
         "batch size find it in %s.",
