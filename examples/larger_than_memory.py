@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 
+import matplotlib.pyplot as plt
 import torch
 from sbi.analysis import pairplot
 from sbi.neural_nets import posterior_nn
@@ -76,10 +77,9 @@ def main() -> None:
     print(f"true parameters {truth[0].tolist()}, posterior mean {samples.mean(dim=0).tolist()}")
     if budget.picture:
         limits = [[-1.0, 1.0], [-1.0, 1.0]]
-        figure, _ = pairplot(
-            samples, points=truth, limits=limits, labels=["frequency", "damping"], figsize=(5, 5)
-        )
-        figure.savefig(budget.picture, bbox_inches="tight")
+        names = ["frequency", "damping"]
+        pairplot(samples, points=truth, limits=limits, labels=names, figsize=(5, 5))
+        plt.savefig(budget.picture, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,31 @@ def test_a_wrong_command_line_shows_the_usage(arguments):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("name", ["nomodule", "json.nomodule", "xml", "nopackage.module"])
+def test_a_module_that_cannot_be_run_is_pythons_line_and_exit_code(name):
+    """No traceback, which would be of sbi_ignite."""
+    done, by_python = (python(*front, "-m", name) for front in (["-m", "sbi_ignite"], []))
+    assert done.returncode == by_python.returncode == 1
+    said = by_python.stderr.partition(": ")[2]
+    assert done.stderr.splitlines()[-1:] == [f"sbi_ignite: {said.strip()}"]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_without_a_main_module_is_one_line(tmp_path):
+    done = python("-m", "sbi_ignite", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("sbi_ignite: can't find '__main__' module in ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_module_that_a_script_lacks_is_its_own_error(script):
+    path = script("import no_such_module_either\n")
+    done = python("-m", "sbi_ignite", str(path))
+    assert done.returncode == 1
+    assert 'script.py", line 1' in done.stderr
+    assert done.stderr.endswith("No module named 'no_such_module_either'\n")
+
+
 def test_help_goes_to_stdout():
     done = python("-m", "sbi_ignite", "--help")
     assert done.returncode == 0

@@ -55,6 +55,7 @@ from sbi_ignite.runs.directory import read_manifest
 from sbi_ignite.runs.fingerprint import INIT_FROM, VALIDATION_DATA
 from sbi_ignite.runs.loss_record import describe_loss
 from sbi_ignite.runs.snapshot import Snapshot
+from sbi_ignite.summary import TrainingSummary
 from sbi_ignite.training.checks import check_loader
 from sbi_ignite.training.hooks import Place, Steps, TrainingHooks
 from sbi_ignite.training.options import rates_of
@@ -159,7 +160,7 @@ def fit(
     )
     hooks.resume_from = resume_from
     with splines, _marked(trainer):
-        trainer.training_summary = run(
+        run(
             assemble(
                 call.settings,
                 net,
@@ -261,6 +262,10 @@ class SbiHooks(TrainingHooks):
             self._summarization_kwargs,
             show=not self._call.logs_to_screen and not self._call.world.rank,
         )
+
+    def on_summary(self, summary: TrainingSummary) -> None:
+        """Put the summary where users look for it."""
+        self._trainer.training_summary = summary
 
     def on_end(self, logged_to: Mapping[str, Any]) -> None:
         """Let the next round continue the same loggers."""

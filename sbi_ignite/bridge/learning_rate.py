@@ -24,7 +24,7 @@ from sbi_ignite.bridge.memory import TrainerMemory
 from sbi_ignite.bridge.no_tracker import NoTracker
 from sbi_ignite.bridge.patch import patch_sbi
 from sbi_ignite.callback import Callback, TrainingState
-from sbi_ignite.exceptions import ArgumentError, NonFiniteLossError, SettingsError
+from sbi_ignite.exceptions import ArgumentError, DataError, NonFiniteLossError, SettingsError
 from sbi_ignite.methods.base import LossArgs
 from sbi_ignite.pictures import shown_in_notebooks
 from sbi_ignite.random_state import random_states, set_random_states
@@ -48,7 +48,7 @@ class LearningRateRange:
         rates: The rate of each step, growing.
         losses: The training loss of each step's batch, before the step.
         smoothed: Running average of the losses, corrected for its start at zero.
-        suggestion: The rate at which the smoothed loss had completed half of its fall; None if it
+        half_fall: The rate at which the smoothed loss had completed half of its fall; None if it
             never fell.
         diverged: Whether the test ended early, because the loss rose or was not finite.
 
@@ -60,15 +60,29 @@ class LearningRateRange:
     rates: tuple[float, ...]
     losses: tuple[float, ...]
     smoothed: tuple[float, ...]
-    suggestion: float | None
+    half_fall: float | None
     diverged: bool
+
+    @property
+    def suggestion(self) -> float:
+        """The rate to train with: `half_fall`.
+
+        Raises:
+            DataError: If the loss fell at none of the rates.
+        """
+        if self.half_fall is None:
+            raise DataError(
+                f"suggestion: expected a loss that falls, of {self} Try other rates, by "
+                "find_learning_rate(min_rate=..., max_rate=...), more steps or a larger batch_size."
+            )
+        return self.half_fall
 
     def __str__(self) -> str:
         """Return one sentence."""
         tried = f"{len(self.rates)} rates from {self.rates[0]:.1e} to {self.rates[-1]:.1e} tried"
-        if self.suggestion is None:
+        if self.half_fall is None:
             return f"{tried}: the loss fell at none of them."
-        return f"learning_rate={self.suggestion:.1e} ({tried})"
+        return f"learning_rate={self.half_fall:.1e} ({tried})"
 
     def plot(self) -> Figure:
         """Return a figure of the loss against the rate, with the suggestion marked.
@@ -82,10 +96,8 @@ class LearningRateRange:
         axes = figure.add_subplot()
         axes.plot(self.rates, self.losses, ".", color="0.75", label="loss of a batch")
         axes.plot(self.rates, self.smoothed, color="C0", label="running average")
-        if self.suggestion is not None:
-            axes.axvline(
-                self.suggestion, color="C3", linestyle="--", label=f"{self.suggestion:.1e}"
-            )
+        if self.half_fall is not None:
+            axes.axvline(self.half_fall, color="C3", linestyle="--", label=f"{self.half_fall:.1e}")
         axes.set(xscale="log", xlabel="learning rate", ylabel="training loss")
         low, high = min(self.smoothed), max(self.smoothed)
         margin = 0.5 * (high - low) or 1.0
@@ -284,7 +296,7 @@ class _RangeTest(Callback):
             rates=rates,
             losses=tuple(self.losses),
             smoothed=smoothed,
-            suggestion=half_way(rates, smoothed),
+            half_fall=half_way(rates, smoothed),
             diverged=len(self.losses) < self._num_steps,
         )
 

@@ -9,6 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from sbi_ignite.bridge.arguments import Call, parse_call
 from sbi_ignite.bridge.batches import make_loaders
 from sbi_ignite.bridge.fit import fit, refuse_nested_training
@@ -17,13 +21,15 @@ from sbi_ignite.bridge.losses import loss_of
 from sbi_ignite.bridge.network_builder import rows_for_marginal, rows_like_all
 from sbi_ignite.bridge.options import check_call
 from sbi_ignite.bridge.ownership import is_sbis_own
-from sbi_ignite.bridge.sbi_summary import close_books, say_how_it_ended
+from sbi_ignite.bridge.sbi_summary import close_books, interruption_shown, say_how_it_ended
 from sbi_ignite.bridge.split import holds_part, num_train_rows, split
 from sbi_ignite.bridge.train import check_simulations, prepare
 from sbi_ignite.bridge.validation_set import own_validation
 from sbi_ignite.concurrency import training_in_this_thread
 from sbi_ignite.data.foreign import as_batches
 from sbi_ignite.data.shards import check_same_rows
+from sbi_ignite.data.table import is_stored
+from sbi_ignite.exceptions import ArgumentError, DataError
 from sbi_ignite.training.recipe import filled_in
 from sbi_ignite.training.run import world_of
 
@@ -46,11 +52,49 @@ def train(
     check_sbi()
     call = parse_call(trainer, sbi_train, args, kwargs)
     check_simulations(trainer)
+    trainer.append_samples(as_samples(trainer.get_samples()))
     check_call(trainer, call)
     config = call.settings.train
     world = world_of(config, config.device or private(trainer).device)
     with world.taking_part(), training_in_this_thread():
         return carry_out(trainer, replace(call, world=world))
+
+
+def as_samples(x: Any) -> Any:
+    """Return samples as a tensor that sbi can train on, or as they are if they lie in files.
+
+    sbi's own `append_samples` takes anything, and fails later.
+
+    Args:
+        x: Samples, shape (num_rows, dim_x): a tensor or an array of numbers. Arrays, and tensors of
+            whole numbers, are converted to torch's default type.
+
+    Raises:
+        ArgumentError: If it is neither.
+        DataError: If it has another shape.
+    """
+    if is_stored((x,)):
+        return x
+    if not isinstance(x, Tensor):
+        try:
+            values = np.asarray(x)
+        except ValueError:  # rows of several lengths
+            values = np.asarray(None)
+        if values.dtype.kind not in "fiub":
+            raise ArgumentError(
+                "append_samples(x): expected a tensor or an array of numbers, of shape (num_rows, "
+                f"dim_x), got {type(x).__name__}."
+            )
+        x = torch.as_tensor(values, dtype=torch.get_default_dtype())
+    if x.ndim < 2:
+        one_number = "" if x.ndim == 0 else " One number per row is x[:, None], one row is x[None]."
+        raise DataError(
+            "append_samples(x): expected shape (num_rows, dim_x), got shape "
+            f"{tuple(x.shape)}.{one_number}"
+        )
+    if not x.is_floating_point():
+        x = x.to(torch.get_default_dtype())
+    return x
 
 
 def carry_out(trainer: Any, call: Call) -> Any:
@@ -70,7 +114,8 @@ def carry_out(trainer: Any, call: Call) -> Any:
         else:
             own.build_marginal(rows_for_marginal(trainer, samples))
     loss = loss_of(trainer, None, config.sbi_compat)
-    fit(trainer, call, loss, train_loader, val_loader)
+    with interruption_shown(trainer, call):
+        fit(trainer, call, loss, train_loader, val_loader)
     if call.world.rank:
         pass  # the first process says it
     elif not config.sbi_compat:

@@ -146,6 +146,25 @@ class IgniteLoop(IgniteTrainer, ReplacedLoop):
         )
 
 
+class IgniteMarginal(IgniteTrainer):
+    """`IgniteTrainer` for MarginalTrainer, which takes samples alone."""
+
+    def append_samples(self, x: Any) -> Self:
+        """Keep the samples to train on, in place of earlier ones.
+
+        Args:
+            x: Samples, shape (num_rows, dim_x): a tensor or an array of numbers.
+
+        Returns:
+            The trainer.
+
+        Raises:
+            ArgumentError: If it is neither.
+            DataError: If it has another shape.
+        """
+        return method_behind(type(self), "append_samples")(self, marginal.as_samples(x))
+
+
 class PretrainedTrainer:
     """`train()` of a trainer whose network is trained already."""
 

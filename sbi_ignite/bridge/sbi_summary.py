@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -128,8 +129,28 @@ def report_end(trainer: Any, call: Call) -> None:
     close_books(trainer, config, says=call.world.rank == 0)
 
 
+@contextmanager
+def interruption_shown(trainer: Any, call: Call) -> Iterator[None]:
+    """Show what was trained until Ctrl-C, as at other ends; sbi's records stay as sbi leaves them.
+
+    Args:
+        trainer: The trainer.
+        call: The call that is carried out inside the block.
+    """
+    earlier = trainer.training_summary
+    try:
+        yield
+    except KeyboardInterrupt:
+        summary = trainer.training_summary
+        if summary is not earlier and not call.world.rank:
+            say_how_it_ended(trainer, call)
+            if call.settings.train.show_train_summary:
+                print(f"\n{summary}")
+        raise
+
+
 def say_how_it_ended(trainer: Any, call: Call) -> None:
-    """Print, in the typed form, why and where training ended, if progress is to be shown."""
+    """Print why and where training ended, if progress is to be shown."""
     if not private(trainer).shows_progress or call.logs_to_screen:
         return
     summary = trainer.training_summary

@@ -23,7 +23,7 @@ from sbi_ignite.bridge.losses import loss_of
 from sbi_ignite.bridge.memory import memory_of
 from sbi_ignite.bridge.network_builder import lean_building
 from sbi_ignite.bridge.options import check_call
-from sbi_ignite.bridge.sbi_summary import report_end
+from sbi_ignite.bridge.sbi_summary import interruption_shown, report_end
 from sbi_ignite.bridge.split import num_train_rows, split
 from sbi_ignite.bridge.validation_set import own_validation
 from sbi_ignite.concurrency import training_in_this_thread
@@ -127,10 +127,14 @@ def check_simulations(trainer: Any) -> None:
 def prepare(trainer: Any, settings: Resolved) -> None:
     """Seed and move the trainer as the settings ask.
 
+    In the typed form, simulations that require gradients become constants. sbi fails on them.
+
     Raises:
         SettingsError: If there is no such device.
     """
     config = settings.train
+    if not config.sbi_compat:
+        private(trainer).detach_simulations()
     if config.device is not None:
         checked_device(config.device, settings.origin("train.device"))
     if config.seed is not None:
@@ -219,7 +223,8 @@ def run_training_loop(
     # Not filled in yet if a user's own get_dataloaders made the loaders.
     call = replace(call, settings=filled_in(call.settings, as_batches(train_loader)))
     loss = loss_of(trainer, loss_args, call.sbi_compat, meeting_others(call, train_loader))
-    fit(trainer, call, loss, train_loader, val_loader, loss_args, summarization_kwargs or {})
+    with interruption_shown(trainer, call):
+        fit(trainer, call, loss, train_loader, val_loader, loss_args, summarization_kwargs or {})
     report_end(trainer, call)
     return private(trainer).network
 

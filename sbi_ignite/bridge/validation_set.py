@@ -98,7 +98,7 @@ def _like(name: str, given: Any, simulations: Tensor) -> Tensor:
             f"validation: expected {name} of shape ({wanted}), as in the simulations, got "
             f"{tuple(given.shape)}."
         )
-    return torch.as_tensor(given, dtype=simulations.dtype, device=simulations.device)
+    return torch.as_tensor(given, dtype=simulations.dtype, device=simulations.device).detach()
 
 
 def _masks(given: Sequence[Any], masks: Tensor, num_rows: int, later_round: int) -> Tensor:

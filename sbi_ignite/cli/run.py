@@ -36,11 +36,21 @@ def run_script(script: Script) -> None:
 
     Raises:
         UnsupportedSbiError: If the installed sbi lacks what is needed.
+        SystemExit: If there is nothing of that name to run, with a line that says so.
     """
     from sbi_ignite.bridge.patch import patch_sbi
 
     patch_sbi()
     sys.argv = [script.target, *script.arguments]
+    try:
+        _run(script)
+    except ImportError as error:
+        if not _is_of_runpy(error):
+            raise
+        sys.exit(f"sbi_ignite: {error}")  # and exit code 1, as under python
+
+
+def _run(script: Script) -> None:
     if script.as_module:
         sys.path.insert(0, str(Path.cwd())) if str(Path.cwd()) not in sys.path else None
         runpy.run_module(script.target, run_name="__main__", alter_sys=True)
@@ -48,3 +58,11 @@ def run_script(script: Script) -> None:
         # As python itself does: the script's folder comes first on the path.
         sys.path[0] = str(Path(script.target).resolve().parent)
         runpy.run_path(script.target, run_name="__main__")
+
+
+def _is_of_runpy(error: ImportError) -> bool:
+    """Say whether there was nothing to run, rather than something missing in what ran."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_globals.get("__name__") == "runpy"

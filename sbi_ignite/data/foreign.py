@@ -93,6 +93,23 @@ class ForeignBatches:
     def __iter__(self) -> Iterator[Any]:
         return iter(self.loader)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the loader, its samplers and its data set which epoch begins, if they want to know.
+
+        torch's DistributedSampler draws an order for each epoch only if it is told.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+        """
+        sampler = self._batch_sampler
+        inner = (getattr(sampler, "sampler", None), getattr(self.loader, "sampler", None))
+        told: set[int] = set()
+        for part in (self.loader, self._dataset, sampler, *inner):
+            tell = getattr(part, "set_epoch", None)
+            if callable(tell) and id(part) not in told:
+                told.add(id(part))
+                tell(epoch)
+
     def rows_at(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Return nothing: a foreign loader does not number its rows."""
         return ()
@@ -282,6 +299,12 @@ class WholePass(ForeignBatches):
     def unsaved_state(self) -> str:
         """What keeps a resumed run from getting the same batches."""
         return self._inside.unsaved_state
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the loader's samplers which epoch begins, from 0."""
+        tell = getattr(self._inside, "set_epoch", None)
+        if tell is not None:
+            tell(epoch)
 
     def select(self, indices: Tensor) -> bool:
         """Let the loader choose from these rows from now on."""

@@ -273,7 +273,7 @@ def apply_transform(transform: Transform, theta: Tensor, x: Tensor) -> tuple[Ten
         raise DataError(
             f"transform: expected a pair (theta, x) of tensors with {len(theta)} rows, got {shown}."
         )
-    return drawn[0], drawn[1]
+    return drawn[0].detach(), drawn[1].detach()
 
 
 class Column:

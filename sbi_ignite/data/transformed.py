@@ -82,6 +82,12 @@ class TransformedBatches:
                 drawn = self._drawn(batch)
             yield drawn
 
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the source which epoch begins, from 0, if it wants to know."""
+        tell = getattr(self.batches, "set_epoch", None)
+        if tell is not None:
+            tell(epoch)
+
     def _drawn(self, batch: Any) -> Any:
         return self.transform(*batch) if isinstance(batch, tuple | list) else self.transform(batch)
 

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from sbi_ignite.optim.private_torch import copy_each, lerp_each
 
+_LEAST_BITS = 32
+"""Size of the numbers in which an average is kept."""
+
 
 class FlatParameters(Protocol):
     """Parameters that may lie side by side in memory, where one operation handles all of them."""
@@ -33,7 +36,9 @@ class AveragedWeights:
     """Keep a running average of a network's trainable parameters.
 
     Buffers are not averaged. Parameters that are frozen when training starts are left alone. All
-    changes are made in place, so that references to a parameter's tensor stay valid.
+    changes are made in place, so that references to a parameter's tensor stay valid. The average of
+    bfloat16 and float16 parameters is kept in float32: their own precision would round away a small
+    share of the newest weights.
 
     Args:
         model: The network.
@@ -63,7 +68,7 @@ class AveragedWeights:
     ) -> None:
         self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self._share, self._flat = share, flat
-        self._average = [p.detach().clone() for p in self._parameters]
+        self._average = [_precise(p) for p in self._parameters]
         self._flat_average: Tensor | None = None
         self._trained: list[Tensor] | None = None
         self._aside: tuple[Tensor, list[Tensor]] | None = None
@@ -83,7 +88,7 @@ class AveragedWeights:
         with torch.no_grad():
             if self._flat is None or values is None:
                 # One call for all parameters, as in torch's own exponential averages.
-                lerp_each(self._average, self._parameters, share)
+                lerp_each(self._average, _like(self._parameters, self._average), share)
                 return
             if self._flat_average is None:
                 self._flat_average, self._average = self._flat.joined(self._average)
@@ -143,6 +148,18 @@ class AveragedWeights:
     def _values(self) -> Tensor | None:
         """Return the tensor that holds all parameters; None where there is no such tensor."""
         return None if self._flat is None else self._flat.flat_values(self._parameters)
+
+
+def _precise(parameter: Tensor) -> Tensor:
+    """Return a copy of a parameter, in at least float32 if it has a floating-point type."""
+    copy = parameter.detach().clone()
+    narrow = copy.is_floating_point() and torch.finfo(copy.dtype).bits < _LEAST_BITS
+    return copy.float() if narrow else copy
+
+
+def _like(values: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    """Return values in the types of others; those that have them already as they are."""
+    return [value.to(other.dtype) for value, other in zip(values, others, strict=True)]
 
 
 def _copy(to: list[Tensor], values: list[Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import threading
@@ -53,7 +54,9 @@ class HeldSignals:
     While the context is entered, the first signal is only noted. A second Ctrl-C raises
     KeyboardInterrupt at once; the third SIGTERM or SIGUSR1 does what the first would have done
     without it. Signals that the process ignores stay ignored. Off the main thread, where python
-    takes no signals, nothing happens. Entered several times, it ends with the last exit.
+    takes no signals, nothing happens. Entered several times, it ends with the last exit, which puts
+    the original handlers back. Functions of the user's among them are owed the signals that
+    arrived, see `tell_users`.
 
     Args:
         names: The signals.
@@ -70,6 +73,7 @@ class HeldSignals:
         self.names, self.only_deadly = tuple(names), only_deadly
         self._originals: dict[signal.Signals, Any] = {}
         self._counts: Counter[int] = Counter()
+        self._owed: dict[signal.Signals, Callable[[int, FrameType | None], Any]] = {}
         self._entered = 0
 
     @property
@@ -92,6 +96,17 @@ class HeldSignals:
         self._entered -= 1
         if not self._entered:
             self._let_go()
+            if kind is not None:  # nobody gets to say when everything else is done
+                self.tell_users()
+
+    def tell_users(self) -> None:
+        """Call handlers of the user's that the context replaced with the signals that arrived.
+
+        In the order of arrival, each once. What one of them raises is raised.
+        """
+        while self._owed:
+            number = next(iter(self._owed))
+            self._owed.pop(number)(number, inspect.currentframe())
 
     def let_child_end(self) -> None:
         """Restore SIGTERM in a forked child, which its parent must be able to end.
@@ -136,8 +151,14 @@ class HeldSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         received = signal.Signals(number)
         self._counts[number] += 1
+        original = self._originals.get(received)
+        if callable(original) and original is not signal.default_int_handler:
+            self._owed.setdefault(received, original)
         if self._counts[number] >= AT_ONCE.get(received.name, _AT_ONCE):
+            owed = self._owed.pop(received, None)
             if received == signal.SIGINT:
+                if owed is not None:
+                    owed(number, frame)
                 raise KeyboardInterrupt
             self._do_as_before(received)
         elif self.received is None or received == signal.SIGINT:
@@ -205,12 +226,15 @@ class StopOnSignals:
     def pass_on(self) -> None:
         """End the process as the signal would have done, if one came.
 
+        A handler of the user's is called first; what it raises is raised.
+
         Raises:
             KeyboardInterrupt: After Ctrl-C.
             SystemExit: After another signal, with the shell's exit code for it.
         """
         if self.received is None:
             return
+        self._held.tell_users()
         if self.received.name == "SIGINT":
             raise KeyboardInterrupt
         raise SystemExit(self.exit_code)

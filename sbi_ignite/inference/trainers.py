@@ -8,7 +8,13 @@ from typing import Any
 
 import sbi.inference as sbi_inference
 
-from sbi_ignite.bridge.mixins import IgniteLoop, IgniteTrainer, PretrainedTrainer, method_behind
+from sbi_ignite.bridge.mixins import (
+    IgniteLoop,
+    IgniteMarginal,
+    IgniteTrainer,
+    PretrainedTrainer,
+    method_behind,
+)
 from sbi_ignite.bridge.signatures import typed_first
 from sbi_ignite.methods.table import TRAINERS
 
@@ -16,7 +22,7 @@ from sbi_ignite.methods.table import TRAINERS
 def _trained_by_ignite(name: str) -> type:
     """Return the trainer of that name in `sbi.inference` with our `train()` in front of it."""
     theirs: Any = getattr(sbi_inference, name)
-    front = IgniteLoop if issubclass(theirs, sbi_inference.NeuralInference) else IgniteTrainer
+    front = IgniteLoop if issubclass(theirs, sbi_inference.NeuralInference) else IgniteMarginal
     cls = _with(front, theirs)
     _show_signature(cls, IgniteTrainer.train, typed_first(cls, method_behind(cls, "train")))
     return cls

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import sbi.inference as sbi_inference
+from numpy.typing import NDArray
 from sbi.neural_nets.estimators import (
     ConditionalDensityEstimator,
     ConditionalVectorFieldEstimator,
@@ -38,6 +39,9 @@ class IgniteTrainer:
     ) -> Self: ...
 
 class IgniteLoop(IgniteTrainer): ...
+
+class IgniteMarginal(IgniteTrainer):
+    def append_samples(self, x: Tensor | NDArray[Any]) -> Self: ...
 
 class NPE_A(IgniteLoop, sbi_inference.NPE_A):
     @overload
@@ -705,7 +709,7 @@ class NPSE(IgniteLoop, sbi_inference.NPSE):
         validation: Sequence[Tensor] | Tensor | None = None,
     ) -> ConditionalVectorFieldEstimator: ...
 
-class MarginalTrainer(IgniteTrainer, sbi_inference.MarginalTrainer):
+class MarginalTrainer(IgniteMarginal, sbi_inference.MarginalTrainer):
     @overload
     def train(
         self,

@@ -184,8 +184,8 @@ class Backend:
     moved_at: float = -math.inf
     """When local work of the backend was last seen to move, on the monotonic clock."""
 
-    doing: str = "at work"
-    """What that work is."""
+    doing: str = "finish its work"
+    """What that work is, as the end of "waiting for it to ..."."""
 
     local: bool = False
     """Whether the backend needs this machine only; asked in a backend process only."""

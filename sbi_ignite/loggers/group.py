@@ -120,7 +120,8 @@ class Loggers:
             return
         self._log_epochs()
         status = "failed" if isinstance(error, Exception) else "killed"
-        self._end("fail", status, redact(f"{type(error).__name__}: {error}"))
+        words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        self._end("fail", status, redact(words))
 
     def state_dict(self) -> dict[str, Any]:
         """Return, as plain data, what a later run needs to continue those of the backends."""
@@ -227,7 +228,7 @@ class Loggers:
             if not patience.has_spoken:
                 raise
         for backend in waiting:
-            trouble = backend.trouble or f"not everything was taken in within {self._limit:g} s"
+            trouble = backend.trouble or f"not everything was stored within {self._limit:g} s"
             self._warn(backend, f"{trouble}{backend.afterwards}")
         for backend in self.backends:
             self._quietly(backend.abandon)

@@ -42,6 +42,9 @@ _CALL = re.compile(r"call-(\d+)\.")
 ID_TAG = "sbi_ignite.id"
 """The tag by which a run is found again; MLflow chooses its own run ids."""
 
+_LOGGED_TAG = "sbi_ignite.parameters"
+"""The tag of a run to which a call has logged all the parameters that it had."""
+
 _LIMITS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -142,8 +145,12 @@ class Mlflow(Backend):
         self._run_id, self._began = run.info.run_id, run.info.start_time or 0
         self._client.update_run(self._run_id, status="RUNNING", name=self.run_name)
         known = {f"origin.{name}": value for name, value in origins(info).items()}
-        self._log_parameters({**parameters(info), **known}, have=run.data.params)
-        self._log_changes(parameters(info), run.data.params)
+        have, is_later = run.data.params, _LOGGED_TAG in run.data.tags
+        if not is_later:
+            self._log_parameters({**parameters(info), **known}, have=have)
+        self._log_changes(parameters(info), known if is_later else {}, have)
+        if not is_later:
+            self._client.set_tag(self._run_id, _LOGGED_TAG, "yes")
         self._attach(self._log_record)
         if identity.get("continued"):
             names = ("training_loss", "iteration_loss")
@@ -234,7 +241,8 @@ class Mlflow(Backend):
         run = self._existing(run_id)
         if run is None:
             self.say(
-                f"mlflow: there is no run {run_id}, which MLFLOW_RUN_ID names; a new one is made"
+                f"mlflow: MLFLOW_RUN_ID names the run {run_id}, which does not exist; logging to "
+                "a new one"
             )
         return run
 
@@ -332,8 +340,17 @@ class Mlflow(Backend):
         for i in range(0, len(new), _PARAMETERS_A_CALL):
             self._client.log_batch(self._run_id, params=new[i : i + _PARAMETERS_A_CALL])
 
-    def _log_changes(self, values: Mapping[str, Any], have: Mapping[str, str]) -> None:
-        """Log what a later round or call does otherwise, beside parameters that cannot change."""
+    def _log_changes(
+        self, values: Mapping[str, Any], known: Mapping[str, str], have: Mapping[str, str]
+    ) -> None:
+        """Log what a later round or call does otherwise, beside parameters that cannot change.
+
+        Args:
+            values: Settings and manifest.
+            known: Where settings came from, if the first call has logged all it had; what the run
+                lacks was not set then.
+            have: The run's parameters.
+        """
         calls = sorted({int(found[1]) for name in have if (found := _CALL.match(name))})
         latest = dict(have)
         for number in calls:
@@ -344,6 +361,10 @@ class Mlflow(Backend):
             for name, value in values.items()
             if name in latest and str(value)[:_LONGEST_PARAMETER] != latest[name]
         }
+        if known:
+            new = {n: v for n, v in values.items() if n not in latest and v is not None}
+            theirs = {n: v for n, v in known.items() if n.removeprefix("origin.") in new}
+            changed = {**changed, **new, **theirs}
         number = 1 + max(calls, default=1)
         self._log_parameters({f"call-{number}.{n}": str(v) for n, v in changed.items()}, have=())
 

@@ -40,7 +40,7 @@ class Movement:
         """Name the work that is done within a block.
 
         Args:
-            what: As the end of "waiting for wandb: ...".
+            what: As the end of "waiting for wandb to ...".
         """
         self.note()
         self._doing = what

@@ -37,10 +37,11 @@ class Stdout(Backend):
     shows_progress: bool = True
     _bar: Any = None
     _validated: bool = True
+    _last: EpochRow | None = None
 
     def start(self, info: RunInfo, identity: Mapping[str, Any]) -> None:
         """Print the header, or open the bar."""
-        self._bar, self._validated = None, info.validated
+        self._bar, self._validated, self._last = None, info.validated, None
         if info.show_progress and somebody_watches():
             self._bar = _open_bar(info)
             return
@@ -51,6 +52,7 @@ class Stdout(Backend):
         """Print a line, or move the bar."""
         if row.replayed:
             return
+        self._last = row
         if self._bar is not None:
             self._bar.update()
             self._bar.set_postfix_str(_short(row))
@@ -75,9 +77,11 @@ class Stdout(Backend):
         )
 
     def fail(self, status: str, message: str) -> None:
-        """Print what happened."""
+        """Print what happened and how far training had come, also below a bar."""
         self._close_bar()
-        self._say(f"{status}: {message}")
+        row = self._last
+        came_to = "" if row is None else f"; after epoch {row.step}: {_short(row)}"
+        self._say(f"{status}: {message}{came_to}")
 
     def _header(self) -> list[str]:
         return [name for name in _HEADER if self._validated or name != "validation loss"]

@@ -21,7 +21,7 @@ from sbi_ignite.summary import TrainingSummary
 
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0)
 _END = ("finish", "fail")
-_DOING = {"start": "being imported and opens its run", "finish": "writing the results"}
+_DOING = {"start": "start up and open its run", "finish": "store the results"}
 
 _NICENESS = 5
 """Where processes compete for a core, the training goes first."""
@@ -95,7 +95,7 @@ def serve(name: str, messages: Iterator[Any], report: Reports) -> None:
     for kind, *arguments in messages:
         if kind in _END:
             _limit_time()
-        with movement.doing(_DOING.get(kind, "writing")):
+        with movement.doing(_DOING.get(kind, "store what was logged")):
             _deliver(backend, kind, _decoded(kind, arguments), report)
         if kind == "start":
             report(identity=backend.state_dict())

@@ -60,7 +60,8 @@ class Patience:
         if not self.has_spoken:
             self.has_spoken = True
             print(
-                f"sbi_ignite: training is over; waiting for {backend.name}, which is "
-                f"{backend.doing}. Ctrl-C ends the waiting, not the work.",
+                f"sbi_ignite: training has finished. Waiting for {backend.name} to "
+                f"{backend.doing}, so that nothing is missing there when train() returns; Ctrl-C "
+                f"ends the wait, and {backend.name} goes on in the background.",
                 file=sys.stderr,
             )

@@ -50,7 +50,7 @@ from sbi_ignite.runs.files import (
     write_whole,
 )
 from sbi_ignite.runs.lock import Lock
-from sbi_ignite.runs.original import original_of
+from sbi_ignite.runs.original import note_home, original_in, original_of
 from sbi_ignite.runs.packing import pack, unpack
 from sbi_ignite.runs.snapshot import BEST, BestCopy, Snapshot, from_file
 from sbi_ignite.runs.status import FINISHED
@@ -191,6 +191,14 @@ class RunDirectory:
         if manifest.get("status") not in FINISHED or not is_mine:
             return False
         return summary is not None and summary["metrics_checksum"] == found
+
+    def has_results(self) -> bool:
+        """Say whether there is anything here that a run took time for, besides checkpoints."""
+        metrics = self.path / "metrics.jsonl"
+        found = (self.best_path, self.path / "summary.json", *self.path.glob("round-*"))
+        return any(path.exists() for path in found) or (
+            metrics.exists() and metrics.stat().st_size > 0
+        )
 
     def close(self) -> None:
         """Finish what is being written and let other processes in."""
@@ -514,7 +522,30 @@ class RunDirectory:
         self._created = manifest.get("created", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
         self.identity = str(manifest.get("identity", self.run))
         self._copied_from = manifest.get("copied_from")
-        original = None if self.read_only else original_of(self.path, manifest)
+        if not self.read_only:
+            self._note_original(original_of(self.path, manifest))
+
+    def compare_with_logs(self, folders: Iterable[Path]) -> None:
+        """Look for word of an original of which this run is a copy, and if so become another run.
+
+        Args:
+            folders: Folders of logs outside the directory.
+        """
+        if self.read_only:
+            return
+        for folder in folders:
+            self._note_original(original_in(folder, self.path, self._who()))
+
+    def leave_word(self, folders: Iterable[Path]) -> None:
+        """Leave word of where the run is, by which copies of it know that they are copies.
+
+        Args:
+            folders: Folders of logs outside the directory.
+        """
+        for folder in folders:
+            note_home(folder, self.identity, self.path)
+
+    def _note_original(self, original: Path | None) -> None:
         if original is not None:
             self.identity, self._copied_from = uuid.uuid4().hex, str(original)
 

@@ -55,6 +55,20 @@ def recall(states: Mapping[str, Any], directory: Path, run: str, identity: str) 
     return found
 
 
+def folders_outside(states: Mapping[str, Any], directory: Path) -> list[Path]:
+    """Return the folders outside a run directory in which loggers remember to have written.
+
+    Args:
+        states: What `Loggers.state_dict()` or `remember` returned.
+        directory: The run directory.
+    """
+    here = directory.absolute()
+    # Rounds after the first have directories of their own, and log beside the first.
+    home = here.parent if here.name.startswith("round-") else here
+    paths = [Path(s["path"]) for s in states.values() if isinstance(s, Mapping) and "path" in s]
+    return [path for path in dict.fromkeys(paths) if not path.is_relative_to(home)]
+
+
 def _with_relative(state: Any, directory: Path) -> Any:
     if not isinstance(state, Mapping) or "path" not in state:
         return state

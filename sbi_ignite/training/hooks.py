@@ -11,6 +11,7 @@ from sbi_ignite.callback import TrainingState
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.rules.base import Rule
 from sbi_ignite.runs.snapshot import Snapshot
+from sbi_ignite.summary import TrainingSummary
 from sbi_ignite.training.state import Stateful
 from sbi_ignite.training.steps import Step
 
@@ -100,6 +101,9 @@ class TrainingHooks:
         Args:
             epoch_started: The current time less the duration of the epoch, in seconds since 1970.
         """
+
+    def on_summary(self, summary: TrainingSummary) -> None:
+        """Keep the summary of the training, before loggers finish; also after Ctrl-C."""
 
     def on_end(self, logged_to: Mapping[str, Any]) -> None:
         """Keep, at a regular end, what a later round needs to continue the same loggers."""

@@ -24,6 +24,8 @@ class Passes:
     Args:
         batches: The batches.
         guard: Wraps what is iterated over, see `StopOnSignals.guard`.
+        epoch: Returns the number of the epoch that a pass begins, from 0. Batches that have a
+            method `set_epoch` are told; with None, they are not.
 
     Attributes:
         num_batches: Batches in a pass.
@@ -35,9 +37,12 @@ class Passes:
     """
 
     def __init__(
-        self, batches: Batches, guard: Callable[[Any], Iterable[Any]] = lambda batches: batches
+        self,
+        batches: Batches,
+        guard: Callable[[Any], Iterable[Any]] = lambda batches: batches,
+        epoch: Callable[[], int] | None = None,
     ) -> None:
-        self.batches, self.guard = batches, guard
+        self.batches, self.guard, self._epoch = batches, guard, epoch
         self.num_batches = len(batches)
         self._done = 0
         self._pass: _Pass | None = None
@@ -46,6 +51,9 @@ class Passes:
         return self.num_batches
 
     def __iter__(self) -> Iterator[Any]:
+        tell = getattr(self.batches, "set_epoch", None)
+        if self._epoch is not None and tell is not None:
+            tell(self._epoch())
         self._pass = _Pass(self, self._done)
         self._done = 0
         return self._pass

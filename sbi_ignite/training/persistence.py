@@ -25,13 +25,14 @@ from sbi_ignite.exceptions import (
 )
 from sbi_ignite.handlers.checkpoint import CheckpointHandler, NoFiles, ends_epoch
 from sbi_ignite.handlers.signals import StopOnSignals
+from sbi_ignite.handlers.stopping import StopOnRules, rules_as_now
 from sbi_ignite.random_state import random_states
 from sbi_ignite.runs.directory import RunDirectory
 from sbi_ignite.runs.fingerprint import FUNCTIONS, INIT_FROM, differences
 from sbi_ignite.runs.loss_record import changed_variables, describe_dataset, describe_modules
 from sbi_ignite.runs.machine import changes, in_words
 from sbi_ignite.runs.manifest import RESUMES, TORCH_SEED, WORLD_SIZE, make_manifest
-from sbi_ignite.runs.remembered import recall, remember
+from sbi_ignite.runs.remembered import folders_outside, recall, remember
 from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.runs.status import FINISHED
 from sbi_ignite.settings import CheckpointConfig
@@ -70,6 +71,7 @@ def persistence(training: Training) -> Iterator[Persistence | NoPersistence]:
                 training.state,
                 training.snapshots,
                 training.loggers,
+                training.stopping,
                 training.hooks.resume_from,
                 training.signals,
                 mid_epoch=training.train_batches.resumes_inside_epoch,
@@ -130,6 +132,7 @@ def _rank_states(training: Training) -> RankStates:
     return RankStates(training.world, training.parts, in_parts, same_draws)
 
 
+_WHERE_IT_IS = "(deleted, or the run was killed before its first)"
 _NEW_VALUES = "The run goes on with the new ones"
 _OLD_VALUES = "The run is complete, and was trained with the old ones"
 
@@ -290,6 +293,7 @@ class FollowingPersistence(NoPersistence):
         super().__init__(manifest, training.parts, found, training.signals)
         self.path, self.earlier_report = told["path"], told["earlier_report"]
         self._state, self._world, self._config = training.state, world, config
+        self._stopping = training.stopping
         self._mid_epoch = training.train_batches.resumes_inside_epoch
         self._engine: Engine | None = None
         self._only_reads = False
@@ -317,7 +321,7 @@ class FollowingPersistence(NoPersistence):
     def resume(self) -> None:
         """Restore all parts from what the first process has found."""
         super().resume()
-        _note_stop(self._state, self.found)
+        _note_stop(self._state, self.found, self._stopping)
 
     @contextmanager
     def running(self, trains: bool = True) -> Iterator[None]:
@@ -346,6 +350,7 @@ class Persistence:
         state: The training's numbers.
         snapshots: Take snapshots of the parts.
         loggers: Remember where they log to.
+        stopping: The stopping rules.
         earlier: Snapshot of an earlier call, to continue from if the directory has nothing.
         signals: The signals that end the training cleanly.
         mid_epoch: Whether the batches know their position inside an epoch.
@@ -371,6 +376,7 @@ class Persistence:
         state: TrainingState,
         snapshots: Snapshots,
         loggers: Saved,
+        stopping: StopOnRules,
         earlier: Mapping[str, Any] | None,
         signals: StopOnSignals,
         mid_epoch: bool,
@@ -381,13 +387,13 @@ class Persistence:
     ) -> None:
         self._ranks = ranks
         self._directory, self._config = directory, config
-        self.manifest = manifest
+        self.manifest = dict(manifest)
         self._parts, self._state, self._mid_epoch = parts, state, mid_epoch
         self._signals, self._began = signals, False
         self._how_computed = how_computed
         self._changed: dict[str, list[Any]] = {}
         self._engine: Engine | None = None
-        self._snapshots, self._loggers = snapshots, loggers
+        self._snapshots, self._loggers, self._stopping = snapshots, loggers, stopping
         self._only_reads = False
         self._handler = CheckpointHandler(
             directory, config, self._take, state, mid_epoch, background, decide
@@ -396,6 +402,8 @@ class Persistence:
         self.torch_seeds: tuple[int | None, int | None] = (None, None)
         saved = self._find()
         self._saved_logs = (saved or {}).get("loggers", {})
+        directory.compare_with_logs(self._logs_outside())
+        self._left_word: set[Path] = set()
         self._saved = saved
         self.found = ranks.given_back(saved) if saved else earlier
 
@@ -429,12 +437,32 @@ class Persistence:
             kept = {name: saved[name] for name in (RESUMES, TORCH_SEED, INIT_FROM) if name in saved}
             self.manifest = {**self.manifest, **kept}
         checkpoint = directory.latest()
-        if checkpoint is None and self._config.resume == "must":
+        if checkpoint is not None:
+            return rules_as_now(checkpoint.states)
+        lost = "" if saved is None else f": run.json is here, but no checkpoint {_WHERE_IT_IS}"
+        if self._config.resume == "must":
             raise CheckpointError(
-                f'{directory.path}: there is nothing to continue, and resume="must" asks for it. '
-                'Use resume="auto" to start anew.'
+                f'{directory.path}: there is nothing to continue, and resume="must" asks for it'
+                f'{lost}. Use resume="auto" to start anew.'
             )
-        return None if checkpoint is None else checkpoint.states
+        if saved is not None:
+            self._start_over(lost)
+        return None
+
+    def _start_over(self, lost: str) -> None:
+        """Begin a run anew whose checkpoints are gone; what is left of it is kept."""
+        aside = self._directory.set_aside() if self._directory.has_results() else None
+        self.earlier_report, self._changed = ("", ""), {}
+        self.torch_seeds = (None, None)
+        for name in (RESUMES, TORCH_SEED):
+            self.manifest.pop(name, None)
+        self.manifest[TORCH_SEED] = torch.initial_seed()
+        warnings.warn(
+            f"{self._directory.path}{lost}. Training starts over from the beginning"
+            f"{'' if aside is None else f'; what was left is in {aside.name}/'}.",
+            SbiIgniteWarning,
+            stacklevel=9,
+        )
 
     def _warn_of_loss(self, saved: Mapping[str, Any]) -> None:
         """Say if variables differ that the loss function, or a part of it, reads."""
@@ -481,10 +509,24 @@ class Persistence:
             return recall(self._saved_logs, directory.path, directory.run, directory.identity)
         return dict(earlier)
 
+    def _logs_outside(self) -> list[Path]:
+        """Return the folders outside the directory where the run has logged, as they are now."""
+        directory, logs = self._directory, self._saved_logs
+        # Without regard to whose they are, which is the question.
+        logs = recall(logs, directory.path, directory.run, logs.get("run", directory.run))
+        return folders_outside(logs, directory.path)
+
+    def _leave_word(self, states: Mapping[str, Any]) -> None:
+        folders = set(folders_outside(states, self._directory.path)) - self._left_word
+        self._directory.leave_word(folders)
+        self._left_word |= folders
+
     def _remembering(self) -> dict[str, Any]:
         """Return what the loggers remember, in the form that checkpoints hold."""
         directory = self._directory
-        return remember(self._loggers.state_dict(), directory.path, directory.identity)
+        states = self._loggers.state_dict()
+        self._leave_word(states)
+        return remember(states, directory.path, directory.identity)
 
     def _logs_elsewhere(self) -> bool:
         """Say whether a logger remembers something that the run does not."""
@@ -508,7 +550,7 @@ class Persistence:
         if self.found is None:
             return
         restore(self._parts, self.found)
-        _note_stop(self._state, self.found)
+        _note_stop(self._state, self.found, self._stopping, self.path)
 
     def note_resume(self) -> None:
         """Say, also in run.json, if what is trained on now may differ in its last bits."""
@@ -631,12 +673,38 @@ def _at_epoch_end(engine: Engine | None) -> bool:
     return engine is None or ends_epoch(engine)
 
 
-def _note_stop(state: TrainingState, found: Mapping[str, Any] | None) -> None:
-    """Note a request to stop that no rule would make again."""
+def _note_stop(
+    state: TrainingState,
+    found: Mapping[str, Any] | None,
+    stopping: StopOnRules,
+    path: Path | None = None,
+) -> None:
+    """Note a request to stop that no rule would make again.
+
+    Args:
+        state: Where it is noted.
+        found: States of the checkpoint.
+        stopping: The rules of this call, which take back what another rule of the user's asked.
+        path: The run directory, where there is something to say.
+    """
     stopped = (found or {}).get("stop")
-    if stopped is not None:
-        state.stop(stopped["message"] or stopped["reason"])
-        state.stop_reason = stopped["reason"]
+    if stopped is None:
+        return
+    if stopped["reason"] == "rule":
+        ended_by = list(stopping.ended_by_user())
+        if not ended_by:
+            return
+        changed = next(filter(None, ended_by), "")
+        if changed and path is not None:
+            warnings.warn(
+                f"{path}: the run here was ended by a stopping rule that now reads other values: "
+                f"{changed}. It is complete under the old ones and is returned as it is; pass them "
+                "as arguments of the rule, by functools.partial, to let them decide again.",
+                SbiIgniteWarning,
+                stacklevel=5,
+            )
+    state.stop(stopped["message"] or stopped["reason"])
+    state.stop_reason = stopped["reason"]
 
 
 def _line(error: BaseException) -> str:

@@ -196,7 +196,8 @@ def run(training: Training) -> TrainingSummary:
         NonFiniteLossError: If a training or validation loss is NaN or infinite; the model has the
             best weights so far.
         KeyboardInterrupt: After Ctrl-C, when everything is saved.
-        SystemExit: After SIGTERM or SIGUSR1, when everything is saved.
+        SystemExit: After SIGTERM or SIGUSR1, when everything is saved. A handler that the user has
+            installed for the signal is called before, and may raise something else.
     """
     if isinstance(training.train_batches, Share):
         raise ArgumentError(
@@ -237,13 +238,17 @@ def in_turns(training: Training) -> Generator[None, None, TrainingSummary]:
         if trains:
             files.require_writable()
         _begin(training, files, trains)
-        with _errors_reported(training), files.running(trains):
+
+        def summary_now() -> TrainingSummary:
+            took_steps = training.state.iteration > began_at
+            how = training.how_computed() if took_steps else Report(*files.earlier_report)
+            return _summary(training, files, resumed_from, how)
+
+        with _errors_reported(training, summary_now), files.running(trains):
             yield from _loop(training)
         if training.state.stop_reason == "signal":
             training.signals.tell_others()
-        took_steps = training.state.iteration > began_at
-        how = training.how_computed() if took_steps else Report(*files.earlier_report)
-        summary = _conclude(training, files, resumed_from, how)
+        summary = _conclude(training, files, summary_now)
     training.callbacks.on_saved(summary)
     return summary
 
@@ -371,7 +376,9 @@ def _loop(training: Training) -> Iterator[None]:
 
 
 def _conclude(
-    training: Training, files: Persistence | NoPersistence, resumed_from: int, how: Report
+    training: Training,
+    files: Persistence | NoPersistence,
+    summary_now: Callable[[], TrainingSummary],
 ) -> TrainingSummary:
     """Save the last state, put the best weights into the model, and report how it went."""
     state = training.state
@@ -383,7 +390,8 @@ def _conclude(
         training.averages.show()
     training.best.conclude(training.model)
     training.model.zero_grad(set_to_none=True)
-    summary = _summary(training, files, resumed_from, how)
+    summary = summary_now()
+    training.hooks.on_summary(summary)
     training.loggers.finish(summary)
     training.hooks.on_end(training.loggers.state_dict())
     training.callbacks.on_train_end(summary)
@@ -404,8 +412,13 @@ def _conclude(
 
 
 @contextmanager
-def _errors_reported(training: Training) -> Iterator[None]:
-    """Keep the best weights when a step fails; tell callbacks and loggers about errors."""
+def _errors_reported(
+    training: Training, summary_now: Callable[[], TrainingSummary]
+) -> Iterator[None]:
+    """Keep the best weights when a step fails; tell callbacks and loggers about errors.
+
+    After a Ctrl-C that was not held off, the host gets the summary of what was trained.
+    """
     undo = _undo(training) if reads_later(training.device) else _nothing
     try:
         yield
@@ -414,6 +427,9 @@ def _errors_reported(training: Training) -> Iterator[None]:
             undo()
             training.best.restore(training.model)
             training.model.zero_grad(set_to_none=True)
+        if isinstance(error, KeyboardInterrupt):
+            training.state.stop("signal")
+            training.hooks.on_summary(summary_now())
         training.loggers.fail(error)
         training.callbacks.on_exception(error)
         raise

@@ -59,7 +59,7 @@ class SharedPass:
             share: The share.
             guard: Wraps what is iterated over, see `StopOnSignals.guard`.
         """
-        self._passes = Passes(self.batches, guard)
+        self._passes = Passes(self.batches, guard, lambda: self.num_fetched // len(self.batches))
         self.num_fetched = share.num_taken
         if share.saved is None:
             return

@@ -311,7 +311,10 @@ def assemble(
         )
 
     # What happens when: handlers act in the order in which they are attached.
-    passes = Passes(train_batches, signals.guard)
+    # sbi does not tell samplers the epoch.
+    passes = Passes(
+        train_batches, signals.guard, None if as_sbi else lambda: max(0, epochs.now()[0] - 1)
+    )
     passes.attach(engine)
     if averages is not None:
         averages.attach(engine)
@@ -343,7 +346,7 @@ def assemble(
             "frozen": frozen,
             "compiled": compiler.compiled,
             "batches": train_batches,
-            **{f"rule-{i}": rule for i, rule in enumerate(stopping.rules)},
+            "rules": stopping,
             **hooks.parts,
         }
     )

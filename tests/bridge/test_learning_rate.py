@@ -11,6 +11,8 @@ import torch
 
 from sbi_ignite import (
     ArgumentError,
+    DataError,
+    LearningRateRange,
     LossArgsNLE,
     NoSimulationsError,
     SettingsError,
@@ -56,7 +58,7 @@ def test_it_suggests_a_rate_for_every_method_and_leaves_trainer_and_random_state
     found = find_learning_rate(trainer, TrainConfig(batch_size=50), num_steps=60)
     assert books(trainer) == before
     assert plain(random_states()) == states
-    assert found.suggestion is not None
+    assert found.half_fall is not None
     assert 1e-6 < found.suggestion < 1.0
     assert len(found.rates) == len(found.losses) == len(found.smoothed) <= 60
 
@@ -75,7 +77,7 @@ def test_a_trained_network_keeps_its_weights_and_trains_on_as_if_nothing_had_bee
 def test_the_suggested_rate_learns_faster_than_a_hundredth_of_it():
     trainer = ready(num_rows=500)
     found = find_learning_rate(trainer)
-    assert found.suggestion is not None
+    assert found.half_fall is not None
     losses = []
     for rate in (found.suggestion, found.suggestion / 100):
         trained = train(ready(num_rows=500), TrainConfig(learning_rate=rate, max_epochs=5, seed=1))
@@ -103,13 +105,13 @@ def test_rates_that_destroy_the_network_end_the_test_with_what_was_seen_before()
     assert found.diverged
     assert len(found.rates) < 100
     assert all(map(math.isfinite, found.losses))
-    assert found.suggestion is not None
+    assert found.half_fall is not None
 
 
 def test_a_trainer_of_sbi_itself_will_do_and_sbi_stays_unpatched():
     trainer = ready(inference=sbi.inference)
     before = books(trainer)
-    assert find_learning_rate(trainer, num_steps=30).suggestion is not None
+    assert find_learning_rate(trainer, num_steps=30).half_fall is not None
     assert books(trainer) == before
     assert not is_patched()
 
@@ -132,6 +134,15 @@ def test_the_figure_shows_losses_over_rates_and_the_suggestion():
     assert tuple(average.get_ydata()) == found.smoothed
     assert set(line.get_xdata()) == {found.suggestion}
     assert f"{found.suggestion:.1e}" in str(found)
+
+
+def test_without_a_rate_at_which_the_loss_falls_there_is_no_suggestion():
+    """Rather than a None that some other function would refuse."""
+    found = LearningRateRange((1e-4, 1e-3), (1.0, 2.0), (1.0, 1.5), None, False)
+    with pytest.raises(
+        DataError, match=r"2 rates from 1\.0e-04 .*fell at none of them\. Try other"
+    ):
+        found.suggestion  # noqa: B018 # it is a property
 
 
 def test_a_range_that_is_none_and_a_trainer_without_data_are_refused():

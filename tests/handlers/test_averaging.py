@@ -127,3 +127,50 @@ def test_a_restart_trains_on_from_what_the_network_holds():
     averages.update()
     averages.show()
     assert torch.equal(model.free, torch.full((3,), 48.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_average_of_half_precision_weights_does_not_stall(dtype):
+    """It is that of a float32 model with the same weights, rounded once when it is shown."""
+    setting = WeightAveraging(kind="ema", decay=0.999)
+    half, single = nn.Linear(1, 1).to(dtype), nn.Linear(1, 1)
+    averages = [AveragedWeights(model, setting.share) for model in (half, single)]
+    for step in range(2000):
+        for model, average in zip((half, single), averages, strict=True):
+            nn.init.constant_(model.weight, 1.0 if step else 0.0)
+            average.update()
+    for average in averages:
+        average.show()
+    assert half.weight.dtype == dtype
+    assert single.weight.item() > 0.8
+    assert half.weight.item() == single.weight.to(dtype).item()
+
+
+def test_an_average_saved_in_half_precision_is_continued_in_float32():
+    """As checkpoints of earlier versions hold it."""
+    model = nn.Linear(1, 1).to(torch.bfloat16)
+    averages = AveragedWeights(model, lambda step: 0.001)
+    averages.load_state_dict(
+        {"average": [torch.ones(1, 1).bfloat16(), torch.ones(1).bfloat16()], "steps": 7}
+    )
+    nn.init.constant_(model.weight, 2.0)
+    averages.update()
+    average = averages.state_dict()["average"][0]
+    assert average.dtype == torch.float32
+    torch.testing.assert_close(average, torch.full((1, 1), 1.001))
+    assert averages.steps == 8
+
+
+def test_parameters_of_several_precisions_are_averaged_each_in_its_own_or_better():
+    model = nn.ModuleList(
+        nn.Linear(1, 1).to(dtype) for dtype in (torch.float64, torch.float32, torch.float16)
+    )
+    averages = AveragedWeights(model, lambda step: 0.5)
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 3.0)
+    averages.update()
+    kept = [average.dtype for average in averages.state_dict()["average"][::2]]
+    assert kept == [torch.float64, torch.float32, torch.float32]
+    averages.show()
+    averages.hide()
+    assert all(parameter.item() == 3.0 for parameter in model.parameters())

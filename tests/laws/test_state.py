@@ -27,6 +27,7 @@ from sbi_ignite.handlers.rules.validation_loss import Patience
 from sbi_ignite.handlers.rules.when import When
 from sbi_ignite.handlers.schedule import Schedule, Schedulers
 from sbi_ignite.handlers.stages import StageRule
+from sbi_ignite.handlers.stopping import StopOnRules
 from sbi_ignite.settings import Stage, WeightAveraging
 
 
@@ -166,6 +167,18 @@ def step(made: Any, number: int) -> Any:
     return made._state.learning_rate
 
 
+def several_rules() -> StopOnRules:
+    rules = [Patience(3), When(Fifth()), Patience(2, 0.5)]
+    return StopOnRules(rules, TrainingState(model=None))
+
+
+def ask_several(stopping: Any, number: int) -> Any:
+    stopping._state.stop_reason = None
+    stopping._state.validation_loss = LOSSES[number - 1]
+    stopping._ask()
+    return stopping._state.stop_reason, stopping.patience_left
+
+
 MAKE = {
     AveragedWeights: (averages, average),
     TrainedWeights: (trained, shown),
@@ -178,6 +191,7 @@ MAKE = {
     TwoStandardDeviations: (lambda: TwoStandardDeviations(2, 0.5), ask),
     LearningRateThreshold: (lambda: LearningRateThreshold(1e-2), ask),
     When: (lambda: When(Fifth()), ask),
+    StopOnRules: (several_rules, ask_several),
     BestWeights: (BestWeights, keep),
     BestEpochs: (lambda: BestEpochs(zeros()), keep_several),
     EpochMean: (EpochMean, add),

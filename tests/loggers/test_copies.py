@@ -126,6 +126,26 @@ def test_a_whole_project_that_is_moved_goes_on(
     assert steps(own, backend) == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("first", ["moved", "branch"])
+@pytest.mark.parametrize("backend", FILES)
+def test_a_copy_whose_original_was_moved_has_a_curve_of_its_own(
+    backend: Any, first: str, tmp_path: Path
+) -> None:
+    """Whichever of the two goes on first keeps the one that they shared."""
+    config = LoggingConfig(backend, log_dir="logs")
+    train(Path("original"), config, 3)
+    shutil.copytree("original", "branch")
+    shutil.move("original", "moved")
+    second = "branch" if first == "moved" else "moved"
+    for directory, epochs in (first, 5), (second, 8), (first, 9), (second, 10):
+        train(Path(directory), config, epochs)
+    (own,) = [folder for folder in (tmp_path / "logs").iterdir() if folder.is_dir()]
+    assert steps(tmp_path / "logs", backend) == list(range(1, 10))
+    assert steps(own, backend) == list(range(1, 11))
+    assert load_run(second).manifest["copied_from"] == str(Path(first).resolve())
+    assert load_run(first).manifest["copied_from"] is None
+
+
 @pytest.mark.parametrize("backend", FILES)
 def test_a_link_to_a_run_directory_is_no_copy(backend: Any, tmp_path: Path) -> None:
     """The same directory under two names is one run."""

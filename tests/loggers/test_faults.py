@@ -159,7 +159,7 @@ def test_a_tracker_that_raises_is_left_alone() -> None:
 
 def test_a_tracker_that_hangs_is_waited_for_in_bounds() -> None:
     """It sleeps for minutes in its first call."""
-    assert_unharmed(trained(BadTracker(lambda: time.sleep(200))), "not everything was taken in")
+    assert_unharmed(trained(BadTracker(lambda: time.sleep(200))), "not everything was stored")
 
 
 def test_a_tracker_cannot_move_the_random_states() -> None:
@@ -289,7 +289,7 @@ def test_wandb_on_an_unreachable_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wandb alone would try for 90 s."""
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
-    assert_unharmed(trained("wandb"), "not everything was taken in")
+    assert_unharmed(trained("wandb"), "not everything was stored")
 
 
 def test_the_core_process_of_wandb_is_killed(tmp_path: Path) -> None:

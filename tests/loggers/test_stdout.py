@@ -128,11 +128,14 @@ def test_a_bar_of_a_resumed_run_begins_where_it_stood(monkeypatch: pytest.Monkey
 
 
 def test_failures_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last line names the error."""
+    """The last line names the error and what was reached; there is no bar to look at any more."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     Play(make_loggers(["stdout"])).epochs(1).loggers.fail(ValueError("no such thing"))
-    assert stream.getvalue().splitlines()[-1] == "failed: ValueError: no such thing"
+    assert stream.getvalue().splitlines()[-1] == (
+        "failed: ValueError: no such thing; after epoch 1: training 9.500, validation 9.000, "
+        "best 9.000, rate 0.5, patience left 7"
+    )
 
 
 def test_only_a_backend_on_the_screen_shows_progress() -> None:

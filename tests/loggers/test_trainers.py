@@ -361,3 +361,32 @@ def test_mlflow_holds_the_settings_of_every_round(tmp_path: Path) -> None:
     assert (found["call-2.train.batch_size"], found["call-2.train.optimizer"]) == ("20", "sgd")
     assert found["call-3.train.optimizer"] == "adam"
     assert "call-3.train.batch_size" not in found
+
+
+@pytest.mark.usefixtures("patient")
+def test_mlflow_keeps_what_only_a_later_round_has_set_under_that_round(tmp_path: Path) -> None:
+    """The first round did not have it, so it must not stand among the first round's."""
+    uri = f"sqlite:///{tmp_path}/m.db"
+    logging = LoggingConfig("mlflow", tracking_uri=uri)
+    inference, args = _ready(), LossArgsNPE(force_first_round_loss=True)
+    first: dict[str, Any] = {"max_epochs": 1, "batch_size": 50}
+    inference.train(TrainConfig(**first), args, logging=logging)
+    inference.train(TrainConfig(**first, ema_decay=0.9, max_time=600.0), args, logging=logging)
+    inference.train(
+        TrainConfig(**first, ema_decay=0.5, lr_schedule="cosine"), args, logging=logging
+    )
+    found = read.mlflow_parameters(uri, read.only_mlflow_run_id(uri))
+    names = {name for name in found if "ema_decay" in name}
+    assert names == {
+        "call-2.train.ema_decay",
+        "call-2.origin.train.ema_decay",
+        "call-3.train.ema_decay",
+    }
+    assert (found["call-2.train.ema_decay"], found["call-3.train.ema_decay"]) == ("0.9", "0.5")
+    assert found["call-2.origin.train.ema_decay"].startswith("call ")
+    assert found["call-3.train.max_time"] == "None"
+    assert {name for name in found if name.startswith("train.lr_schedule")} <= {
+        "train.lr_schedule",
+        "train.lr_schedule.kind",
+    }
+    assert "train.max_time" not in found

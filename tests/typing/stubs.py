@@ -49,6 +49,9 @@ class IgniteTrainer:
     ) -> Self: ...
 
 class IgniteLoop(IgniteTrainer): ...
+
+class IgniteMarginal(IgniteTrainer):
+    def append_samples(self, x: Tensor | NDArray[Any]) -> Self: ...
 '''
 TAIL = """\
 class NPE_PFN(sbi_inference.NPE_PFN):
@@ -94,7 +97,7 @@ def method(name: str) -> str:
     typed = ("train_config: TrainConfig | None = None", f"loss_args: {loss_args} | None = None")
     unset = [f"{p.name}: {text_of(p.annotation)} = ..." for p in sbis]
     own = [f"{p.name}: {text_of(p.annotation)} = {p.default!r}" for p in sbis]
-    base = "IgniteTrainer" if name == "MarginalTrainer" else "IgniteLoop"
+    base = "IgniteMarginal" if name == "MarginalTrainer" else "IgniteLoop"
     lines = [f"class {name}({base}, sbi_inference.{name}):"]
     for form in (["self", *typed, "*", *unset, *NEW], ["self", *own, "*", *typed, *NEW]):
         lines += ["    @overload", "    def train("]
@@ -113,6 +116,7 @@ def stub() -> str:
     names = {
         "sbi.neural_nets.estimators": {r.__name__ for r in returned} - {"RatioEstimator"},
         "sbi.neural_nets.ratio_estimators": {"RatioEstimator"},
+        "numpy.typing": {"NDArray"},
         "torch": {"Tensor", "nn"},
         "typing_extensions": {"Self"},
     }

@@ -1,5 +1,6 @@
 """A user's script, with the mistakes that a type checker must name; read by tests, never run."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from sbi_ignite import (
     CheckpointConfig,
     EarlyStopping,
     LoggingConfig,
+    LossArgsMarginal,
     LossArgsNPE,
     LossArgsVF,
     LRSchedule,
@@ -35,6 +37,13 @@ NRE().train(num_atoms=3, dataloader_kwargs={"num_workers": 2})
 FMPE().train(TrainConfig(), LossArgsVF(), validation_times=5)
 NPE_A().train(training_batch_size=100)
 MarginalTrainer().train(None, max_num_epochs=3)
+marginal = MarginalTrainer().append_samples(torch.zeros(3, 2))
+marginal.append_samples(np.zeros((3, 2))).train(TrainConfig(max_epochs=3), LossArgsMarginal())
+print(marginal.training_summary)
+inference = NPE().append_simulations(torch.zeros(3, 2), torch.zeros(3, 2))
+inference.append_simulations_from("simulations.h5").train(TrainConfig())
+found = find_learning_rate(inference)
+inference.train(TrainConfig(learning_rate=found.suggestion, max_epochs=3))
 NPE_PFN().train()
 
 

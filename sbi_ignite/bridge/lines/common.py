@@ -179,6 +179,17 @@ class SbiTrainer:
         for parts, column in zip(kept, columns, strict=True):
             parts[-1] = column
 
+    def detach_simulations(self) -> None:
+        """Make constants of simulations that require gradients; the tensors stay as they are."""
+        for name in _SIMULATIONS:
+            held = getattr(self.trainer, name, None)
+            if isinstance(held, list) and any(map(_requires_grad, held)):
+                # A new list: another trainer may share this one.
+                detached = [part.detach() if _requires_grad(part) else part for part in held]
+                setattr(self.trainer, name, detached)
+            elif isinstance(held, Tensor) and held.requires_grad:
+                setattr(self.trainer, name, held.detach())
+
     @property
     def appended_from_prior(self) -> bool:
         """Whether the rows of the latest call were drawn from the prior."""
@@ -554,3 +565,7 @@ def _stacklevel_of_user() -> int:
 
 
 _PACKAGE = Path(__file__).parents[2]
+
+
+def _requires_grad(held: Any) -> bool:
+    return isinstance(held, Tensor) and held.requires_grad

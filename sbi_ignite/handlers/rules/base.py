@@ -7,7 +7,7 @@ for an `EarlyStopping`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from sbi_ignite.callback import TrainingState
@@ -58,6 +58,15 @@ class WithPatience:
     patience: int
     fruitless_epochs: int
 
+    def observe(self, loss: float) -> bool:
+        """Take in one loss and say whether patience has run out."""
+        raise NotImplementedError
+
+    def recount(self, losses: Iterable[float]) -> None:
+        """Take in the losses of epochs that an earlier start had, judged by other rules."""
+        for loss in losses:
+            self.observe(loss)
+
     @property
     def patience_left(self) -> int:
         """Fruitless epochs still allowed."""
@@ -69,9 +78,17 @@ class PlainState:
 
     Attributes:
         limits: Attributes that are settings of a call; they stay when a state is loaded.
+        measures: Those of them by which epochs have been judged already; a state with other values
+            says nothing about this rule.
     """
 
     limits: ClassVar[frozenset[str]] = frozenset()
+    measures: ClassVar[frozenset[str]] = frozenset()
+
+    def continues(self, state: Mapping[str, Any]) -> bool:
+        """Say whether a state is that of a rule which has judged epochs as this one does."""
+        own = vars(self)
+        return state.keys() == own.keys() and all(state[n] == own[n] for n in self.measures)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all attributes."""

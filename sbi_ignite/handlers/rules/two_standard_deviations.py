@@ -29,6 +29,7 @@ class TwoStandardDeviations(WithPatience, PlainState):
     """
 
     limits = frozenset({"patience", "smoothing"})
+    measures = frozenset({"smoothing"})
     reason = "patience"
 
     def __init__(self, patience: int, smoothing: float = 0.1) -> None:

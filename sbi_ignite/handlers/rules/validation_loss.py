@@ -26,6 +26,7 @@ class Patience(WithPatience, PlainState):
     """
 
     limits = frozenset({"patience", "min_delta"})
+    measures = frozenset({"min_delta"})
     reason = "patience"
 
     def __init__(self, patience: int, min_delta: float = 0.0) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from sbi_ignite.callback import TrainingState
 from sbi_ignite.explain import check_call
 from sbi_ignite.handlers.rules.base import WithoutPatience
+from sbi_ignite.runs.loss_record import changed_variables, describe_loss, loss_differences
 from sbi_ignite.settings import EarlyStopping
 
 
@@ -18,6 +19,10 @@ class When(WithoutPatience):
         rule: Called with the training state after every epoch. If the object has `state_dict` and
             `load_state_dict`, they are used for resuming.
 
+    Attributes:
+        ended: Whether it has ended the training.
+        changed: Values that it reads and that were others when its state was saved, as words.
+
     Example:
         >>> When(lambda state: state.epoch >= 3).should_stop(TrainingState(model=None, epoch=3))
         True
@@ -27,23 +32,38 @@ class When(WithoutPatience):
 
     def __init__(self, rule: Callable[[TrainingState], Any]) -> None:
         self.rule = rule
+        self.ended, self.changed = False, ""
+        self._computes = describe_loss(rule)
 
     def should_stop(self, state: TrainingState) -> bool:
         """Ask the user's rule."""
-        return bool(self.rule(state))
+        self.ended = bool(self.rule(state))
+        return self.ended
 
     def already_stopped(self, state: TrainingState) -> bool:
         """Let a new call go on: the user's rule is asked after its first epoch."""
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the user's state, {} where the rule has none."""
-        return self.rule.state_dict() if hasattr(self.rule, "state_dict") else {}  # type: ignore[attr-defined] # just asked
+        """Return what the rule computes, whether it ended the training, and the user's state."""
+        theirs = self.rule.state_dict() if hasattr(self.rule, "state_dict") else {}  # type: ignore[attr-defined] # just asked
+        return {"computes": self._computes, "ended": self.ended, "theirs": theirs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Hand the state back to the user's rule."""
-        if hasattr(self.rule, "load_state_dict"):
-            self.rule.load_state_dict(state)  # type: ignore[attr-defined] # just asked
+        # Version 0.1 saved the user's state alone.
+        is_new = "computes" in state
+        # Who asks knows that some rule has ended the training: there, it was the only one to know.
+        theirs, self.ended = (state["theirs"], state["ended"]) if is_new else (state, True)
+        before = state["computes"] if is_new else self._computes
+        self.changed = changed_variables(before, self._computes)
+        if theirs and hasattr(self.rule, "load_state_dict"):
+            self.rule.load_state_dict(theirs)  # type: ignore[attr-defined] # just asked
+
+    def continues(self, state: Mapping[str, Any]) -> bool:
+        """Say whether a state is that of a rule that computes the same."""
+        before = state.get("computes", self._computes)
+        return not any(loss_differences(before, self._computes))
 
 
 def make(asked: EarlyStopping, smoothing: float) -> When:
