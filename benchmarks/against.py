@@ -1,8 +1,8 @@
 """How long does an epoch take, against another build of sbi_ignite?
 
-    OMP_NUM_THREADS=1 python -m benchmarks.against BUILD [--cells "NPE maf" ...] [--write]
+    OMP_NUM_THREADS=1 python -m benchmarks.epoch_time --against BUILD [--cells "NPE maf" ...]
 
-BUILD is a checkout of another version, for example made by `git worktree add ../older 92c9f48`.
+BUILD is a checkout of another version, for example made by `git worktree add ../older v1.0`.
 Every way is a process of its own that imports sbi_ignite from its checkout, trains through public
 names only, and waits at the end of each epoch until it is its turn again, so all ways advance epoch
 by epoch in alternation.
@@ -14,26 +14,19 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import (
-    Result,
-    Spread,
-    Table,
-    Timing,
-    alternate,
-    conclude,
-    options_of,
-    parse,
-    ratios,
-)
+from benchmarks.measuring import Result, Spread, Table, Timing, alternate, ratios
 
 HERE = Path(__file__).resolve().parents[1]
-CELLS = ("NPE maf", "NPE zuko_nsf", "NRE resnet")
 FORMS = ("sbi form", "typed form")
+COMPILED = "typed form, compiled"
+"""The typed form of this build with `compile="inductor"`."""
+WARM_UP = 6
+"""Epochs of every way before those that count, for small rounds of a few steps an epoch."""
 
 START = """
 import sys
@@ -53,7 +46,7 @@ class Training:
 
     Args:
         build: Checkout that sbi_ignite is imported from.
-        form: "sbi form" or "typed form".
+        form: "sbi form", "typed form" or `COMPILED`.
         cell: Name of a cell, see `benchmarks.cells`.
         options: Rows, batch size and threads.
     """
@@ -110,9 +103,9 @@ def train(form: str, cell: str, rows: int, batch_size: int, threads: int) -> Non
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     trainer = make_trainer(CELLS[cell], sbi_ignite.inference, rows, "cpu")
-    if form == "typed form":
+    if form != "sbi form":
         trainer.train(
-            TrainConfig(batch_size=batch_size),
+            TrainConfig(batch_size=batch_size, compile="inductor" if form == COMPILED else "auto"),
             early_stopping=EarlyStopping.never(),
             callbacks=[_TurnTaker()],
         )
@@ -122,10 +115,10 @@ def train(form: str, cell: str, rows: int, batch_size: int, threads: int) -> Non
 @contextmanager
 def running(cell: str, builds: dict[str, Path], options: Any) -> Iterator[dict[str, Training]]:
     """Give the trainings of both builds in both forms, and end them."""
+    ways = [(form, name) for form in FORMS for name in builds]
+    ways += [(COMPILED, "this")] if options.compiled else []
     trainings = {
-        f"{form}, {name}": Training(build, form, cell, options)
-        for form in FORMS
-        for name, build in builds.items()
+        f"{form}, {name}": Training(builds[name], form, cell, options) for form, name in ways
     }
     try:
         yield trainings
@@ -138,7 +131,7 @@ def measure(cell: str, builds: dict[str, Path], options: Any) -> dict[str, list[
     """Return the epochs of every way, in alternation."""
     with running(cell, builds, options) as trainings:
         for training in trainings.values():
-            for _ in range(options.warm_up):
+            for _ in range(WARM_UP):
                 training.epoch()
         ways = {name: training.epoch for name, training in trainings.items()}
         return alternate(ways, options.rounds)
@@ -148,8 +141,11 @@ def compared(found: dict[str, dict[str, list[Timing]]]) -> Table:
     """Return the table of ratios between the builds."""
     rows = []
     for cell, times in found.items():
-        for form in FORMS:
-            older, this = times[f"{form}, older"], times[f"{form}, this"]
+        for form in (*FORMS, COMPILED):
+            if f"{form}, this" not in times:
+                continue
+            older = times[f"{form.removesuffix(', compiled')}, older"]
+            this = times[f"{form}, this"]
             medians = [
                 f"{1e3 * Spread.of(t.wall for t in way).median:.0f}" for way in (older, this)
             ]
@@ -160,17 +156,31 @@ def compared(found: dict[str, dict[str, list[Timing]]]) -> Table:
     return Table(header, rows, "An epoch with validation", note)
 
 
-def main(arguments: Sequence[str] | None = None) -> Result:
-    """Measure and show."""
-    parser = options_of(__doc__)
-    parser.add_argument("build", type=Path, help="checkout of the older build")
-    parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--batch-size", type=int, default=200)
-    parser.add_argument("--warm-up", type=int, default=14, help="epochs before those that count")
-    parser.add_argument("--cells", nargs="+", default=list(CELLS), help="see benchmarks/cells.py")
-    options = parse(parser, arguments)
-    builds = {"older": options.build.resolve(), "this": HERE}
-    found = {cell: measure(cell, builds, options) for cell in options.cells}
+def forms_compared(found: dict[str, dict[str, list[Timing]]]) -> Table:
+    """Return the table of ratios between the forms of this build, which train on the same rows."""
+    rows = []
+    for cell, times in found.items():
+        sbis, typed = times["sbi form, this"], times["typed form, this"]
+        rows.append([cell, *(f"{ratios(sbis, typed, clock):.2f}" for clock in ("wall", "cpu"))])
+    return Table(["", "faster", "by CPU time"], rows, "The typed form against the sbi form")
+
+
+def compare(build: Path, options: Any) -> Result:
+    """Measure the cells of the options with this build and another one.
+
+    Args:
+        build: Checkout of the other build.
+        options: Cells, rows, batch size, rounds, threads, and whether to compile steps too.
+    """
+    builds = {"older": build.resolve(), "this": HERE}
+    found = {}
+    for cell in options.cells:
+        found[cell] = measure(cell, builds, options)
+        medians = {
+            way: Spread.of(t.wall for t in times).median for way, times in found[cell].items()
+        }
+        shown = ", ".join(f"{way} {1e3 * median:.0f} ms" for way, median in medians.items())
+        print(f"{cell}: {shown}", flush=True)
     seconds = {
         cell: {way: [[t.wall, t.cpu] for t in timings] for way, timings in times.items()}
         for cell, times in found.items()
@@ -178,13 +188,10 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     result = Result(
         "against",
         (__doc__ or "").splitlines()[0],
-        [compared(found)],
-        [f"{options.rows} rows, batches of {options.batch_size}."],
+        [compared(found), forms_compared(found)],
+        [f"{options.rows} rows (second round: 2,000 + 2,000), batches of {options.batch_size}."],
         {"seconds (wall, cpu) per epoch": seconds},
     )
-    conclude(result, options)
+    command = result.command.replace("benchmarks.against", "benchmarks.epoch_time")
+    result.command = command.replace(f"{build}", "BUILD")
     return result
-
-
-if __name__ == "__main__":
-    main()

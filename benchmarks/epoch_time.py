@@ -1,6 +1,7 @@
 """How long does an epoch take, against sbi's own loop and against a bare loop?
 
     OMP_NUM_THREADS=1 python -m benchmarks.epoch_time [--cells maf nre ...] [--rows 10000] [--write]
+    OMP_NUM_THREADS=1 python -m benchmarks.epoch_time --against BUILD [--compiled] [--cells ...]
 
 Every way is one training in a thread of its own that waits at the end of each epoch until it is
 its turn again, so all ways advance epoch by epoch in alternation. Timed is a whole epoch with its
@@ -10,6 +11,8 @@ many seconds the longest of them, with all that `.train()` does before it, excee
 The bare loops are the floor: the same batches, loss, gradients and optimizer without engine,
 handlers, rules and loggers. "data" is the time of one pass over all batches with nothing done.
 Where a goal is missed, a profile of the typed form's epoch shows what takes its time.
+
+With `--against BUILD`, a checkout of another version, both builds train side by side instead.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
@@ -32,6 +36,7 @@ import torch
 from torch import Tensor
 
 import sbi_ignite.inference
+from benchmarks.against import compare
 from benchmarks.cells import CELLS, Cell, make_trainer
 from benchmarks.measuring import (
     Result,
@@ -455,7 +460,15 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     parser.add_argument("--batch-size", type=int, default=200)
     parser.add_argument("--cells", nargs="+", default=list(CELLS), help=", ".join(CELLS))
     parser.add_argument("--ways", nargs="+", default=list(WAYS), help=", ".join(WAYS))
+    parser.add_argument("--against", type=Path, metavar="BUILD", help="checkout of another build")
+    parser.add_argument(
+        "--compiled", action="store_true", help='with --against: compile="inductor" too'
+    )
     options = parse(parser, arguments)
+    if options.against is not None:
+        result = compare(options.against, options)
+        conclude(result, options)
+        return result
     cells = {name: CELLS[name] for name in options.cells}
     found, profiles = {}, {}
     for name, cell in cells.items():

@@ -388,7 +388,7 @@ def _modes(options: Any) -> list[str]:
 
 
 def _epochs_before(mode: str) -> int:
-    return WARM_UP if mode in ("off", "inductor") else UNTRACED
+    return WARM_UP if mode == "off" else UNTRACED
 
 
 def _computations_header(options: Any) -> list[str]:
@@ -560,7 +560,7 @@ def main(arguments: Sequence[str] | None = None) -> Result:
         default=sorted({1, torch.get_num_threads()}),
         help="table 1 (default: 1, and as many as torch takes)",
     )
-    parser.add_argument("--inductor", action="store_true", help="table 3: torch.compile too")
+    parser.add_argument("--inductor", action="store_true", help='table 3: compile="inductor" too')
     options = parse(parser, arguments)
     result = Result("gpu", (__doc__ or "").splitlines()[0])
     if torch.device(options.device).type != "cuda":

@@ -11,13 +11,12 @@ from torch.optim import Optimizer
 
 from sbi_ignite.capture.gradients import EagerGradients, Gradients, LossFunction
 from sbi_ignite.capture.private_torch import cannot_record
-from sbi_ignite.capture.report import Refusals, Report, SlowerWays, in_a_line, logger
-from sbi_ignite.capture.rules import PROOFS, TracingRules
+from sbi_ignite.capture.report import Compiled, Refusals, Report, SlowerWays, in_a_line, logger
+from sbi_ignite.capture.rules import PROOFS, ROUNDING, ROUNDING_IN_BF16, TracingRules
 from sbi_ignite.exceptions import SettingsError
 from sbi_ignite.settings import TrainConfig
 
 if TYPE_CHECKING:
-    from sbi_ignite.capture.inductor import TorchCompiled
     from sbi_ignite.capture.verification import Tracing
 
 STEPS_BEFORE_TRACING = 50
@@ -59,6 +58,9 @@ class Compiler:
         sure_steps: Steps of training that are sure to come.
         sure_validation_steps: Batches of validation that are sure to come.
         replaced_by: Other code that computes the steps of training; None without any.
+
+    Attributes:
+        compiled: Remembers whether steps are compiled, with `compile="inductor"`; else None.
     """
 
     def __init__(
@@ -86,7 +88,9 @@ class Compiler:
         self._slower_way = SlowerWays()
         self._cannot_record = cannot_record() if self._asks_for_recordings else ""
         self._replaced = f"{replaced_by} was asked" if replaced_by else ""
-        self._steps: Tracing | TorchCompiled | None = None
+        self._rounding = ROUNDING_IN_BF16 if config.precision == "bf16-mixed" else ROUNDING
+        self.compiled = Compiled() if self._mode == "inductor" else None
+        self._steps: Tracing | None = None
 
     def gradients(self, optimizer: Optimizer) -> Gradients:
         """Return what computes losses and gradients of training batches."""
@@ -95,11 +99,6 @@ class Compiler:
             if self._mode != "off":
                 self._refuse(self._replaced)
             return eager
-        if self._mode == "inductor":
-            from sbi_ignite.capture.inductor import TorchCompiled
-
-            self._steps = TorchCompiled(self._train, self._refuse)
-            return EagerGradients(self._model, self._steps)
         if self._cannot_record:
             self._say_that_nothing_is_recorded()
         elif self._mode == "auto" and not self._known_safe:
@@ -113,7 +112,10 @@ class Compiler:
             every = [*self._model.parameters(), *(p for group in groups for p in group)]
             return list({id(parameter): parameter for parameter in every}.values())
 
-        self._steps = self._tracing(self._train, self._sure_steps)
+        fuse = self._mode == "inductor" and not self._on_cuda
+        if self._mode == "inductor" and self._on_cuda:
+            self._refuse("steps are compiled for the CPU only; on a GPU they run as CUDA graphs")
+        self._steps = self._tracing(self._train, self._sure_steps, fuse)
         return TracedGradients(eager, parameters, self._steps)
 
     def losses(self) -> LossFunction:
@@ -140,7 +142,7 @@ class Compiler:
 
     @property
     def _asks_for_recordings(self) -> bool:
-        on_request = self._mode in ("trace", "cuda_graph")
+        on_request = self._mode in ("trace", "cuda_graph", "inductor")
         return on_request or (self._mode == "auto" and self._known_safe)
 
     @property
@@ -162,18 +164,22 @@ class Compiler:
     @property
     def _captures(self) -> bool:
         """Whether recordings run as CUDA graphs where possible."""
-        return self._mode == "cuda_graph" or (self._mode == "auto" and self._on_cuda)
+        if self._mode in ("auto", "inductor"):
+            return self._on_cuda
+        return self._mode == "cuda_graph"
 
-    def _tracing(self, loss: LossFunction, sure_steps: float) -> Tracing:
+    def _tracing(self, loss: LossFunction, sure_steps: float, fuse: bool = False) -> Tracing:
         on_request = self._mode != "auto"
         rules = TracingRules(
             after=self._after(sure_steps),
             after_if_large=0 if on_request else STEPS_TO_SETTLE,
             proofs=PROOFS if on_request else PROOFS_OF_KNOWN,
-            record_twice=on_request,
+            record_twice=on_request and not (fuse and self._known_safe),
             must_pay=not on_request,
             every_step=self._watchful,
             capture=self._captures,
+            fuse=fuse,
+            rounding=self._rounding,
         )
         from sbi_ignite.capture.verification import Tracing
 
@@ -186,6 +192,7 @@ class Compiler:
             self._refuse,
             self._refuse_capture,
             self._slower_way,
+            self.compiled if fuse else None,
         )
 
 

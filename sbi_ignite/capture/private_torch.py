@@ -2,21 +2,25 @@
 
 None of them is taken for granted: the names themselves, not torch's version, are checked when a
 training starts. Without a name in `RECORDING` no step is recorded and all are computed eagerly;
-without one in `TORCHSCRIPT` recordings run as generated Python; each of the others has its own
+without one in `TORCHSCRIPT` recordings run as generated Python, without one in `INDUCTOR` none is
+compiled; each of the others has its own
 replacement. Results are the same in every case, and the training's summary says how steps were
 computed.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 
 if TYPE_CHECKING:
@@ -54,6 +58,13 @@ TORCHSCRIPT: Mapping[str, str] = {
     "torch._C._set_graph_executor_optimize": "keeps it from fusing, for fused results differ",
 }
 """Names without which TorchScript's interpreter cannot be used, and what each is needed for."""
+
+INDUCTOR: Mapping[str, str] = {
+    "torch._C._aoti.AOTIModelContainerRunnerCpu": "loads compiled steps and runs them",
+}
+"""Names without which compiled steps cannot be used, and what each is needed for. What compiles
+them, `torch._inductor.aot_compile`, is imported when a step is not in the cache: it takes seconds.
+"""
 
 REPLACED: Mapping[str, str] = {
     "torch._C._AutoDispatchBelowADInplaceOrView": "`torch.no_grad()`, slower by operation",
@@ -196,6 +207,44 @@ def has_hooks(tensor: Tensor) -> bool:
 def storage_of(tensor: Tensor) -> int:
     """Return a number that all views of the same memory share."""
     return tensor.untyped_storage()._cdata
+
+
+def compile_ahead(
+    graph: fx.Graph, tensors: Sequence[Tensor], library: Path, options: Mapping[str, Any]
+) -> None:
+    """Compile a flat graph into a shared library.
+
+    Args:
+        graph: Its placeholders take the tensors; it may write to them.
+        tensors: Tensors like those it will be called with; they are not changed.
+        library: File to write; what torch leaves beside it may be needed too.
+        options: Settings of torch's inductor.
+
+    Raises:
+        Exception: Whatever torch raises if it cannot compile it.
+    """
+    import torch._inductor
+
+    module = fx.GraphModule(nn.Module(), graph)
+    settings = {**options, "aot_inductor.output_path": str(library)}
+    like = tuple(tensor.detach() for tensor in tensors)
+    log = logging.getLogger("torch._inductor")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns of operations that it calls in another way
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # it uses deprecated parts of torch itself
+            made = torch._inductor.aot_compile(module, like, options=settings)
+    finally:
+        log.setLevel(level)
+    if Path(str(made)) != library:
+        raise RuntimeError(f"torch wrote {made} instead of {library}")
+
+
+def compiled_library(library: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+    """Return a function that runs what `compile_ahead` has compiled."""
+    runner: Any = found("torch._C._aoti.AOTIModelContainerRunnerCpu")
+    return runner(str(library), 1).run
 
 
 def copy_each(to: list[Tensor], values: list[Tensor]) -> None:

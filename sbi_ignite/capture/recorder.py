@@ -23,8 +23,6 @@ from sbi_ignite.capture.passes.cleanup import (
     remove_dead,
 )
 from sbi_ignite.capture.passes.index_put import is_put, without_waiting
-from sbi_ignite.capture.passes.memory_reuse import reuse_memory
-from sbi_ignite.capture.passes.number_tensors import make_tensors_of_numbers
 from sbi_ignite.capture.private_torch import (
     OpOverload,
     TorchDispatchMode,
@@ -81,11 +79,8 @@ def record(
     )
     changed = changing(graph)
     merge_equal(graph, changed)
-    base = bases(graph)
-    part_outputs(graph, base)
-    reuse_memory(graph, base, changed)
+    part_outputs(graph, bases(graph))
     lines = [f"{n.name} = {n.target} {n.args} {n.kwargs}" for n in graph.nodes]
-    make_tensors_of_numbers(graph)
     recording = Recording(
         tuple(captured.values()),
         constants,

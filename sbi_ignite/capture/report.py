@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from sbi_ignite.exceptions import SbiIgniteWarning
@@ -21,6 +22,40 @@ class Report(NamedTuple):
 
     executor: str
     reason: str = ""
+
+
+class Compiled:
+    """Whether the steps of a training are compiled, remembered across interruptions."""
+
+    def __init__(self) -> None:
+        self._is: bool | None = None
+        self._was: bool | None = None
+
+    def note(self, compiled: bool) -> None:
+        """Note how steps are computed from now on.
+
+        Warns:
+            SbiIgniteWarning: If those before an interruption were computed in the other way.
+        """
+        self._is = compiled
+        if self._was not in (None, compiled):
+            self._was = None
+            how = "without a compiler" if compiled else "by a compiled step"
+            warnings.warn(
+                f"compile='inductor': until the interruption steps were computed {how}, and now "
+                "they are not. The numbers of this run may differ in the last bits from "
+                "those of an uninterrupted run.",
+                SbiIgniteWarning,
+                stacklevel=2,
+            )
+
+    def state_dict(self) -> dict[str, bool | None]:
+        """Return how steps are computed; None before the first."""
+        return {"compiled": self._was if self._is is None else self._is}
+
+    def load_state_dict(self, state: Mapping[str, bool | None]) -> None:
+        """Remember how steps were computed."""
+        self._was = state["compiled"]
 
 
 class SlowerWays:

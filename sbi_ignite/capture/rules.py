@@ -7,6 +7,13 @@ from dataclasses import dataclass
 PROOFS = 3
 """Batches on which a recording must give what the eager computation gives."""
 
+ROUNDING = 1e-3
+"""Largest difference of a compiled step from the eager one, relative to the norm of a gradient or
+the mean size of losses. Rounding was seen to make up to 1e-5 of it; a wrong kernel makes more."""
+
+ROUNDING_IN_BF16 = 0.05
+"""The same where products are computed in bfloat16, of 8 bits."""
+
 
 @dataclass(frozen=True)
 class TracingRules:
@@ -22,6 +29,10 @@ class TracingRules:
             networks that spend their time in large convolutions.
         every_step: Look for changes of the network before every step, not only every epoch.
         capture: Let recordings run as CUDA graphs where possible.
+        fuse: Let recordings be compiled into fused kernels where possible. Each batch is then
+            computed by these from the first one on, so that a training that is resumed takes the
+            same steps as one that was not interrupted.
+        rounding: Largest relative difference of what fused kernels give.
     """
 
     after: int
@@ -31,3 +42,5 @@ class TracingRules:
     must_pay: bool = False
     every_step: bool = False
     capture: bool = False
+    fuse: bool = False
+    rounding: float = ROUNDING

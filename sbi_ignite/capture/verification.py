@@ -5,6 +5,9 @@ make it worthwhile, or is sure to be, and is used only after it has given, on se
 for bit what the eager computation gave: losses, gradients, what is written to the network's
 buffers, and the random states afterwards. Because both are equal, a training may switch between
 them at any step.
+
+Recordings that are compiled into fused kernels round differently. They must be equal up to
+rounding, and take over at once: the batches that prove them already count as they compute them.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from sbi_ignite.capture.private_torch import (
 from sbi_ignite.capture.python_state import PLAIN, Fingerprint
 from sbi_ignite.capture.recorder import record
 from sbi_ignite.capture.recording import Recording
-from sbi_ignite.capture.report import Report, SlowerWays
+from sbi_ignite.capture.report import Compiled, Report, SlowerWays
 from sbi_ignite.capture.rules import TracingRules
 from sbi_ignite.concurrency import others_may_draw, others_train
 from sbi_ignite.random_state import random_states, set_random_states
@@ -52,6 +55,8 @@ MAX_CHANGES = 3
 """Number of changes of the network between steps after which it is left alone."""
 MAX_DISTURBED = 5
 """Failed proofs, while other threads run that may draw random numbers, until one counts."""
+SMALL = 1e-2
+"""Tensors with a smaller part of the largest norm are compared as if they had this part of it."""
 PAUSE = 8
 """Batches left alone after the first such failure; the number doubles with each further one."""
 
@@ -64,6 +69,7 @@ class _Shape:
     seen: int = 0
     recording: Recording | None = None
     run: Run | None = None
+    is_exact: bool = True
     parameters: tuple[Tensor, ...] = ()
     used: tuple[bool, ...] = ()
     proofs: int = 0
@@ -88,6 +94,7 @@ class Tracing:
         given_up: Called once, with the reason, when recordings are given up for good.
         not_captured: Called with the reason when a recording does not run as a CUDA graph.
         slower_way: Called with how recordings run, and why not in a faster way.
+        compiled: Remembers whether they are compiled.
     """
 
     def __init__(
@@ -99,14 +106,16 @@ class Tracing:
         given_up: Callable[[str], None],
         not_captured: Callable[[str], None] = lambda reason: None,
         slower_way: SlowerWays | None = None,
+        compiled: Compiled | None = None,
     ) -> None:
-        self._slower_way = slower_way or SlowerWays()
+        self._slower_way, self._compiled = slower_way or SlowerWays(), compiled
         self.model, self.rules, self._not_captured = model, rules, not_captured
         self._roots, self._epoch, self._given_up = (model, *also), epoch, given_up
         self._shapes: dict[Any, _Shape] = {}
         self._last_epoch, self._changes = -1, 0
         self._fingerprint: Fingerprint | None = None
         self._active, self._disturbed, self._pause = True, 0, 0
+        self._not_fused = "" if rules.fuse else "not asked for"
         self._executor, self._replayed = Report("eager"), False
         self._eager_because = f"no more than {rules.after} batches of one shape came"
 
@@ -167,7 +176,8 @@ class Tracing:
         self._replayed = True
         if outputs is None:
             shape.misses += 1
-            if shape.misses >= MAX_MISSES:
+            # How often steps were missed before an interruption must not decide how they round.
+            if shape.misses >= MAX_MISSES and shape.is_exact:
                 self._give_up("decisions inside it depend on the values in a batch")
         return outputs
 
@@ -177,16 +187,20 @@ class Tracing:
         leaves: Sequence[Any],
         eager: Callable[[], Outputs | None],
         recordable: Callable[..., list[Tensor]],
-    ) -> None:
+    ) -> Outputs | None:
         """Compute a batch eagerly, then check that the recording gives the same.
 
-        Afterwards everything is as the eager computation left it.
+        Afterwards everything is as the eager computation left it; or as the recording left it, if
+        that has been compiled and is equal up to rounding.
 
         Args:
             shape: What is known about batches like this one.
             leaves: The batch.
             eager: The eager computation; returns None if there is nothing to compare.
             recordable: The same computation as a function of the batch's tensors.
+
+        Returns:
+            What to take in place of what the eager computation gave; None if that is to be taken.
         """
         try:
             refuse_hooks(self.model)
@@ -198,14 +212,15 @@ class Tracing:
         with _timed(leaves) as seconds:
             outputs = eager()
         if outputs is None or not self._active:
-            return
+            return None
         shape.eager_seconds = min(shape.eager_seconds, *seconds)
         after, same = before.followed(), False
         try:
             if not python.holds():
                 raise NotTraceable("Python state that it can reach changes with every batch")
-            self._compare(shape, leaves, before, after, outputs, recordable)
+            replayed = self._compare(shape, leaves, before, after, outputs, recordable)
             self._fingerprint, same = python, True
+            return replayed
         except NotTraceable as reason:
             self._refuted(str(reason))
         except Exception as error:
@@ -213,6 +228,7 @@ class Tracing:
         finally:
             if not same:
                 after.restore()
+        return None
 
     def _compare(
         self,
@@ -222,10 +238,10 @@ class Tracing:
         after: _State,
         outputs: Outputs,
         recordable: Callable[..., list[Tensor]],
-    ) -> None:
+    ) -> Outputs | None:
         """Raise `NotTraceable` unless a recording gives what the eager computation gave.
 
-        Without an error, all states are as the eager computation left them.
+        Without an error, all states are as described in `prove`, as is what is returned.
         """
         if not before.same_outside_torch(after):
             raise NotTraceable("it draws from the generators of python or numpy")
@@ -238,14 +254,19 @@ class Tracing:
                     raise NotTraceable("it is another computation from batch to batch")
                 shape.recording = recording
                 self._check(shape)
-                shape.run = self._prepared(recording, graph, tensors)
+                shape.run, shape.is_exact = self._prepared(recording, graph, tensors)
                 del graph
             before.restore()
         with _timed(leaves) as seconds:
             replayed = _run(shape, leaves)
         if replayed is None:
             raise NotTraceable("decisions inside it depend on the values in a batch")
-        if not all(map(_same_bits, outputs, replayed)) or not after.is_now():
+        if not shape.is_exact and not self._is_close(outputs, replayed, after):
+            self._refuse_fused("a compiled step differs from the eager one by more than rounding")
+            shape.recording = None  # the next batch makes one that runs operation by operation
+            after.restore()
+            return None
+        if shape.is_exact and not (all(map(_same_bits, outputs, replayed)) and after.is_now()):
             raise NotTraceable("the recording differs from the eager computation")
         self._eager_because = "no recording was proven by enough batches"
         shape.proofs += 1
@@ -254,16 +275,32 @@ class Tracing:
         last = shape.proofs == 2 * self.rules.proofs
         if last and not self._is_proven(shape):
             raise NotTraceable("its recording is not faster")
+        return None if shape.is_exact else replayed
 
-    def _prepared(self, recording: Recording, graph: fx.Graph, tensors: Sequence[Tensor]) -> Run:
+    def _is_close(self, outputs: Outputs, replayed: Outputs, after: _State) -> bool:
+        """Return whether outputs and states are equal up to rounding, and random draws equal."""
+        rounding = self.rules.rounding
+        return _close(outputs, replayed, rounding) and after.is_nearly_now(rounding)
+
+    def _refuse_fused(self, reason: str) -> None:
+        """Compile no further recordings."""
+        self._not_fused = reason
+        self._given_up(reason)
+
+    def _prepared(
+        self, recording: Recording, graph: fx.Graph, tensors: Sequence[Tensor]
+    ) -> tuple[Run, bool]:
         """Return a function that runs the recording, by the first executor that works.
+
+        Returns:
+            The function, and whether it gives what the recording gave bit for bit.
 
         Raises:
             NotTraceable: If none does.
         """
-        reasons: list[str] = []
+        reasons: list[str] = [self._not_fused] if self.rules.fuse and self._not_fused else []
         lacking: list[str] = []
-        for executor in executors_for(self.rules.capture):
+        for executor in executors_for(self.rules.capture, fused=not self._not_fused):
             reason = executor.missing()
             if reason:
                 lacking.append(reason)
@@ -275,7 +312,11 @@ class Tracing:
                 else:
                     self._executor = Report(executor.name, "; ".join(reasons))
                     self._slower_way(self._executor, bool(lacking))
-                    return run
+                    if self._compiled is not None:
+                        self._compiled.note(not executor.exact)
+                    return run, executor.exact
+            if not executor.exact:
+                self._refuse_fused(reason)
             if isinstance(executor, CudaGraphs):
                 self._not_captured(f"its steps are launched operation by operation ({reason})")
             if reason not in reasons:
@@ -384,8 +425,12 @@ class TracedGradients:
             laid_out = [_laid_out(g, p) for g, p in pairs if g is not None]
             return [losses.detach(), *laid_out]
 
-        self._tracing.prove(shape, leaves, eager, recordable)
-        return result[-1]
+        replayed = self._tracing.prove(shape, leaves, eager, recordable)
+        if replayed is None:
+            return result[-1]
+        losses, *gradients = replayed
+        assert losses is not None
+        return losses, partial(hand_over, parameters, gradients)
 
 
 class TracedLosses:
@@ -422,8 +467,9 @@ class TracedLosses:
             with torch.no_grad():
                 return [self._loss(model, _rebuilt(batch, leaves, tensors))]
 
-        self._tracing.prove(shape, leaves, eager, recordable)
-        return result[0]
+        replayed = self._tracing.prove(shape, leaves, eager, recordable)
+        losses = replayed[0] if replayed is not None else None
+        return result[0] if losses is None else losses
 
 
 def refuse_hooks(model: nn.Module) -> None:
@@ -491,6 +537,11 @@ class _State:
         """Return whether this is the current state, bit for bit."""
         same = all(map(_same_bits, self._tensors, self._values))
         return same and _equal(self._random, random_states())
+
+    def is_nearly_now(self, rounding: float) -> bool:
+        """Return whether this is the current state up to rounding, and the same random state."""
+        tensors = [tensor.detach() for tensor in self._tensors]
+        return _close(self._values, tensors, rounding) and _equal(self._random, random_states())
 
     def same_outside_torch(self, other: _State) -> bool:
         """Return whether the generators of python and numpy are in the same state."""
@@ -637,6 +688,34 @@ def _same_bits(first: Tensor | None, second: Tensor | None) -> bool:
         return torch.equal(first.data.view(torch.int32), second.data.view(torch.int32))
     a, b = (t.detach().reshape(-1).contiguous().view(torch.uint8) for t in (first, second))
     return torch.equal(a, b)
+
+
+def _close(
+    expected: Sequence[Tensor | None], given: Sequence[Tensor | None], rounding: float
+) -> bool:
+    """Return whether tensors are equal up to rounding, and alike in type and layout.
+
+    Args:
+        expected: Tensors; of small ones among large ones, as among gradients, less is expected.
+        given: Tensors to compare with them.
+        rounding: Largest difference, relative to norms.
+    """
+    pairs = [pair for pair in zip(expected, given, strict=True) if pair != (None, None)]
+    norms = [0.0 if a is None else float(a.detach().double().norm()) for a, _ in pairs]
+    largest = max((norm for norm in norms if math.isfinite(norm)), default=0.0)
+    for (a, b), norm in zip(pairs, norms, strict=True):
+        if a is None or b is None or (a.shape, a.dtype) != (b.shape, b.dtype):
+            return False
+        if a.stride() != b.stride() and a.numel() > 1:
+            return False
+        if not a.is_floating_point() or not math.isfinite(norm):
+            if not _same_bits(a, b):
+                return False
+        else:
+            difference = float((a.detach().double() - b.detach().double()).norm())
+            if not difference <= rounding * (norm + SMALL * largest):
+                return False
+    return True
 
 
 _NUMBERS = frozenset((int, type(None)))

@@ -143,7 +143,7 @@ class TrainConfig(Settings):
         default="auto",
         description="How steps are computed: 'auto' traces networks known to be safe, and on a "
         "GPU launches a traced step at once, 'trace' traces all that prove equal to eager steps, "
-        "'cuda_graph' does both; 'inductor' compiles by torch.compile, up to rounding; 'off' "
+        "'cuda_graph' does both; 'inductor' compiles what 'trace' records, up to rounding; 'off' "
         "leaves them to torch.",
     )
     precision: Annotated[

@@ -344,6 +344,7 @@ def assemble(
             "train_loss": train_loss,
             "clipping": clipping,
             "frozen": frozen,
+            "compiled": compiler.compiled,
             "batches": train_batches,
             "rules": stopping,
             **hooks.parts,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from benchmarks import ensembles, epoch_time, measuring, peers, scaling
+from benchmarks import against, ensembles, epoch_time, measuring, peers, scaling
 from tests.small import SBI_WARNS
 
 pytestmark = SBI_WARNS
@@ -26,6 +27,19 @@ def test_epoch_time_compares_all_ways(tmp_path, capsys):
     assert set(numbers(file)["faster"]["NPE mdn"]) == {"sbi form", "typed form"}
     assert str(result.tables[0]) in capsys.readouterr().out
     assert epoch_time.figure(result).axes
+
+
+@pytest.mark.slow
+def test_epoch_time_compares_two_builds(tmp_path, monkeypatch):
+    """Here the same one twice; each training is a process of its own."""
+    monkeypatch.setattr(against, "WARM_UP", 1)
+    file = tmp_path / "epochs.json"
+    build = Path(against.__file__).parents[1]
+    arguments = ["--cells", "NPE mdn", "--rows", "300", "--rounds", "2", "--json", str(file)]
+    result = epoch_time.main([*arguments, "--against", str(build)])
+    seconds = numbers(file)["seconds (wall, cpu) per epoch"]["NPE mdn"]
+    assert seconds.keys() == {f"{form}, {of}" for form in against.FORMS for of in ("older", "this")}
+    assert [row[1] for row in result.tables[0].rows] == list(against.FORMS)
 
 
 @pytest.mark.slow

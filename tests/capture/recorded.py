@@ -22,10 +22,12 @@ class Recorded:
     Attributes:
         about: What is known about it.
         run: Runs it.
+        code: What the executor runs, as text.
     """
 
     about: Recording
     run: Run
+    code: str
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return self.run(inputs)
@@ -39,4 +41,6 @@ def recorded(
 ) -> Recorded:
     """Return the recording of a function, to be run by an executor."""
     about, graph = record(function, inputs, own)
-    return Recorded(about, executor.prepare(about, graph, inputs))
+    run = executor.prepare(about, graph, inputs)
+    code = "\n".join(f"{node.target} {node.args} {node.kwargs}" for node in graph.nodes)
+    return Recorded(about, run, code)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 from torch import nn
 
-from sbi_ignite import SbiIgniteWarning, SettingsError, TrainConfig, run_training
-from sbi_ignite.bridge.in_context import InContext
+from sbi_ignite import SettingsError, TrainConfig, run_training
 from sbi_ignite.capture import compiler
-from sbi_ignite.kernels.tanh import TanhBySigmoid
-from tests.capture.test_verification import BATCHES, check_equal, mlp, squared, trained
+from tests.capture.test_verification import BATCHES, mlp, squared, trained
 from tests.small import ready, same, train
 
 
@@ -59,33 +55,6 @@ def test_mixed_precision_trains_sbis_networks_and_traces_them_exactly(name, monk
     assert not same(full, eager)
     first, second = (t.training_summary.validation_loss[-1] for t in (full, eager))
     assert first == pytest.approx(second, abs=0.1)
-
-
-def test_a_compiler_that_fails_leaves_the_training_to_torch(monkeypatch):
-    """One warning that says what torch says, and the eager result."""
-
-    def no_compiler(graph, inputs):
-        raise RuntimeError("no C++ compiler found")
-
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=no_compiler))
-    with pytest.warns(SbiIgniteWarning, match="no C\\+\\+ compiler found") as warned:
-        compiled = trained(mlp(nn.Tanh), "inductor")
-    assert len(warned) == 1
-    check_equal(trained(mlp(nn.Tanh), "off"), compiled)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("loss", [squared, InContext(squared, TanhBySigmoid)])
-def test_inductor_trains_to_the_same_losses_up_to_rounding(loss):
-    """And takes, for every shape, what the typed form computes in its own way.
-
-    torch's compiler warns of itself there, and here warnings are errors.
-    """
-    compiled, eager = (
-        trained(mlp(nn.Tanh), compile, loss, batches=[*BATCHES, [part[:5] for part in BATCHES[0]]])
-        for compile in ("inductor", "off")
-    )
-    assert compiled[1].training_loss == pytest.approx(eager[1].training_loss, rel=1e-4)
 
 
 def test_errors_of_a_loss_are_not_taken_for_errors_of_the_compiler():

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from sbi_ignite.capture.recording import Recording
 from tests.capture import recorded as helpers
 
 WRITING = ("'out'", "'grad_input'", "relu_", "masked_fill_")
@@ -152,7 +151,7 @@ OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
 )
 
 
-def recorded(function: Callable[..., list[Tensor]], *inputs: Tensor) -> Recording:
+def recorded(function: Callable[..., list[Tensor]], *inputs: Tensor) -> helpers.Recorded:
     """Return a recording that gave, three times in every way to run it, what the function gives."""
     before = [tensor.clone() for tensor in inputs]
     for executor in helpers.EXECUTORS:
@@ -164,7 +163,7 @@ def recorded(function: Callable[..., list[Tensor]], *inputs: Tensor) -> Recordin
             given = graph(inputs)
             assert all(map(_same_bits, expected, given))
     assert all(map(_same_bits, before, inputs))
-    return graph.about
+    return graph
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:
@@ -172,6 +171,6 @@ def _same_bits(first: Tensor, second: Tensor) -> bool:
     return first.shape == second.shape and torch.equal(*pair)
 
 
-def writes_over(graph: Recording) -> int:
+def writes_over(graph: helpers.Recorded) -> int:
     """Return how many operations of a recording write over an argument."""
     return sum(any(word in line for word in WRITING) for line in graph.code.splitlines())

@@ -13,6 +13,7 @@ from torch import fx
 from sbi_ignite.capture import recorder
 from sbi_ignite.capture.guards import NotTraceable
 from sbi_ignite.capture.passes.index_put import without_waiting
+from sbi_ignite.capture.passes.one_by_one import prepare_to_run_one_by_one
 from sbi_ignite.capture.verification import _same_bits
 
 
@@ -61,6 +62,7 @@ def test_numbers_become_tensors_of_the_results_type_on_the_host():
         return [torch.rsub(x, -1, alpha=-2) * 0.5, x.to(torch.int64) + 1]
 
     _, graph = recorder.record(shifted, [torch.ones(3)])
+    prepare_to_run_one_by_one(graph)
     numbers = [n.meta["value"] for n in graph.nodes if n.op == "get_attr"]
     assert sorted(number.item() for number in numbers) == [-1.0, 0.5]
     assert all(number.dtype is torch.float32 for number in numbers)

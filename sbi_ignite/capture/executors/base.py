@@ -15,16 +15,21 @@ without autograd history."""
 
 
 class Executor(Protocol):
-    """A way to run recorded graphs: the same operations with the same kernels, in the same order.
+    """A way to run recorded graphs.
 
-    Results and random draws equal those of the recorded computation, bit for bit; the code that
-    uses a recording verifies this. To add an executor, write a module in this package and name it
-    in `executors_for`.
+    Random draws equal those of the recorded computation bit for bit, and so do results unless the
+    executor says that it rounds differently; the code that uses a recording verifies this. To add
+    an executor, write a module in this package and name it in `executors_for`.
     """
 
     @property
     def name(self) -> str:
         """Its name in summaries and messages."""
+        ...
+
+    @property
+    def exact(self) -> bool:
+        """Whether it runs the same operations with the same kernels, in the same order."""
         ...
 
     def missing(self) -> str:
@@ -37,7 +42,7 @@ class Executor(Protocol):
         Args:
             recording: What is known about the graph.
             graph: Flat; its placeholders are the captured tensors, then the inputs; its functions
-                are operations of torch or `operator.getitem`, its attributes tensors in `meta`.
+                are operations of torch or `operator.getitem`. It may be changed in place.
             inputs: The tensors it was recorded with.
 
         Raises:

@@ -31,6 +31,7 @@ class CudaGraphs:
     """
 
     name = "cuda_graph"
+    exact = True
 
     def __init__(self, inner: Executor) -> None:
         self._inner = inner

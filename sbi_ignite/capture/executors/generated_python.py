@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from sbi_ignite.capture.executors.base import Run
+from sbi_ignite.capture.passes.one_by_one import prepare_to_run_one_by_one
 from sbi_ignite.capture.private_torch import OpOverload, below_autograd, kernel_of
 from sbi_ignite.capture.recording import Recording
 
@@ -51,6 +52,7 @@ class GeneratedPython:
     """Runs recordings as generated Python."""
 
     name = "generated_python"
+    exact = True
 
     def missing(self) -> str:
         """Return "": it needs only public names of torch."""
@@ -58,6 +60,7 @@ class GeneratedPython:
 
     def prepare(self, recording: Recording, graph: fx.Graph, inputs: Sequence[Tensor]) -> Run:
         """Return a function that runs a graph, see `Executor`."""
+        prepare_to_run_one_by_one(graph)
         forward, captured = _compiled(graph), recording.captured
 
         def run(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

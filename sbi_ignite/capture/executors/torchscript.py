@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from sbi_ignite.capture.executors.base import Run
 from sbi_ignite.capture.guards import NotTraceable
 from sbi_ignite.capture.operations import Operation, operation
+from sbi_ignite.capture.passes.one_by_one import prepare_to_run_one_by_one
 from sbi_ignite.capture.private_torch import TORCHSCRIPT, OpOverload, below_autograd, lacks
 from sbi_ignite.capture.recording import Recording
 from sbi_ignite.capture.report import in_a_line
@@ -26,6 +27,7 @@ class TorchScript:
     """Runs recordings in TorchScript's interpreter."""
 
     name = "torchscript"
+    exact = True
 
     def missing(self) -> str:
         """Return what TorchScript lacks here, or that it gives wrong results."""
@@ -38,6 +40,7 @@ class TorchScript:
             NotTraceable: If TorchScript does not know an operation.
         """
         captured = recording.captured
+        prepare_to_run_one_by_one(graph)
         script = torch._C._create_function_from_graph("recorded", Script().translate(graph))
 
         def run(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -13,6 +13,17 @@ from sbi_ignite.capture.private_torch import OpOverload
 aten = torch.ops.aten
 
 
+def copied(graph: fx.Graph) -> fx.Graph:
+    """Return a copy of a graph, with what is known about its nodes."""
+    copy = fx.Graph()
+    places: dict[fx.Node, fx.Node] = {}
+    outputs = copy.graph_copy(graph, places)
+    copy.output(outputs)
+    for node, place in places.items():
+        place.meta = dict(node.meta)
+    return copy
+
+
 def remove_aliases(graph: fx.Graph) -> None:
     """Remove operations that return their argument and matter to no kernel."""
     for node in list(graph.nodes):

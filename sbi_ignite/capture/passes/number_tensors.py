@@ -62,7 +62,7 @@ def _number_of(node: fx.Node) -> Tensor | None:
     if node.op != "call_function" or node.target not in NUMBERS_AS_TENSORS or len(node.args) < 2:
         return None
     tensor, number = node.args[:2]
-    dtype = node.meta["dtype"]
+    dtype = node.meta.get("dtype")
     if (
         type(number) not in (int, float)
         or dtype not in (torch.float32, torch.float64)
