@@ -207,3 +207,20 @@ def test_every_shape_of_batch_is_compiled(loss):
     )
     assert given[1].executor == "inductor"
     assert given[1].training_loss == pytest.approx(eager[1].training_loss, rel=1e-4)
+
+
+def test_compiled_steps_are_kept_where_nobody_else_can_put_any(tmp_path, monkeypatch):
+    """A directory for temporary files that others may write to is not taken."""
+    home, shared = tmp_path / "home", tmp_path / "tmp"
+    home.write_text("a file, in which no directory can be made")
+    shared.mkdir()
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr("tempfile.tempdir", str(shared))
+    first = inductor.cache_directory()
+    assert first.parent == shared
+    assert first.stat().st_mode & 0o077 == 0
+    assert inductor.cache_directory() == first
+    first.chmod(0o777)
+    assert inductor.cache_directory() != first

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Sequence
@@ -115,8 +116,17 @@ def cache_directory() -> Path:
             if os.access(directory, os.W_OK):
                 return directory
     directory = Path(tempfile.gettempdir()) / f"sbi_ignite_steps_{getpass.getuser()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    return directory
+    with suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    # Libraries are run as they are found: not those that somebody else may have put there.
+    return directory if _is_private(directory) else Path(tempfile.mkdtemp())
+
+
+def _is_private(directory: Path) -> bool:
+    """Return whether a directory is this user's, and nobody else may write to it."""
+    found = directory.lstat()
+    mine = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
+    return mine and stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022
 
 
 def _library(recording: Recording, graph: fx.Graph, tensors: Sequence[Tensor]) -> Path:
