@@ -108,7 +108,8 @@ def test_tensors_made_from_numbers_are_known_as_constants(record):
     assert torch.equal(graph([x])[0], weighted(x)[0])
     about = graph.about
     constants = [tensor.tolist() for i, tensor in enumerate(about.captured) if i in about.constants]
-    assert constants == [[0, 1], [1, 0], [0, 1], 5.0]  # not the factor, which kernels are given
+    assert constants[:3] == [[0, 1], [1, 0], [0, 1]]  # not the factor, which kernels are given
+    assert constants[3:] in ([5.0], [])  # torch 2.15 fills by the number itself
     assert any(tensor is held for tensor in about.captured)
     assert "lift_fresh" not in graph.about.code
 
