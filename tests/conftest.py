@@ -79,5 +79,5 @@ def end_workers() -> None:
         loky._executor.shutdown(wait=True, kill_workers=True)
     gc.collect()
     for child in multiprocessing.active_children():
-        child.terminate()
+        child.kill()  # those of loaders leave SIGTERM to the main process
         child.join()

@@ -131,7 +131,9 @@ def report_end(trainer: Any, call: Call) -> None:
 
 @contextmanager
 def interruption_shown(trainer: Any, call: Call) -> Iterator[None]:
-    """Show what was trained until Ctrl-C, as at other ends; sbi's records stay as sbi leaves them.
+    """Show what was trained until Ctrl-C, as at other ends, in the typed form.
+
+    In sbi's form nothing is printed, as sbi does; its records stay as sbi leaves them, too.
 
     Args:
         trainer: The trainer.
@@ -141,8 +143,8 @@ def interruption_shown(trainer: Any, call: Call) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        summary = trainer.training_summary
-        if summary is not earlier and not call.world.rank:
+        summary, shows = trainer.training_summary, not call.settings.train.sbi_compat
+        if summary is not earlier and shows and not call.world.rank:
             say_how_it_ended(trainer, call)
             if call.settings.train.show_train_summary:
                 print(f"\n{summary}")
