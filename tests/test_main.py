@@ -108,7 +108,7 @@ def test_a_traceback_names_the_scripts_line(script):
 
 @pytest.mark.parametrize("arguments", [[], ["-m"], ["--nonsense"], ["no_such_script.py"]])
 def test_a_wrong_command_line_shows_the_usage(arguments):
-    done = python("-m", "sbi_ignite", *arguments)
+    done = forking.run("-m", "sbi_ignite", *arguments)
     assert done.returncode == 2
     assert "usage: python -m sbi_ignite" in done.stderr
     assert "Traceback" not in done.stderr
@@ -117,7 +117,8 @@ def test_a_wrong_command_line_shows_the_usage(arguments):
 @pytest.mark.parametrize("name", ["nomodule", "json.nomodule", "xml", "nopackage.module"])
 def test_a_module_that_cannot_be_run_is_pythons_line_and_exit_code(name):
     """No traceback, which would be of sbi_ignite."""
-    done, by_python = (python(*front, "-m", name) for front in (["-m", "sbi_ignite"], []))
+    done = forking.run("-m", "sbi_ignite", "-m", name)
+    by_python = python("-m", name)
     assert done.returncode == by_python.returncode == 1
     said = by_python.stderr.partition(": ")[2]
     assert done.stderr.splitlines()[-1:] == [f"sbi_ignite: {said.strip()}"]
@@ -125,7 +126,7 @@ def test_a_module_that_cannot_be_run_is_pythons_line_and_exit_code(name):
 
 
 def test_a_folder_without_a_main_module_is_one_line(tmp_path):
-    done = python("-m", "sbi_ignite", str(tmp_path))
+    done = forking.run("-m", "sbi_ignite", str(tmp_path))
     assert done.returncode == 1
     assert done.stderr.startswith("sbi_ignite: can't find '__main__' module in ")
     assert "Traceback" not in done.stderr
@@ -133,14 +134,14 @@ def test_a_folder_without_a_main_module_is_one_line(tmp_path):
 
 def test_a_module_that_a_script_lacks_is_its_own_error(script):
     path = script("import no_such_module_either\n")
-    done = python("-m", "sbi_ignite", str(path))
+    done = forking.run("-m", "sbi_ignite", str(path))
     assert done.returncode == 1
     assert 'script.py", line 1' in done.stderr
     assert done.stderr.endswith("No module named 'no_such_module_either'\n")
 
 
 def test_help_goes_to_stdout():
-    done = python("-m", "sbi_ignite", "--help")
+    done = forking.run("-m", "sbi_ignite", "--help")
     assert done.returncode == 0
     assert "usage: python -m sbi_ignite" in done.stdout
 

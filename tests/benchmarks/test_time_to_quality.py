@@ -185,13 +185,8 @@ def test_snapshots_are_the_best_weights_and_what_is_returned():
     assert (end.epoch, end.weights["weight"].item()) == (4, 3.0)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param(name, marks=() if name == "nre_resnet" else pytest.mark.slow)
-        for name in time_to_quality.METHODS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", time_to_quality.METHODS)
 def test_a_cell_runs_on_both_sides(method, tmp_path, capsys):
     cache = tmp_path / "cache.jsonl"
     command = ["--tasks", "gaussian_linear", "--methods", method, "--budgets", "200"]

@@ -161,6 +161,7 @@ def test_the_environment_is_handed_back_as_it_was(monkeypatch, before):
     assert not is_patched_there()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_unpatched")
 def test_workers_are_patched_while_the_patch_is_on_and_not_afterwards():
     with patch_sbi():
