@@ -15,7 +15,7 @@ from sbi_ignite.cli.run import Script
 from sbi_ignite.cli.settings import settings
 from sbi_ignite.cli.show import show
 
-_HELP = "Train sbi's estimators by sbi_ignite, look at runs, settings and this machine."
+_HELP = "Train sbi's estimators with sbi_ignite, look at runs, settings and this machine."
 
 
 def call(arguments: Sequence[str], program: str = "sbi-ignite") -> int | Script:

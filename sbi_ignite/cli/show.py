@@ -80,7 +80,7 @@ def show(
     asked = paths or [Path()]
     missing = [path for path in asked if not path.exists()]
     for path in missing:
-        note(f"there is no {path}")
+        note(f"no such path: {path}")
     overview = Overview(asked)
     rows = overview.rows()
     if not rows:

@@ -57,8 +57,8 @@ from sbi_ignite.runs.status import FINISHED
 from sbi_ignite.runs.writer import Writer
 
 _ADVICE = (
-    'Put back a copy of the directory; to train anew, pass resume="never", which moves the old '
-    "files aside, or take another directory"
+    "Put back a copy of the directory; to train anew, pass checkpoint=CheckpointConfig(directory, "
+    'resume="never"), which moves the old files aside, or take another directory'
 )
 
 

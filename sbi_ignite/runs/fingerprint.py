@@ -58,7 +58,9 @@ _FORMS = (
     "unless it says otherwise."
 )
 _ADVICE = (
-    'Start with resume="never", which moves the old run\'s files aside, or in another directory.'
+    'Start with checkpoint=CheckpointConfig(directory, resume="never") or '
+    "SBI_IGNITE_CHECKPOINT__RESUME=never, which moves the old run's files aside, or in another "
+    "directory."
 )
 
 

@@ -70,7 +70,7 @@ def test_files_among_the_paths_are_passed_over_and_missing_paths_are_named(ask, 
     answer = ask("show", runs / "one", runs / "gone")
     assert answer.code == 1
     assert len(answer.rows) == 1
-    assert f"there is no {runs / 'gone'}" in answer.err
+    assert f"no such path: {runs / 'gone'}" in answer.err
 
 
 def test_no_runs_is_code_1(ask, tmp_path):
