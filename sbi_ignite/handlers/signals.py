@@ -402,10 +402,11 @@ class _WorkerErrors:
 
     def let_go(self) -> None:
         """Put torch's handler back."""
+        if self._torchs is not None and signal.getsignal(signal.SIGCHLD) == self._child_ended:
+            signal.signal(signal.SIGCHLD, self._torchs)
+        # Only now: a process may end until torch's handler is back.
         self._holding = self._postponed = False
-        torchs, self._torchs = self._torchs, None
-        if torchs is not None and signal.getsignal(signal.SIGCHLD) == self._child_ended:
-            signal.signal(signal.SIGCHLD, torchs)
+        self._torchs = None
 
     @contextmanager
     def torch_in_charge(self) -> Iterator[None]:

@@ -91,6 +91,32 @@ def test_what_a_users_handler_raises_ends_the_call(number, install, tmp_path):
     assert heard.calls == [(number, "interrupted", True)]
 
 
+def test_a_process_that_ends_while_torchs_handler_is_put_back_is_no_error(monkeypatch):
+    from sbi_ignite.handlers.signals import _WorkerErrors
+
+    def torchs(number, frame):
+        raise AssertionError("no worker has died")
+
+    torchs.__module__ = "torch.utils.data._utils.signal_handling"
+    errors, before, install = _WorkerErrors(), signal.getsignal(signal.SIGCHLD), signal.signal
+    install(signal.SIGCHLD, torchs)
+    try:
+        errors.hold()
+
+        def while_a_process_ends(number, handler):
+            if handler is torchs:
+                errors._child_ended(number, None)
+            return install(number, handler)
+
+        monkeypatch.setattr(signal, "signal", while_a_process_ends)
+        with errors.torch_in_charge(), errors.allowed():
+            pass
+        errors.let_go()
+        assert signal.getsignal(signal.SIGCHLD) is torchs
+    finally:
+        install(signal.SIGCHLD, before)
+
+
 def test_two_signals_reach_their_handlers_in_their_order(install, tmp_path):
     heard = Heard(tmp_path / "run")
     install(signal.SIGUSR1, heard)
