@@ -36,6 +36,9 @@ GROUPS: Mapping[str, type[Settings]] = {
     "logging": LoggingConfig,
     "checkpoint": CheckpointConfig,
 }
+_OF_SBI = {"STOP_AFTER_EPOCHS": f"{PREFIX}EARLY_STOPPING__PATIENCE"}
+"""Keywords of sbi's that have another name in another group."""
+
 # what only Python can express
 _CALL_ONLY = {"early_stopping": {"rule"}}
 _SUBFIELDS: Mapping[tuple[str, str], tuple[str, ...] | None] = {
@@ -165,9 +168,16 @@ def _refuse_misspelt(name: str) -> None:
             f"as EarlyStopping.when(rule)"
         )
     raise SettingsError(
-        f"unknown environment variable {name}{suggestion(name, valid_variables())}. "
+        f"unknown environment variable {name}{suggestion(_meant(name), valid_variables())}. "
         f"Valid variables: {', '.join(valid_variables())}"
     )
+
+
+def _meant(name: str) -> str:
+    """Return the variable of another group, or of sbi's keyword, that a name ends as; else it."""
+    word = name[len(PREFIX) :].upper().split("__")[-1]
+    same = [valid for valid in valid_variables() if valid.endswith(f"__{word}")]
+    return _OF_SBI.get(word) or min(same, key=lambda valid: valid.count("__"), default=name)
 
 
 def _is_subfield(group: str, name: str, rest: list[str]) -> bool:

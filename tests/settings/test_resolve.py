@@ -331,6 +331,9 @@ def test_one_field_set_by_two_variables_is_refused_by_both_names(environment, va
         ("TRAIN__LR_SCHEDULE__FACTR", "SBI_IGNITE_TRAIN__LR_SCHEDULE__FACTOR"),
         ("CONFIG__FILE", "SBI_IGNITE_CONFIG"),
         ("TRAIN__SEED__DEEPER", "SBI_IGNITE_TRAIN__SEED"),
+        ("TRAIN__STOP_AFTER_EPOCHS", "SBI_IGNITE_EARLY_STOPPING__PATIENCE"),
+        ("PATIENCE", "SBI_IGNITE_EARLY_STOPPING__PATIENCE"),
+        ("TRAIN__DIRECTORY", "SBI_IGNITE_CHECKPOINT__DIRECTORY"),
     ],
 )
 def test_a_misspelt_variable_gets_the_closest_match_and_the_valid_ones(
