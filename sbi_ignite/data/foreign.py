@@ -302,9 +302,7 @@ class WholePass(ForeignBatches):
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the loader's samplers which epoch begins, from 0."""
-        tell = getattr(self._inside, "set_epoch", None)
-        if tell is not None:
-            tell(epoch)
+        self._inside.set_epoch(epoch)
 
     def select(self, indices: Tensor) -> bool:
         """Let the loader choose from these rows from now on."""

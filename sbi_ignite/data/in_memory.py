@@ -71,6 +71,9 @@ class InMemoryBatches(ABC):
         """Rows of the smallest batch, over all ranks."""
         return min((end - begin for begin, end in pairwise(self._bounds())), default=0)
 
+    def set_epoch(self, epoch: int) -> None:  # noqa: B027 # not meant to be overridden
+        """Change nothing: the order of a pass follows from its own random state."""
+
     @abstractmethod
     def __len__(self) -> int:
         """Return the number of batches in one pass."""

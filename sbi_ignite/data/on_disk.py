@@ -94,6 +94,9 @@ class OnDiskBatches:
         """Rows that this source chooses from in one pass, over all ranks."""
         return len(self.indices)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Change nothing: the order of a pass follows from the seed and the number of the pass."""
+
     def __len__(self) -> int:
         if self.drop_last:
             return len(self.indices) // self.batch_size

@@ -63,6 +63,10 @@ class Batches(Protocol):
         """The dataset or loader that makes rows as they are asked for; None if data are held."""
         ...
 
+    def set_epoch(self, epoch: int) -> None:
+        """Tell whoever orders the rows, such as a user's sampler, which epoch begins, from 0."""
+        ...
+
     def __len__(self) -> int:
         """Return the number of batches in one pass."""
         ...

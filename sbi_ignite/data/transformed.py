@@ -83,10 +83,8 @@ class TransformedBatches:
             yield drawn
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the source which epoch begins, from 0, if it wants to know."""
-        tell = getattr(self.batches, "set_epoch", None)
-        if tell is not None:
-            tell(epoch)
+        """Tell the source which epoch begins, from 0."""
+        self.batches.set_epoch(epoch)
 
     def _drawn(self, batch: Any) -> Any:
         return self.transform(*batch) if isinstance(batch, tuple | list) else self.transform(batch)

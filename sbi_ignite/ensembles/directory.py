@@ -18,6 +18,7 @@ from sbi_ignite.exceptions import CheckpointError, CheckpointMismatchError
 from sbi_ignite.runs.files import DamagedError, UnknownVersionError, read_json, write_json
 from sbi_ignite.runs.lock import Lock
 from sbi_ignite.settings import CheckpointConfig
+from sbi_ignite.settings.checkpoint import START_ANEW
 
 _FIXED = ("method", "seed", "bootstrap", "resplit", "threads")
 """What an ensemble that is continued cannot change; members may be added."""
@@ -82,7 +83,7 @@ class EnsembleDirectory:
             if different:
                 raise CheckpointMismatchError(
                     f"{self.path} holds another ensemble: {'; '.join(different)}. Take another "
-                    'directory, or resume="never" to start anew in this one.'
+                    f"directory, or {START_ANEW} to start anew in this one."
                 )
             wanted = {**found, **wanted, "members": max(found["members"], wanted["members"])}
         if found == wanted:

@@ -55,10 +55,11 @@ from sbi_ignite.runs.packing import pack, unpack
 from sbi_ignite.runs.snapshot import BEST, BestCopy, Snapshot, from_file
 from sbi_ignite.runs.status import FINISHED
 from sbi_ignite.runs.writer import Writer
+from sbi_ignite.settings.checkpoint import START_ANEW
 
 _ADVICE = (
-    "Put back a copy of the directory; to train anew, pass checkpoint=CheckpointConfig(directory, "
-    'resume="never"), which moves the old files aside, or take another directory'
+    f"Put back a copy of the directory; to train anew, pass {START_ANEW}, which moves the old "
+    "files aside, or take another directory"
 )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sbi_ignite.data.fingerprint import fingerprint_data
 from sbi_ignite.runs.loss_record import loss_differences
+from sbi_ignite.settings.checkpoint import START_ANEW
 from sbi_ignite.settings.schedule import same_course
 
 BUDGETS = frozenset(
@@ -58,9 +59,8 @@ _FORMS = (
     "unless it says otherwise."
 )
 _ADVICE = (
-    'Start with checkpoint=CheckpointConfig(directory, resume="never") or '
-    "SBI_IGNITE_CHECKPOINT__RESUME=never, which moves the old run's files aside, or in another "
-    "directory."
+    f"Start with {START_ANEW} or SBI_IGNITE_CHECKPOINT__RESUME=never, which moves the old run's "
+    "files aside, or in another directory."
 )
 
 
@@ -236,8 +236,7 @@ def _data(
         what = f"the run has {_shapes(before)}, now it is {_shapes(after)}"
     return [
         f"The {name} differ: {what}. If the script simulates anew without a seed, seed it "
-        "(torch.manual_seed) or save the simulations; or start with "
-        'resume="never", which moves the old run\'s files aside, or in another directory.'
+        f"(torch.manual_seed) or save the simulations. {_ADVICE}"
     ]
 
 

@@ -11,7 +11,10 @@ from pydantic import Field
 from sbi_ignite.settings.base import Settings
 from sbi_ignite.settings.field_types import Directory, OrNone, PositiveFloat, PositiveInt, choice
 
-__all__ = ["CheckpointConfig"]
+__all__ = ["START_ANEW", "CheckpointConfig"]
+
+START_ANEW = 'checkpoint=CheckpointConfig(directory, resume="never")'
+"""How a call, instead of continuing a run, moves its files aside and begins anew; for messages."""
 
 
 class CheckpointConfig(Settings):

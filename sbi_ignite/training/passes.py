@@ -24,8 +24,8 @@ class Passes:
     Args:
         batches: The batches.
         guard: Wraps what is iterated over, see `StopOnSignals.guard`.
-        epoch: Returns the number of the epoch that a pass begins, from 0. Batches that have a
-            method `set_epoch` are told; with None, they are not.
+        epoch: Returns the number of the epoch that a pass begins, from 0, which batches are told;
+            None tells them nothing.
 
     Attributes:
         num_batches: Batches in a pass.
@@ -51,9 +51,8 @@ class Passes:
         return self.num_batches
 
     def __iter__(self) -> Iterator[Any]:
-        tell = getattr(self.batches, "set_epoch", None)
-        if self._epoch is not None and tell is not None:
-            tell(self._epoch())
+        if self._epoch is not None:
+            self.batches.set_epoch(self._epoch())
         self._pass = _Pass(self, self._done)
         self._done = 0
         return self._pass

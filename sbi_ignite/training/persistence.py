@@ -36,6 +36,7 @@ from sbi_ignite.runs.remembered import folders_outside, recall, remember
 from sbi_ignite.runs.snapshot import Snapshot
 from sbi_ignite.runs.status import FINISHED
 from sbi_ignite.settings import CheckpointConfig
+from sbi_ignite.settings.checkpoint import START_ANEW
 from sbi_ignite.summary import TrainingSummary
 from sbi_ignite.training.state import Saved, Snapshots, Stateful, restore
 from sbi_ignite.training.training import Training
@@ -243,7 +244,7 @@ class RankStates:
             raise CheckpointMismatchError(
                 f"This run began with {len(states)} processes that each had rows of its own "
                 f'(shards="own"), now there are {size}. Start {len(states)} again, with the same '
-                'rows each, or begin a new run with resume="never".'
+                f"rows each, or begin a new run with {START_ANEW}."
             )
         sums = [state["train_loss"] for state in states]
         of_all = {name: sum(one[name] for one in sums) for name in ("loss_sum", "rows")}
@@ -476,7 +477,7 @@ class Persistence:
                 f"{self._directory.path}: the {what} {self.manifest[key]['name']} reads "
                 f"other values than when this run was last started: {changed}. "
                 f"{_OLD_VALUES if saved.get('status') == 'complete' else _NEW_VALUES}; start with "
-                'resume="never" or in another directory to train with the new ones from the '
+                f"{START_ANEW} or in another directory to train with the new ones from the "
                 "beginning.",
                 SbiIgniteWarning,
                 stacklevel=8,
@@ -495,7 +496,7 @@ class Persistence:
             warnings.warn(
                 f"{self._directory.path}: the network's frozen weights are not those that the run "
                 "began with, such as those of another pretrained module. The run goes on with its "
-                'own; start with resume="never" or in another directory to train with the new ones '
+                f"own; start with {START_ANEW} or in another directory to train with the new ones "
                 "from the beginning.",
                 SbiIgniteWarning,
                 stacklevel=8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ from sbi_ignite.kernels.denormals import denormals_as_zeros
 from sbi_ignite.loggers import RunInfo
 from sbi_ignite.runs.fingerprint import INIT_FROM, VALIDATION_DATA
 from sbi_ignite.settings import CheckpointConfig, EarlyStopping, TrainConfig, resolve
+from sbi_ignite.settings.checkpoint import START_ANEW
 from sbi_ignite.summary import TrainingSummary
 from sbi_ignite.training.checks import check_arguments
 from sbi_ignite.training.datasets import loaders_of
@@ -46,6 +48,7 @@ Model = TypeVar("Model", bound=nn.Module)
 """The class of the module that is trained."""
 
 _LARGEST_SEED_OF_A_USER = 2**32
+_logger = logging.getLogger("sbi_ignite.runs")
 
 
 def run_training(
@@ -211,6 +214,7 @@ def run(training: Training) -> TrainingSummary:
         except StopIteration as end:
             summary: TrainingSummary = end.value
             break
+    _say_how_to_continue(training, summary)
     training.signals.pass_on()
     training.world.share_random_states()  # what the script draws next is the same in all processes
     return summary
@@ -328,7 +332,7 @@ def _warn_of_seed(training: Training, files: Persistence) -> None:
     warnings.warn(
         f"{files.path}: the run here is complete and is returned as it is. It began after "
         f"torch.manual_seed({before}); this script's torch.manual_seed({now}) changes nothing. "
-        'Take another directory, or resume="never", for a training with that seed.',
+        f"Take another directory, or {START_ANEW}, for a training with that seed.",
         SbiIgniteWarning,
         stacklevel=6,
     )
@@ -373,6 +377,20 @@ def _loop(training: Training) -> Iterator[None]:
                 training.signals.ask_before_training()
                 goes_on = training.has_epochs_left
     training.train_loss.read()
+
+
+def _say_how_to_continue(training: Training, summary: TrainingSummary) -> None:
+    """Tell whoever finds that a signal has ended the process that nothing is lost."""
+    received, directory = training.signals.received, summary.run_directory
+    if received is None or directory is None or summary.complete or training.world.rank:
+        return
+    _logger.warning(
+        "%s ended training after %d epochs. All is saved in %s: the same script, started again, "
+        "continues there.",
+        received.name,
+        summary.epochs_trained,
+        directory,
+    )
 
 
 def _conclude(

@@ -179,6 +179,9 @@ class Share:
         """Whether the source starts worker processes."""
         return self.of.batches.uses_processes
 
+    def set_epoch(self, epoch: int) -> None:
+        """Change nothing: the pass that is shared tells the source."""
+
     @property
     def maker(self) -> Any:
         """The one of the source."""

@@ -117,6 +117,21 @@ def test_a_process_that_ends_while_torchs_handler_is_put_back_is_no_error(monkey
         install(signal.SIGCHLD, before)
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_log_says_that_all_is_saved_and_how_to_continue(number, tmp_path, caplog):
+    """Once; a training that is complete has nothing to say."""
+    with pytest.raises(end_of(number)):
+        train(tmp_path / "run", number)
+    said = [record.getMessage() for record in caplog.records if "saved" in record.getMessage()]
+    assert said == [
+        f"{signal.Signals(number).name} ended training after 2 epochs. All is saved in "
+        f"{tmp_path / 'run'}: the same script, started again, continues there."
+    ]
+    caplog.clear()
+    train(tmp_path / "run")
+    assert not [record for record in caplog.records if "saved" in record.getMessage()]
+
+
 def test_two_signals_reach_their_handlers_in_their_order(install, tmp_path):
     heard = Heard(tmp_path / "run")
     install(signal.SIGUSR1, heard)
