@@ -147,7 +147,7 @@ def interruption_shown(trainer: Any, call: Call) -> Iterator[None]:
         if summary is not earlier and shows and not call.world.rank:
             say_how_it_ended(trainer, call)
             if call.settings.train.show_train_summary:
-                print(f"\n{summary}")
+                print(summary)
         raise
 
 
@@ -158,7 +158,7 @@ def say_how_it_ended(trainer: Any, call: Call) -> None:
     summary = trainer.training_summary
     if not trainer.epoch:
         said = f"Training ended before the end of its first epoch ({summary.ended_by})."
-        print("\r", said, end="")
+        print("\r", said)
         return
     last = ", ".join(f"{kind} loss {loss:.4f}" for kind, loss in summary.last_losses.items())
     print(
@@ -166,7 +166,6 @@ def say_how_it_ended(trainer: Any, call: Call) -> None:
         f"Training ended after {trainer.epoch} epochs ({summary.ended_by}). Last {last}; "
         f"best {summary.best_kind} loss {summary.best_validation_loss:.4f} at epoch "
         f"{summary.best_epoch}.",
-        end="",
     )
 
 
