@@ -152,7 +152,7 @@ class PosteriorCheck:
         """Return the verdict as sentences, with its uncertainty."""
         tested = f"{self.num_simulations} simulations"
         rate = f"{self.false_alarm:.0%}"
-        sure = f"a calibrated posterior is called otherwise in at most {rate} of checks"
+        sure = f"a calibrated posterior fails at most {rate} of such checks"
         if self.verdict == "fine":
             bias = max(
                 _detectable(p.bias_error, self.false_alarm, self._tests) for p in self.parameters
@@ -168,9 +168,8 @@ class PosteriorCheck:
             level = self.false_alarm / self._tests
             found = [f"{p.name}: {_said(p, level)}" for p in self.parameters if p.verdict != "fine"]
             joint = "the joint coverage (TARP) is off although no single parameter is"
-            text = (
-                f"{self.verdict.capitalize()}, by {tested}: {'; '.join(found) or joint} ({sure})."
-            )
+            said = "; ".join(found) or joint
+            text = f"{self.verdict.capitalize()}, judged on {tested}: {said} ({sure})."
         return f"{text} {self.note}".rstrip()
 
     def to_dict(self) -> dict[str, Any]:

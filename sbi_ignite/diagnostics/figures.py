@@ -87,7 +87,7 @@ def check_figure(check: PosteriorCheck) -> Figure:
     places = np.arange(len(names))[::-1]
     for axes, value, error, ideal, label in (
         (middle, "bias", "bias_error", 0.0, "bias (posterior sd)"),
-        (right, "width", "width_error", 1.0, "width relative to the right one"),
+        (right, "width", "width_error", 1.0, "width relative to the correct one"),
     ):
         axes.axvline(ideal, color="0.5", linewidth=1, linestyle="--")
         for place, p in zip(places, check.parameters, strict=True):
@@ -104,7 +104,10 @@ def check_figure(check: PosteriorCheck) -> Figure:
         axes.set_yticks(places, names if axes is middle else [])
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
-        f"{check.verdict}, by {check.num_simulations} simulations", x=0.01, ha="left", fontsize=11
+        f"{check.verdict}, judged on {check.num_simulations} simulations",
+        x=0.01,
+        ha="left",
+        fontsize=11,
     )
     return figure
 

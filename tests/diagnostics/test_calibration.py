@@ -107,9 +107,11 @@ def test_wrong_correlations_are_seen_by_the_joint_test_alone():
 
 def test_the_words_say_what_how_much_and_how_sure():
     narrow = str(check(0, width=0.7))
-    assert narrow.startswith("Overconfident, by 300 simulations: mu: overconfident, it is 0.")
+    assert narrow.startswith(
+        "Overconfident, judged on 300 simulations: mu: overconfident, it is 0."
+    )
     assert "times as wide as it should be" in narrow
-    assert "called otherwise in at most 5% of checks" in narrow
+    assert "a calibrated posterior fails at most 5% of such checks" in narrow
     shifted = str(check(0, shift=0.5))
     assert "mu: biased, true values lie 0." in shifted
     assert "standard deviations above the posterior" in shifted
@@ -156,7 +158,7 @@ def test_the_check_is_plain_data_and_a_picture_and_a_table():
     assert [a.get_xlabel() for a in figure.axes] == [
         "credible level",
         "bias (posterior sd)",
-        "width relative to the right one",
+        "width relative to the correct one",
     ]
     figure.canvas.draw()
     assert "<td>overconfident</td>" in found._repr_html_()
