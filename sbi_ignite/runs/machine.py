@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from sbi_ignite.processor import about_processor
 
 _WORDS = {
     "world_size": "number of processes",
@@ -34,7 +34,7 @@ def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": _name_of(device),
         "processor": {
-            "model": _processor(),
+            "model": about_processor("model name", "CPU part"),
             "capability": torch.backends.cpu.get_cpu_capability(),
         },
         "flags": _flags(device),
@@ -90,16 +90,6 @@ def _name_of(device: torch.device | None) -> str:
         return "cpu"
     # The number of the card says nothing: the same job gets another one every time.
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _processor() -> str:
-    """Return the processor's model as the system names it, "" where it does not."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("model name", "CPU part"):
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _flags(device: torch.device | None) -> dict[str, Any]:

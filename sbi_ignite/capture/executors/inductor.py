@@ -37,6 +37,7 @@ from sbi_ignite.capture.private_torch import (
 )
 from sbi_ignite.capture.recording import Recording
 from sbi_ignite.capture.report import in_a_line, logger
+from sbi_ignite.processor import about_processor
 
 LIBRARY, DIGEST, VERDICT = "step.so", "step.sha256", "not-faster.txt"
 RUNS = 7
@@ -202,19 +203,9 @@ def _key(recording: Recording, tensors: Sequence[Tensor]) -> str:
         torch.get_num_threads(),
         torch.backends.cpu.get_cpu_capability(),
         (platform.system(), platform.machine(), platform.libc_ver()),
-        _processor(),
+        about_processor("flags", "Features"),  # code is compiled for exactly these instructions
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
-
-
-def _processor() -> str:
-    """Return what instructions the processor has: code is compiled for exactly these."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("flags", "Features"):
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _check_ownership(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> None:
