@@ -93,7 +93,7 @@ def test_it_prints_a_check_of_its_own_posterior_in_one_line(quick_look: Run):
     (line,) = re.findall(r"^Check of this posterior: (.+)$", quick_look.output, re.MULTILINE)
     assert re.match(r"(Fine|Biased|\w+confident|Miscalibrated)\b", line)
     assert "300 simulations" in line
-    assert "in at most 5% of checks" in line
+    assert "a calibrated posterior fails at most 5% of such checks" in line
 
 
 def test_the_data_say_where_they_come_from(example: ModuleType):

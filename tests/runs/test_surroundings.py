@@ -69,7 +69,10 @@ def test_a_directory_that_disappears_costs_a_warning_and_not_the_training(
     run = tmp_path / "run"
 
     def disappear() -> None:
-        shutil.rmtree(run) if how == "removed" else run.rename(tmp_path / "moved")
+        # Moved first: the thread that writes checkpoints may be at work inside.
+        run.rename(tmp_path / "moved")
+        if how == "removed":
+            shutil.rmtree(tmp_path / "moved", ignore_errors=True)
 
     with pytest.warns(SbiIgniteWarning, match="nothing could be saved"):
         summary = train(run, disappear)
