@@ -1,8 +1,7 @@
 """Write the pages that follow from the package, and make of sources what only built pages show.
 
-Pages that follow from the package are written before Sphinx reads the others, and not kept in git. A
-public name that is added to `sbi_ignite/__init__.py` appears by itself, on the page of the module
-that it comes from.
+Those pages are written before Sphinx reads the others, and not kept in git. A public name that is
+added to `sbi_ignite/__init__.py` appears by itself, on the page of the module that it comes from.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ SCRIPT_ITEM = re.compile(
 NOTEBOOK = re.compile(r"\]\(\.\./examples/(\w+)\.ipynb\)")
 """What stands in the sources, which read well by themselves: items of lists, links to notebooks."""
 
-LITERAL = re.compile(r'(<span class="pre">)([^<]{8,})')
+LITERAL = re.compile(r'(<span class="pre">)([^<]{14,})')
 PART_END = re.compile(r"(_+|/|::|\.|\(|=)(?=\w)")
 
 NESTED = {"lr_schedule": LRSchedule, "averaging": WeightAveraging}
