@@ -29,7 +29,7 @@ _EXECUTORS = {
 
 def doctor(
     network: Annotated[str, typer.Option(help="The network to time, as in posterior_nn.")] = "maf",
-    rows: Annotated[int, typer.Option(min=20, help="Its number of simulations.")] = 10_000,
+    rows: Annotated[int, typer.Option(min=20, help="Number of simulations.")] = 10_000,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per step.")] = 200,
     dim_theta: Annotated[int, typer.Option(min=1, help="Number of parameters.")] = 5,
     dim_x: Annotated[int, typer.Option(min=1, help="Values in an observation.")] = 10,
