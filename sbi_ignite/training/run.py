@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from copy import deepcopy
 from os import PathLike
 from typing import Any, Literal, TypeVar
@@ -362,7 +362,7 @@ def _loop(training: Training) -> Iterator[None]:
     epochs_left = training.budget - training.epochs.before_this_engine
     share = training.train_batches if isinstance(training.train_batches, Share) else None
     pauses = None if share is None else PausesBeforeBatches(training.engine)
-    with training.stepping.lent_memory(), suppress(StoppedInLoader):
+    with training.stepping.lent_memory(), closing(training.passes), suppress(StoppedInLoader):
         training.signals.ask_before_training()
         goes_on = training.has_epochs_left
         while goes_on:
