@@ -172,6 +172,8 @@ def compare(build: Path, options: Any) -> Result:
         build: Checkout of the other build.
         options: Cells, rows, batch size, rounds, threads, and whether to compile steps too.
     """
+    from benchmarks.cells import ROWS_OF_ROUNDS
+
     builds = {"older": build.resolve(), "this": HERE}
     found = {}
     for cell in options.cells:
@@ -189,9 +191,7 @@ def compare(build: Path, options: Any) -> Result:
         "against",
         (__doc__ or "").splitlines()[0],
         [compared(found), forms_compared(found)],
-        [
-            f"{options.rows} rows (second round: 2,000 + 2,000; with images: 500 + 500), batches of {options.batch_size}."
-        ],
+        [f"{options.rows} rows ({ROWS_OF_ROUNDS}), batches of {options.batch_size}."],
         {"seconds (wall, cpu) per epoch": seconds},
     )
     command = result.command.replace("benchmarks.against", "benchmarks.epoch_time")

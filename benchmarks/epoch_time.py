@@ -37,7 +37,7 @@ from torch import Tensor
 
 import sbi_ignite.inference
 from benchmarks.against import compare
-from benchmarks.cells import CELLS, Cell, make_trainer
+from benchmarks.cells import CELLS, ROWS_OF_ROUNDS, Cell, make_trainer
 from benchmarks.measuring import (
     Result,
     Spread,
@@ -481,9 +481,7 @@ def main(arguments: Sequence[str] | None = None) -> Result:
         "epoch_time",
         (__doc__ or "").splitlines()[0],
         [compared(found, cells), above_the_floor(found), *tables],
-        [
-            f"{options.rows} rows (second round: 2,000 + 2,000; with images: 500 + 500), batches of {options.batch_size}."
-        ],
+        [f"{options.rows} rows ({ROWS_OF_ROUNDS}), batches of {options.batch_size}."],
         _numbers(found),
     )
     conclude(result, options, figure)
