@@ -129,6 +129,31 @@ class FlatOptimizer:
             self._leave()
         return gradient
 
+    def move_to(self, values: Tensor) -> None:
+        """Let parameters lie in this memory, from the next step on that finds it fitting.
+
+        Args:
+            values: Contiguous, shape (num_numbers,).
+        """
+        if self._memory is not None:
+            self._memory.give_back()
+            self._memory = None
+        self._values = values
+
+    def hand_over(self, gradient: Tensor, parameters: Sequence[Tensor]) -> bool:
+        """Store gradients that lie side by side as `joined` lays tensors; they are copied.
+
+        Args:
+            gradient: Shape (num_numbers,).
+            parameters: Whose gradients these are, in the order of the optimizer.
+
+        Returns:
+            Whether they were stored: not if other parameters lie in flat memory or none, or have
+            gradients already.
+        """
+        memory = self._memory
+        return memory is not None and memory.is_of(parameters) and memory.take(gradient)
+
     def flat_values(self, parameters: Sequence[Tensor]) -> Tensor | None:
         """Return the tensor in which these parameters lie, as `joined` lays tensors.
 
@@ -277,6 +302,17 @@ class _FlatMemory:
         seen, versions = self._gathered
         same = len(seen) == len(gradients) and all(map(operator.is_, seen, gradients))
         return same and versions == list(map(version_of, seen))
+
+    @torch.no_grad()
+    def take(self, gradient: Tensor) -> bool:
+        """Give parameters these gradients, unless they have others already."""
+        if any(p.grad is not None for p in self._parameters):
+            return False
+        self._gradient.copy_(gradient)
+        for parameter, slot in zip(self._parameters, self._slots, strict=True):
+            parameter.grad = slot
+        self._note(self._slots)
+        return True
 
     @torch.no_grad()
     def scale(self, gradients: Sequence[Tensor], factor: Tensor) -> bool:

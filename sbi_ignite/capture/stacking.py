@@ -1,0 +1,366 @@
+"""Compute the steps of several networks of one make at once: one recorded step for all of them.
+
+Small networks spend most of a step on starting operations. A stack records the step of each network
+by itself, sees that all recordings are the same computation, and batches its operations over the
+networks. Products of matrices are then summed in another order, so that results are equal up to
+rounding only; this is checked on the first batches of every shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from sbi_ignite.capture.executors import Run, executors_for
+from sbi_ignite.capture.gradients import EagerGradients
+from sbi_ignite.capture.guards import NotTraceable
+from sbi_ignite.capture.passes.batching import batched, draws, remove_views_of_same_layout
+from sbi_ignite.capture.private_torch import copy_each
+from sbi_ignite.capture.python_state import Fingerprint
+from sbi_ignite.capture.recorder import record
+from sbi_ignite.capture.recording import Recording
+from sbi_ignite.capture.report import in_a_line
+from sbi_ignite.capture.verification import (
+    TracedGradients,
+    are_close,
+    check_recording,
+    freed_at_once,
+    gradients_of,
+    losses_and_gradients,
+    own_tensors,
+    refuse_hooks,
+)
+from sbi_ignite.optim.memory_layout import ALIGNED, Aligned
+
+MAX_SHAPES = 4
+"""Shapes of batches for which a stack is recorded; a last, smaller batch is one of them."""
+
+
+@dataclass
+class Member:
+    """A network that is to be stacked, and how its steps are computed alone.
+
+    Attributes:
+        gradients: Computes its steps alone.
+        stepped: The parameters of its optimizer, in the optimizer's order.
+    """
+
+    gradients: TracedGradients
+    stepped: Sequence[Tensor]
+    _recorded: dict[Any, _Recorded] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def eager(self) -> EagerGradients:
+        """Its network and loss."""
+        return self.gradients.eager
+
+    @property
+    def model(self) -> nn.Module:
+        """Its network."""
+        return self.eager.model
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The leaves whose gradients are needed: the optimizer's in its order, then others."""
+        every = [*self.stepped, *self.gradients.parameters()]
+        return [p for p in {id(p): p for p in every}.values() if p.requires_grad]
+
+    def recorded(self, key: Any, batch: Sequence[Tensor]) -> _Recorded:
+        """Return the step for batches of one shape, recorded once."""
+        found = self._recorded.get(key)
+        if found is None or not found.holds():
+            found = self._recorded[key] = _Recorded.of(self, batch)
+        return found
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """The recorded step of a network by itself.
+
+    Attributes:
+        recording: What is known about it.
+        graph: Its graph, with losses and gradients as outputs.
+        parameters: The parameters that have gradients.
+    """
+
+    recording: Recording
+    graph: fx.Graph
+    parameters: list[Tensor]
+    _python: Fingerprint
+    _fixed: list[tuple[Tensor, int]]
+
+    @classmethod
+    def of(cls, member: Member, batch: Sequence[Tensor]) -> _Recorded:
+        """Record a step.
+
+        Raises:
+            NotTraceable: If it cannot be stacked, whatever the other networks are.
+        """
+        refuse_hooks(member.model)
+        python, parameters = Fingerprint(*member.gradients.roots), member.parameters
+        used: list[Tensor] = []
+
+        def step(*tensors: Tensor) -> list[Tensor]:
+            losses, gradients = losses_and_gradients(member.eager, parameters, tuple(tensors))
+            pairs = zip(parameters, gradients, strict=True)
+            used[:] = [p for p, gradient in pairs if gradient is not None]
+            return [losses, *(g for g in gradients if g is not None)]
+
+        own = own_tensors(member.model)
+        with freed_at_once():
+            recording, graph = record(step, [tensor.clone() for tensor in batch], own=own)
+        check_recording(recording, member.model, parameters)
+        if recording.guarded:
+            raise NotTraceable("decisions inside its loss depend on the values in a batch")
+        if recording.writes:
+            raise NotTraceable("its steps write to the network's buffers, as batch norms do")
+        if draws(graph):
+            raise NotTraceable("its loss draws random numbers, which every member draws by itself")
+        if not used:
+            raise NotTraceable("its loss has no gradients")
+        trained = set(map(id, used))
+        fixed = [(t, t._version) for t in recording.captured if id(t) not in trained]
+        return cls(recording, graph, used, python, fixed)
+
+    def holds(self) -> bool:
+        """Return whether nothing has changed but the values of parameters that are trained."""
+        return self._python.holds() and all(t._version == before for t, before in self._fixed)
+
+
+class Stack:
+    """One recorded step for several networks; their parameters lie in the rows of one tensor.
+
+    Args:
+        members: The networks, at least two.
+        capture: Whether to run as a CUDA graph where possible.
+        rounding: Largest relative difference from the steps of each network alone.
+    """
+
+    def __init__(self, members: Sequence[Member], capture: bool, rounding: float) -> None:
+        self.members, self._capture, self._rounding = list(members), capture, rounding
+        self._shapes: dict[Any, Run] = {}
+        self._rows: _Rows | None = None
+        self.executor = ""
+
+    def without(self, leaving: Sequence[int]) -> Stack:
+        """Return a stack of the other members; what was recorded of them is used again."""
+        left = [member for i, member in enumerate(self.members) if i not in leaving]
+        return Stack(left, self._capture, self._rounding)
+
+    @property
+    def rows(self) -> list[Tensor]:
+        """Where each member's parameters are read, shape (num_numbers,); after the first step."""
+        return [] if self._rows is None else list(self._rows.values.unbind(0))
+
+    @property
+    def parameters(self) -> list[list[Tensor]]:
+        """The parameters of each member that lie in its row, in their order."""
+        return [] if self._rows is None else self._rows.parameters
+
+    def parted(self, gradient: Tensor) -> list[Tensor]:
+        """Return the gradients of a member's parameters, given all of them as one tensor."""
+        assert self._rows is not None
+        return self._rows.places.parted(gradient)
+
+    def holds(self) -> bool:
+        """Return whether all recordings are still those of the networks as they are."""
+        return all(r.holds() for member in self.members for r in member._recorded.values())
+
+    def key(self, batches: Sequence[Any]) -> Any:
+        """Return what is the same for batches that one recording can take.
+
+        Raises:
+            NotTraceable: If the members' batches differ, or are more than tensors.
+        """
+        keys = {_kinds(batch) for batch in batches}
+        if None in keys:
+            raise NotTraceable("its batches are more than a few tensors")
+        return keys.pop() if len(keys) == 1 else None
+
+    def step(self, batches: Sequence[Sequence[Tensor]]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Return the losses of all members, and the gradients of each as one tensor.
+
+        Args:
+            batches: A batch per member, all of one `key`.
+
+        Returns:
+            Losses, shape (batch,) or (), and gradients, shape (num_numbers,), one per member.
+
+        Raises:
+            NotTraceable: If the members cannot be stacked, or not for such batches.
+        """
+        key = self.key(batches)
+        run = self._shapes.get(key)
+        if run is None:
+            if len(self._shapes) >= MAX_SHAPES:
+                raise NotTraceable(f"there are more than {MAX_SHAPES} shapes of batches")
+            run = self._shapes[key] = self._recorded(key, batches)
+            self._check(run, batches)
+        return self._run(run, batches)
+
+    def _run(self, run: Run, batches: Sequence[Sequence[Tensor]]) -> Any:
+        assert self._rows is not None
+        self._rows.refresh()
+        losses, gradients = run([torch.stack(tensors) for tensors in zip(*batches, strict=True)])
+        return losses.unbind(0), gradients.unbind(0)
+
+    @torch.no_grad()
+    def _recorded(self, key: Any, batches: Sequence[Sequence[Tensor]]) -> Run:
+        """Record one step of all members."""
+        pairs = zip(self.members, batches, strict=True)
+        with torch.enable_grad():
+            recorded = [member.recorded(key, batch) for member, batch in pairs]
+        first = recorded[0]
+        if any(other.recording.code != first.recording.code for other in recorded):
+            raise NotTraceable("the members' networks are different computations")
+        if self._rows is None:
+            self._rows = _Rows([each.parameters for each in recorded])
+        elif not self._rows.are_of([each.parameters for each in recorded]):
+            raise NotTraceable("other parameters have gradients in batches of another shape")
+        values, is_batched = self._captured(recorded)
+        inputs = [torch.stack(tensors) for tensors in zip(*batches, strict=True)]
+        compute = batched(first.graph, [*is_batched, *(True for _ in inputs)])
+        true = torch.ones(len(recorded), dtype=torch.bool, device=inputs[0].device)
+        places = self._rows
+
+        def step(*batch: Tensor) -> list[Tensor]:
+            losses, *gradients = compute(true, [*values, *batch])
+            return [losses, places.joined(gradients)]
+
+        try:
+            with freed_at_once():
+                recording, graph = record(step, inputs)
+        except RuntimeError as error:
+            raise NotTraceable(f"its operations cannot be batched ({in_a_line(error)})") from error
+        remove_views_of_same_layout(graph)
+        return self._prepared(recording, graph, inputs)
+
+    def _captured(self, recorded: Sequence[_Recorded]) -> tuple[list[Tensor], list[bool]]:
+        """Return what the recordings read besides batches, and whether it differs by member."""
+        assert self._rows is not None
+        first = recorded[0]
+        device = first.parameters[0].device
+        number = {id(parameter): i for i, parameter in enumerate(first.parameters)}
+        values: list[Tensor] = []
+        is_batched: list[bool] = []
+        for position, tensor in enumerate(first.recording.captured):
+            each = [r.recording.captured[position] for r in recorded]
+            i = number.get(id(tensor))
+            if i is not None:
+                if any(t is not r.parameters[i] for t, r in zip(each, recorded, strict=True)):
+                    raise NotTraceable("the members' networks are different computations")
+                value, differs = self._rows.of_all[i], True
+            else:
+                if any((t.shape, t.dtype) != (tensor.shape, tensor.dtype) for t in each):
+                    raise NotTraceable("the members' networks are different computations")
+                differs = not all(torch.equal(t, tensor) for t in each)
+                value = torch.stack([t.detach() for t in each]) if differs else tensor.detach()
+                if value.ndim or differs:
+                    value = value.to(device)
+            values.append(value)
+            is_batched.append(differs)
+        return values, is_batched
+
+    def _prepared(self, recording: Recording, graph: fx.Graph, inputs: Sequence[Tensor]) -> Run:
+        """Return what runs a recording, by the first executor that works."""
+        reasons: list[str] = []
+        for executor in executors_for(self._capture):
+            reason = executor.missing()
+            if not reason:
+                try:
+                    run = executor.prepare(recording, graph, inputs)
+                except Exception as error:
+                    reason = in_a_line(error)
+                else:
+                    self.executor = executor.name
+                    return run
+            reasons.append(reason)
+        raise NotTraceable("; ".join(reasons))
+
+    def _check(self, run: Run, batches: Sequence[Sequence[Tensor]]) -> None:
+        """Refuse a recording that does not give what each network gives alone, up to rounding."""
+        losses, gradients = self._run(run, batches)
+        for k, (member, batch) in enumerate(zip(self.members, batches, strict=True)):
+            alone, backward = member.eager(tuple(batch))
+            if not torch.isfinite(alone).all():
+                continue  # the step ends with an error, whoever computes it
+            expected = gradients_of(self.parameters[k], backward)
+            given = self.parted(gradients[k])
+            if not are_close([alone.detach(), *expected], [losses[k], *given], self._rounding):
+                raise NotTraceable("a stacked step differs from those of each member alone")
+
+
+class _Rows:
+    """The parameters of several networks, as the rows of one tensor.
+
+    Args:
+        parameters: Those of each network, in one order.
+
+    Attributes:
+        parameters: The same.
+        places: Where parameters lie in a row.
+        values: The rows, shape (num_networks, num_numbers).
+        of_all: For each parameter, its values in all networks, shape (num_networks, ...).
+    """
+
+    def __init__(self, parameters: Sequence[Sequence[Tensor]]) -> None:
+        self.parameters = [list(of_one) for of_one in parameters]
+        first = self.parameters[0]
+        kinds = {(p.dtype, p.device) for of_one in parameters for p in of_one}
+        shapes = {tuple(p.shape for p in of_one) for of_one in parameters}
+        if len(shapes) > 1:
+            raise NotTraceable("the members' networks are different computations")
+        if len(kinds) > 1 or first[0].device.type not in ALIGNED:
+            raise NotTraceable("its parameters are of several types, or on several devices")
+        if not all(p.is_contiguous() for of_one in parameters for p in of_one):
+            raise NotTraceable("its parameters are not contiguous in memory")
+        self.places = Aligned([p.detach() for p in first])
+        rows = [self.places.joined([p.detach() for p in of_one]) for of_one in parameters]
+        self.values = torch.stack(rows)
+        self._parts = [self.places.parted(row) for row in self.values.unbind(0)]
+        self.of_all = [self._stacked(part) for part in self._parts[0]]
+        unit = ALIGNED[first[0].device.type] // first[0].element_size()
+        self._gaps = [self.values.new_zeros(len(rows), -p.numel() % unit) for p in first]
+
+    def _stacked(self, part: Tensor) -> Tensor:
+        """Return the view of all rows that begins with a view of the first one."""
+        shape, strides = (len(self.values), *part.shape), (self.values.stride(0), *part.stride())
+        return self.values.as_strided(shape, strides, part.storage_offset())
+
+    def are_of(self, parameters: Sequence[Sequence[Tensor]]) -> bool:
+        """Return whether these are the same parameters."""
+        return all(
+            len(mine) == len(theirs) and all(a is b for a, b in zip(mine, theirs, strict=True))
+            for mine, theirs in zip(self.parameters, parameters, strict=True)
+        )
+
+    def joined(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Return gradients of all networks as rows, laid out as the parameters are."""
+        pieces: list[Tensor] = []
+        for gradient, gap in zip(gradients, self._gaps, strict=True):
+            pieces.append(gradient.reshape(len(gradient), -1))
+            if gap.numel():
+                pieces.append(gap)
+        return torch.cat(pieces, dim=1)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the parameters of those networks that have them elsewhere."""
+        for parameters, parts in zip(self.parameters, self._parts, strict=True):
+            # Optimizers that step on flat tensors keep all parameters of a network in its row.
+            first, last = parameters[0].data_ptr(), parameters[-1].data_ptr()
+            if (first, last) != (parts[0].data_ptr(), parts[-1].data_ptr()):
+                copy_each(parts, [p.detach() for p in parameters])
+
+
+def _kinds(batch: Any) -> Any:
+    """Return what a recording assumes about a batch; None if it is no tuple of plain tensors."""
+    if type(batch) is not tuple or not batch:
+        return None
+    if not all(type(t) is Tensor and not t.requires_grad for t in batch):
+        return None
+    return tuple((t.shape, t.dtype, t.device) for t in batch)
