@@ -12,6 +12,7 @@ import logging
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +307,7 @@ class _FlatMemory:
     @torch.no_grad()
     def take(self, gradient: Tensor) -> bool:
         """Give parameters these gradients, unless they have others already."""
-        if any(p.grad is not None for p in self._parameters):
+        if any(map(operator.is_not, map(_GRADIENT, self._parameters), repeat(None))):
             return False
         self._gradient.copy_(gradient)
         for parameter, slot in zip(self._parameters, self._slots, strict=True):

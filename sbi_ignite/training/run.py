@@ -232,7 +232,8 @@ def in_turns(
 
     Args:
         training: What `assemble` put together; it runs once.
-        pauses: Where else it pauses, on the training's engine.
+        pauses: Where else it pauses, on the training's engine. Denormal numbers are then treated as
+            they are outside.
 
     Returns:
         The summary.
@@ -366,13 +367,15 @@ def _loop(training: Training, pauses: Pauses | None) -> Iterator[None]:
     """Train until a rule, the budget, a limit or a signal ends it; pause where others take part."""
     epochs_left = training.budget - training.epochs.before_this_engine
     share = training.train_batches if isinstance(training.train_batches, Share) else None
+    # Asking takes time in every turn: who hands in pauses has seen to it for all of them.
+    as_zeros = pauses is None and not training.settings.train.sbi_compat
     if share is not None:
         pauses = Pauses(training.engine, Events.GET_BATCH_STARTED)
     with training.stepping.lent_memory(), suppress(StoppedInLoader):
         training.signals.ask_before_training()
         goes_on = training.has_epochs_left
         while goes_on:
-            with denormals_as_zeros(wanted=not training.settings.train.sbi_compat):
+            with denormals_as_zeros(wanted=as_zeros):
                 training.engine.run(
                     training.passes, max_epochs=epochs_left, epoch_length=len(training.passes)
                 )

@@ -19,7 +19,9 @@ from sbi_ignite.capture.gradients import Backward, hand_over
 from sbi_ignite.capture.guards import NotTraceable
 from sbi_ignite.capture.stacking import Member, Stack
 from sbi_ignite.capture.verification import TracedGradients, gradients_of
+from sbi_ignite.data.in_memory import InMemoryBatches
 from sbi_ignite.handlers.signals import hold_together
+from sbi_ignite.handlers.stop_mid_epoch import ends_epoch
 from sbi_ignite.kernels.denormals import denormals_as_zeros
 from sbi_ignite.optim.flat import FlatOptimizer
 from sbi_ignite.random_state import OwnRandomState
@@ -128,7 +130,8 @@ def run_stacked(
     check_directories(trainings)
     signals = [training.signals for training in trainings]
     hold_together(signals)
-    members = [_Member(*member) for member in zip(trainings, *([calls] if calls else []), strict=True)]
+    pairs = zip(trainings, calls or [called] * len(trainings), strict=True)
+    members = [_Member(training, call) for training, call in pairs]
     as_sbi = any(training.settings.train.sbi_compat for training in trainings)
     with OwnRandomState().in_force(), denormals_as_zeros(wanted=not as_sbi):
         _train(members, _Steps(members, stacking))
@@ -181,9 +184,12 @@ class _Member(InTurns):
         slot: Where it finds the losses and gradients of that step.
     """
 
-    def __init__(self, training: Training, call: Call = called) -> None:
+    def __init__(self, training: Training, call: Call) -> None:
         self.pauses = Pauses(training.engine, Events.ITERATION_STARTED)
         super().__init__(training, in_turns(training, self.pauses), call)
+        optimizers = type(training.optimizer).__module__.startswith("torch.")
+        batches = type(training.train_batches).__module__ == InMemoryBatches.__module__
+        self._draws_inside = not (optimizers and batches)
         self.slot: _Slot | None = None
 
     def resume_or_fail(self) -> None:
@@ -197,6 +203,14 @@ class _Member(InTurns):
         """Go on to the next pause, unless the training could not be continued."""
         if self.outcome is None:
             self.turn()
+
+    def may_draw(self) -> bool:
+        """Return whether random numbers may be drawn in the next turn: at the end of an epoch.
+
+        Inside it only losses draw, which are not stacked then, and what is not ours.
+        """
+        left_alone = self.slot is None or self.slot.is_empty
+        return left_alone or self._draws_inside or ends_epoch(self.training.engine)
 
     @property
     def batch(self) -> Any:
@@ -226,6 +240,11 @@ class _Slot:
     def __init__(self, own: TracedGradients, stepping: FlatOptimizer) -> None:
         self.own, self._stepping = own, stepping
         self._given: tuple[Any, Tensor, Backward] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was computed for the step that is waiting."""
+        return self._given is None
 
     def give(
         self,

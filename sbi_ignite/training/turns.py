@@ -84,11 +84,16 @@ class InTurns:
 
     def turn(self) -> None:
         """Go on to the next pause, or to the end."""
+        random = self.training.random
         try:
-            with self.training.random.in_force():
+            with random.in_force() if self.may_draw() else random.in_force_when_asked():
                 self._call(self._next)
         except Exception as error:
             self.outcome = error
+
+    def may_draw(self) -> bool:
+        """Return whether random numbers may be drawn in the next turn."""
+        return True
 
     def _next(self) -> None:
         try:
