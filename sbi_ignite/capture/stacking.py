@@ -8,17 +8,19 @@ rounding only; this is checked on the first batches of every shape.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from sbi_ignite.capture.executors import Run, executors_for
+from sbi_ignite.capture.executors import Executor, Run, executors_for
 from sbi_ignite.capture.gradients import EagerGradients
 from sbi_ignite.capture.guards import NotTraceable
-from sbi_ignite.capture.passes.batching import batched, draws, remove_views_of_same_layout
+from sbi_ignite.capture.passes.batching import batched, remove_views_of_same_layout
+from sbi_ignite.capture.passes.draws import without_draws
 from sbi_ignite.capture.private_torch import copy_each
 from sbi_ignite.capture.python_state import Fingerprint
 from sbi_ignite.capture.recorder import record
@@ -35,6 +37,7 @@ from sbi_ignite.capture.verification import (
     refuse_hooks,
 )
 from sbi_ignite.optim.memory_layout import ALIGNED, Aligned
+from sbi_ignite.random_state import OwnRandomState
 
 MAX_SHAPES = 4
 """Shapes of batches for which a stack is recorded; a last, smaller batch is one of them."""
@@ -47,10 +50,12 @@ class Member:
     Attributes:
         gradients: Computes its steps alone.
         stepped: The parameters of its optimizer, in the optimizer's order.
+        random: Its random states.
     """
 
     gradients: TracedGradients
     stepped: Sequence[Tensor]
+    random: OwnRandomState
     _recorded: dict[Any, _Recorded] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -83,13 +88,17 @@ class _Recorded:
 
     Attributes:
         recording: What is known about it.
-        graph: Its graph, with losses and gradients as outputs.
+        graph: Its graph, with losses and gradients as outputs, and last, if the recording is
+            guarded, whether it holds.
         parameters: The parameters that have gradients.
+        draw: Draws the random numbers of a step, which are further inputs of the graph; None if
+            there are none.
     """
 
     recording: Recording
     graph: fx.Graph
     parameters: list[Tensor]
+    draw: Run | None
     _python: Fingerprint
     _fixed: list[tuple[Tensor, int]]
 
@@ -114,17 +123,18 @@ class _Recorded:
         with freed_at_once():
             recording, graph = record(step, [tensor.clone() for tensor in batch], own=own)
         check_recording(recording, member.model, parameters)
-        if recording.guarded:
-            raise NotTraceable("decisions inside its loss depend on the values in a batch")
         if recording.writes:
             raise NotTraceable("its steps write to the network's buffers, as batch norms do")
-        if draws(graph):
-            raise NotTraceable("its loss draws random numbers, which every member draws by itself")
         if not used:
             raise NotTraceable("its loss has no gradients")
         trained = set(map(id, used))
         fixed = [(t, t._version) for t in recording.captured if id(t) not in trained]
-        return cls(recording, graph, used, python, fixed)
+        drawn = without_draws(graph)
+        draw = None
+        if drawn is not None:
+            nothing = replace(recording, guarded=False, waits=False)
+            draw = prepared(executors_for(False), nothing, drawn, batch)[0]
+        return cls(recording, graph, used, draw, python, fixed)
 
     def holds(self) -> bool:
         """Return whether nothing has changed but the values of parameters that are trained."""
@@ -142,7 +152,7 @@ class Stack:
 
     def __init__(self, members: Sequence[Member], capture: bool, rounding: float) -> None:
         self.members, self._capture, self._rounding = list(members), capture, rounding
-        self._shapes: dict[Any, Run] = {}
+        self._shapes: dict[Any, _Shape] = {}
         self._rows: _Rows | None = None
         self.executor = ""
 
@@ -181,35 +191,68 @@ class Stack:
             raise NotTraceable("its batches are more than a few tensors")
         return keys.pop() if len(keys) == 1 else None
 
-    def step(self, batches: Sequence[Sequence[Tensor]]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Return the losses of all members, and the gradients of each as one tensor.
+    def step(self, batches: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, Tensor] | None]:
+        """Return the losses of each member, and its gradients as one tensor.
+
+        Random numbers are drawn from the states of each member.
 
         Args:
             batches: A batch per member, all of one `key`.
 
         Returns:
-            Losses, shape (batch,) or (), and gradients, shape (num_numbers,), one per member.
+            Losses, shape (batch,) or (), and gradients, shape (num_numbers,), per member; None for
+            one whose loss decides otherwise for this batch, whose random states are then as before.
 
         Raises:
             NotTraceable: If the members cannot be stacked, or not for such batches.
         """
+        return self._run(self.prepare(batches), batches)
+
+    def prepare(self, batches: Sequence[Sequence[Tensor]]) -> _Shape:
+        """Record a step for batches of this shape, unless this was done; see `step`."""
         key = self.key(batches)
-        run = self._shapes.get(key)
-        if run is None:
+        shape = self._shapes.get(key)
+        if shape is None:
             if len(self._shapes) >= MAX_SHAPES:
                 raise NotTraceable(f"there are more than {MAX_SHAPES} shapes of batches")
-            run = self._shapes[key] = self._recorded(key, batches)
-            self._check(run, batches)
-        return self._run(run, batches)
+            shape = self._recorded(key, batches)
+            self._check(shape, batches)
+            self._shapes[key] = shape
+        return shape
 
-    def _run(self, run: Run, batches: Sequence[Sequence[Tensor]]) -> Any:
+    def _run(
+        self, shape: _Shape, batches: Sequence[Sequence[Tensor]]
+    ) -> list[tuple[Tensor, Tensor] | None]:
         assert self._rows is not None
         self._rows.refresh()
-        losses, gradients = run([torch.stack(tensors) for tensors in zip(*batches, strict=True)])
-        return losses.unbind(0), gradients.unbind(0)
+        inputs, undo = self._drawn(shape, batches)
+        found = shape.run([torch.stack(tensors) for tensors in zip(*inputs, strict=True)])
+        both: list[tuple[Tensor, Tensor] | None] = list(
+            zip(found[0].unbind(0), found[1].unbind(0), strict=True)
+        )
+        if shape.guarded and not all(held := found[2].tolist()):
+            for k in (k for k, holds in enumerate(held) if not holds):
+                both[k] = None
+                undo[k]()
+        return both
+
+    def _drawn(
+        self, shape: _Shape, batches: Sequence[Sequence[Tensor]]
+    ) -> tuple[list[Sequence[Tensor]], list[Callable[[], None]]]:
+        """Return batches with the random numbers of a step, and what takes back that these were drawn."""
+        if not shape.draw:
+            return list(batches), [_nothing] * len(batches)
+        inputs: list[Sequence[Tensor]] = []
+        undo: list[Callable[[], None]] = []
+        for member, batch, draw in zip(self.members, batches, shape.draw, strict=True):
+            before = member.random.state_dict() if shape.guarded else None
+            with member.random.in_force():
+                inputs.append((*batch, *draw(batch)))
+            undo.append(_nothing if before is None else partial(member.random.load_state_dict, before))
+        return inputs, undo
 
     @torch.no_grad()
-    def _recorded(self, key: Any, batches: Sequence[Sequence[Tensor]]) -> Run:
+    def _recorded(self, key: Any, batches: Sequence[Sequence[Tensor]]) -> _Shape:
         """Record one step of all members."""
         pairs = zip(self.members, batches, strict=True)
         with torch.enable_grad():
@@ -222,14 +265,17 @@ class Stack:
         elif not self._rows.are_of([each.parameters for each in recorded]):
             raise NotTraceable("other parameters have gradients in batches of another shape")
         values, is_batched = self._captured(recorded)
-        inputs = [torch.stack(tensors) for tensors in zip(*batches, strict=True)]
+        drawn = [[] if r.draw is None else r.draw(b) for r, b in zip(recorded, batches, strict=True)]
+        pairs = zip(batches, drawn, strict=True)
+        inputs = [torch.stack(ts) for ts in zip(*((*b, *d) for b, d in pairs), strict=True)]
         compute = batched(first.graph, [*is_batched, *(True for _ in inputs)])
         true = torch.ones(len(recorded), dtype=torch.bool, device=inputs[0].device)
         places = self._rows
 
         def step(*batch: Tensor) -> list[Tensor]:
             losses, *gradients = compute(true, [*values, *batch])
-            return [losses, places.joined(gradients)]
+            holds = [gradients.pop()] if first.recording.guarded else []
+            return [losses, places.joined(gradients), *holds]
 
         try:
             with freed_at_once():
@@ -237,7 +283,9 @@ class Stack:
         except RuntimeError as error:
             raise NotTraceable(f"its operations cannot be batched ({in_a_line(error)})") from error
         remove_views_of_same_layout(graph)
-        return self._prepared(recording, graph, inputs)
+        run, self.executor = prepared(executors_for(self._capture), recording, graph, inputs)
+        draw = [r.draw for r in recorded if r.draw is not None]
+        return _Shape(run, first.recording.guarded, draw)
 
     def _captured(self, recorded: Sequence[_Recorded]) -> tuple[list[Tensor], list[bool]]:
         """Return what the recordings read besides batches, and whether it differs by member."""
@@ -265,33 +313,70 @@ class Stack:
             is_batched.append(differs)
         return values, is_batched
 
-    def _prepared(self, recording: Recording, graph: fx.Graph, inputs: Sequence[Tensor]) -> Run:
-        """Return what runs a recording, by the first executor that works."""
-        reasons: list[str] = []
-        for executor in executors_for(self._capture):
-            reason = executor.missing()
-            if not reason:
-                try:
-                    run = executor.prepare(recording, graph, inputs)
-                except Exception as error:
-                    reason = in_a_line(error)
-                else:
-                    self.executor = executor.name
-                    return run
-            reasons.append(reason)
-        raise NotTraceable("; ".join(reasons))
+    def _check(self, shape: _Shape, batches: Sequence[Sequence[Tensor]]) -> None:
+        """Refuse a recording that does not give what each network gives alone, up to rounding.
 
-    def _check(self, run: Run, batches: Sequence[Sequence[Tensor]]) -> None:
-        """Refuse a recording that does not give what each network gives alone, up to rounding."""
-        losses, gradients = self._run(run, batches)
-        for k, (member, batch) in enumerate(zip(self.members, batches, strict=True)):
-            alone, backward = member.eager(tuple(batch))
-            if not torch.isfinite(alone).all():
+        Random states are afterwards as they were.
+        """
+        before = [member.random.state_dict() for member in self.members]
+        found = self._run(shape, batches)
+        for member, state in zip(self.members, before, strict=True):
+            member.random.load_state_dict(state)
+        for k, (member, batch, given) in enumerate(zip(self.members, batches, found, strict=True)):
+            with member.random.in_force():
+                alone, backward = member.eager(tuple(batch))
+            member.random.load_state_dict(before[k])
+            if given is None or not torch.isfinite(alone).all():
                 continue  # the step ends with an error, whoever computes it
             expected = gradients_of(self.parameters[k], backward)
-            given = self.parted(gradients[k])
-            if not are_close([alone.detach(), *expected], [losses[k], *given], self._rounding):
+            values = [given[0], *self.parted(given[1])]
+            if not are_close([alone.detach(), *expected], values, self._rounding):
                 raise NotTraceable("a stacked step differs from those of each member alone")
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """The recorded step of a stack for batches of one shape.
+
+    Attributes:
+        run: Runs it.
+        guarded: Whether its last output says for which members it holds.
+        draw: What draws the random numbers of each member; empty without any.
+    """
+
+    run: Run
+    guarded: bool
+    draw: Sequence[Run]
+
+
+def _nothing() -> None:
+    """Take nothing back."""
+
+
+def prepared(
+    executors: Sequence[Executor], recording: Recording, graph: fx.Graph, inputs: Sequence[Tensor]
+) -> tuple[Run, str]:
+    """Return what runs a recording, and its name: the first executor that works.
+
+    Args:
+        executors: Ways to run recordings.
+        recording: What is known about the recording.
+        graph: Its graph.
+        inputs: What it was recorded with.
+
+    Raises:
+        NotTraceable: If none works, saying why.
+    """
+    reasons: list[str] = []
+    for executor in executors:
+        reason = executor.missing()
+        if not reason:
+            try:
+                return executor.prepare(recording, graph, inputs), executor.name
+            except Exception as error:
+                reason = in_a_line(error)
+        reasons.append(reason)
+    raise NotTraceable("; ".join(reasons))
 
 
 class _Rows:

@@ -300,7 +300,7 @@ class _Steps:
             member.slot = _Slot(step.gradients, training.stepping)
             groups = training.optimizer.param_groups
             stepped = [p for group in groups for p in group["params"]]
-            self._made[id(member)] = Member(step.gradients, stepped)
+            self._made[id(member)] = Member(step.gradients, stepped, training.random)
             step.gradients = member.slot
 
     def compute(self, waiting: Sequence[_Member]) -> None:
@@ -330,16 +330,14 @@ class _Steps:
             stack = self._made_stack(waiting)
             if stack.key(batches) is None:
                 return  # the next steps may be of equal batches
-            stack.step(batches)
+            stack.prepare(batches)
             self._choose(stack, waiting, batches)
             self._stack, self._stacked = stack, list(waiting)
         if stack.key(batches) is None:
             return  # each takes this step alone
-        losses, gradients = stack.step(batches)
-        for k, member in enumerate(waiting):
-            assert member.slot is not None
-            of_member = batches[k], losses[k], gradients[k]
-            member.slot.give(*of_member, stack.parameters[k], stack.parted)
+        for k, (member, found) in enumerate(zip(waiting, stack.step(batches), strict=True)):
+            if found is not None and member.slot is not None:
+                member.slot.give(batches[k], *found, stack.parameters[k], stack.parted)
 
     def _follow(self, waiting: Sequence[_Member]) -> None:
         """Make a new stack when members have left, or networks have changed between epochs."""
@@ -390,14 +388,18 @@ def _measured(
     """Return the seconds of a stacked step, and of steps one after the other, in turn."""
     together, alone = [], []
     device = waiting[0].training.device
+    before = [member.training.random.state_dict() for member in waiting]
     for _ in range(MEASURED):
         with _timed(device, together):
             stack.step(batches)
         with _timed(device, alone):
             for member, batch in zip(waiting, batches, strict=True):
                 assert member.slot is not None
-                _, backward = member.slot.own(batch)
+                with member.training.random.in_force_when_asked():
+                    _, backward = member.slot.own(batch)
                 gradients_of(member.slot.own.parameters(), backward)
+    for member, state in zip(waiting, before, strict=True):
+        member.training.random.load_state_dict(state)
     return statistics.median(together), statistics.median(alone)
 
 

@@ -11,9 +11,7 @@ from torch import Tensor, fx
 from torch.func import vmap
 
 from sbi_ignite.capture.guards import NotTraceable
-from sbi_ignite.capture.operations import operation
 from sbi_ignite.capture.passes.aliasing import aliases, bases
-from sbi_ignite.capture.private_torch import OpOverload
 from sbi_ignite.capture.report import in_a_line
 
 aten = torch.ops.aten
@@ -145,10 +143,3 @@ def remove_views_of_same_layout(graph: fx.Graph) -> None:
 def _layout(node: fx.Node) -> Any:
     """Return type, shape and strides of a node's value; None if they are not known."""
     return node.meta.get("layout")
-
-
-def draws(graph: fx.Graph) -> bool:
-    """Return whether a graph draws random numbers."""
-    return any(
-        isinstance(node.target, OpOverload) and operation(node.target).draws for node in graph.nodes
-    )
