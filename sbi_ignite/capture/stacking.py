@@ -248,7 +248,9 @@ class Stack:
             before = member.random.state_dict() if shape.guarded else None
             with member.random.in_force():
                 inputs.append((*batch, *draw(batch)))
-            undo.append(_nothing if before is None else partial(member.random.load_state_dict, before))
+            undo.append(
+                _nothing if before is None else partial(member.random.load_state_dict, before)
+            )
         return inputs, undo
 
     @torch.no_grad()
@@ -265,7 +267,9 @@ class Stack:
         elif not self._rows.are_of([each.parameters for each in recorded]):
             raise NotTraceable("other parameters have gradients in batches of another shape")
         values, is_batched = self._captured(recorded)
-        drawn = [[] if r.draw is None else r.draw(b) for r, b in zip(recorded, batches, strict=True)]
+        drawn = [
+            [] if r.draw is None else r.draw(b) for r, b in zip(recorded, batches, strict=True)
+        ]
         pairs = zip(batches, drawn, strict=True)
         inputs = [torch.stack(ts) for ts in zip(*((*b, *d) for b, d in pairs), strict=True)]
         compute = batched(first.graph, [*is_batched, *(True for _ in inputs)])

@@ -153,9 +153,7 @@ Around = Callable[[Any, list[warnings.WarningMessage]], AbstractContextManager[o
 """Makes the context in which a trainer is trained, given what it has warned of so far."""
 
 
-def attempt(
-    task: Task, tensors: Sequence[Tensor] | None, around: Around | None = None
-) -> Outcome:
+def attempt(task: Task, tensors: Sequence[Tensor] | None, around: Around | None = None) -> Outcome:
     """Train a member, while no other thread trains one; see `train_member`.
 
     Args:

@@ -84,9 +84,7 @@ class _Together:
     ) -> AbstractContextManager[object]:
         return run_by(trainer, lambda training: self._run(training, caught))
 
-    def _run(
-        self, training: Training, caught: list[warnings.WarningMessage]
-    ) -> TrainingSummary:
+    def _run(self, training: Training, caught: list[warnings.WarningMessage]) -> TrainingSummary:
         """Return the summary of one member's training after all have been run."""
         context, number = contextvars.copy_context(), len(self._begun)
 

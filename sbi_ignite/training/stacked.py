@@ -415,5 +415,3 @@ def _timed(device: torch.device, seconds: list[float]) -> Iterator[None]:
     if on_gpu:
         torch.cuda.synchronize(device)
     seconds.append(clock() - began)
-
-

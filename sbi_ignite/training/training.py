@@ -297,9 +297,7 @@ def assemble(
     gradients = compiler.gradients(optimizer)
     check = partial(check_gradients, model, optimizer, config.clip_max_norm)
     train_step = TrainStep(gradients, stepping, device, add_up, epochs.now, check)
-    engine = make_engine(
-        signals.guard_step(hooks.steps.train) or together.guard_step(train_step)
-    )
+    engine = make_engine(signals.guard_step(hooks.steps.train) or together.guard_step(train_step))
     if validation is not None:
         step = ValidationStep(
             model, compiler.losses(), device, add_up, epochs.now, keep_losses=asks_for_error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import warnings
 from typing import Any
 
@@ -156,7 +158,7 @@ def test_members_stop_by_their_own_rules_and_leave_the_stack(monkeypatch):
         return step(self, batches)
 
     monkeypatch.setattr(module.Stack, "step", counted)
-    config = TrainConfig(max_epochs=60, batch_size=50, learning_rate=0.02)
+    config = TrainConfig(max_epochs=60, batch_size=36, learning_rate=0.02)
     asked = {"config": config, "early_stopping": EarlyStopping.validation_loss(patience=3)}
     found = ensemble(members=4, stacked=True, **asked)
     epochs = [summary.epochs_trained for summary in found.summary.summaries]
@@ -164,16 +166,16 @@ def test_members_stop_by_their_own_rules_and_leave_the_stack(monkeypatch):
     for summary in found.summary.summaries:
         assert summary.stop_reason == "patience"
         assert summary.epochs_trained == summary.best_epoch + 3
-    # Two batches an epoch: each lockstep computes those that are still training, and no others.
+    # Three batches an epoch: each lockstep computes those that are still training, and no others.
     left = [sum(e > epoch for e in epochs) for epoch in range(max(epochs))]
-    assert sizes == [size for size in left for _ in range(2) if size > 1]
+    assert sizes == [size for size in left for _ in range(3) if size > 1]
 
 
 def test_members_keep_their_own_files_loggers_and_random_states(tmp_path):
-    torch.manual_seed(3)
+    make = maker()
     before = torch.get_rng_state()
     found = ensemble(
-        members=3, stacked=True, config=FEW, checkpoint=tmp_path / "ens", logging="jsonl"
+        make, members=3, stacked=True, config=FEW, checkpoint=tmp_path / "ens", logging="jsonl"
     )
     assert torch.equal(torch.get_rng_state(), before)
     for number, summary in enumerate(found.summary.summaries):
@@ -249,7 +251,7 @@ def test_a_signal_ends_a_stack_cleanly_and_it_continues(tmp_path):
     out = tmp_path / "ended.pt"
     process = start(tmp_path / "ended", out, 1, 0.2, stacked=True)
     until(lambda: len(notes(out)) > 5 or process.poll() is not None)
-    process.terminate()
+    os.kill(process.pid, signal.SIGTERM)
     assert process.wait(120) == 128 + 15
     for number in range(3):
         assert load_run(tmp_path / "ended" / f"member-{number}").status != "complete"
@@ -308,18 +310,12 @@ def test_what_cannot_be_stacked_is_trained_singly_with_one_warning_that_says_why
     assert all(map(same, found.trainers, ensemble(**asked).trainers))
 
 
-def batch_normed() -> Any:
-    """Return a builder of a network that keeps running means."""
-    embedding = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
-    return flow(embedding_net=embedding)
-
-
 def test_networks_that_write_to_buffers_are_not_stacked():
     torch.manual_seed(1)
     theta, x = draw()
     with pytest.warns(SbiIgniteWarning, match="its steps write to the network's buffers"):
         found = ensemble(
-            lambda: append(empty("NPE_C", density_estimator=batch_normed()), theta, x),
+            lambda: append(empty("NPE_C", density_estimator=flow(use_batch_norm=True)), theta, x),
             stacked=True,
         )
     assert not were_stacked(found)
