@@ -12,7 +12,6 @@ from sbi_ignite.exceptions import ArgumentError
 from sbi_ignite.summary import TrainingSummary
 from sbi_ignite.training.training import Training
 
-
 Call = Callable[[Callable[[], Any]], Any]
 """Calls a function and returns what it returns."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from sbi.neural_nets import classifier_nn, likelihood_nn, posterior_nn
-from torch import Tensor, nn
+from torch import Tensor
 
 from sbi_ignite import (
     Callback,
@@ -242,7 +242,7 @@ def test_a_killed_stack_continues_where_each_member_stood(tmp_path):
     assert start(tmp_path / "killed", out, 1, 0.0, stacked=True).wait(600) == 0
     assert start(tmp_path / "calm", calm, 1, 0.0, stacked=True).wait(600) == 0
     found, expected = (torch.load(file, weights_only=True) for file in (out, calm))
-    assert 0 < min(found["resumed"])
+    assert min(found["resumed"]) > 0
     assert found["executors"] == ["stacked"] * 3
     assert all(map(same, found["weights"], expected["weights"]))
 
