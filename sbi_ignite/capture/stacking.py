@@ -37,6 +37,7 @@ from sbi_ignite.capture.verification import (
     refuse_hooks,
 )
 from sbi_ignite.optim.memory_layout import ALIGNED, Aligned
+from sbi_ignite.optim.private_torch import version_of
 from sbi_ignite.random_state import OwnRandomState
 
 MAX_SHAPES = 4
@@ -128,7 +129,7 @@ class _Recorded:
         if not used:
             raise NotTraceable("its loss has no gradients")
         trained = set(map(id, used))
-        fixed = [(t, t._version) for t in recording.captured if id(t) not in trained]
+        fixed = [(t, version_of(t)) for t in recording.captured if id(t) not in trained]
         drawn = without_draws(graph)
         draw = None
         if drawn is not None:
@@ -138,7 +139,7 @@ class _Recorded:
 
     def holds(self) -> bool:
         """Return whether nothing has changed but the values of parameters that are trained."""
-        return self._python.holds() and all(t._version == before for t, before in self._fixed)
+        return self._python.holds() and all(version_of(t) == before for t, before in self._fixed)
 
 
 class Stack:
@@ -180,24 +181,13 @@ class Stack:
         """Return whether all recordings are still those of the networks as they are."""
         return all(r.holds() for member in self.members for r in member._recorded.values())
 
-    def key(self, batches: Sequence[Any]) -> Any:
-        """Return what is the same for batches that one recording can take.
-
-        Raises:
-            NotTraceable: If the members' batches differ, or are more than tensors.
-        """
-        keys = {_kinds(batch) for batch in batches}
-        if None in keys:
-            raise NotTraceable("its batches are more than a few tensors")
-        return keys.pop() if len(keys) == 1 else None
-
     def step(self, batches: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, Tensor] | None]:
         """Return the losses of each member, and its gradients as one tensor.
 
         Random numbers are drawn from the states of each member.
 
         Args:
-            batches: A batch per member, all of one `key`.
+            batches: A batch per member, all of the same kinds, see `kinds_of`.
 
         Returns:
             Losses, shape (batch,) or (), and gradients, shape (num_numbers,), per member; None for
@@ -210,7 +200,9 @@ class Stack:
 
     def prepare(self, batches: Sequence[Sequence[Tensor]]) -> _Shape:
         """Record a step for batches of this shape, unless this was done; see `step`."""
-        key = self.key(batches)
+        key = kinds_of(batches[0])
+        if key is None:
+            raise NotTraceable("its batches are more than a few tensors")
         shape = self._shapes.get(key)
         if shape is None:
             if len(self._shapes) >= MAX_SHAPES:
@@ -239,7 +231,7 @@ class Stack:
     def _drawn(
         self, shape: _Shape, batches: Sequence[Sequence[Tensor]]
     ) -> tuple[list[Sequence[Tensor]], list[Callable[[], None]]]:
-        """Return batches with the random numbers of a step, and what takes back that these were drawn."""
+        """Return batches with the random numbers of a step, and what takes their drawing back."""
         if not shape.draw:
             return list(batches), [_nothing] * len(batches)
         inputs: list[Sequence[Tensor]] = []
@@ -446,7 +438,7 @@ class _Rows:
                 copy_each(parts, [p.detach() for p in parameters])
 
 
-def _kinds(batch: Any) -> Any:
+def kinds_of(batch: Any) -> Any:
     """Return what a recording assumes about a batch; None if it is no tuple of plain tensors."""
     if type(batch) is not tuple or not batch:
         return None

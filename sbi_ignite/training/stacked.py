@@ -17,7 +17,7 @@ from torch import Tensor
 from sbi_ignite.capture import Report
 from sbi_ignite.capture.gradients import Backward, hand_over
 from sbi_ignite.capture.guards import NotTraceable
-from sbi_ignite.capture.stacking import Member, Stack
+from sbi_ignite.capture.stacking import Member, Stack, kinds_of
 from sbi_ignite.capture.verification import TracedGradients, gradients_of
 from sbi_ignite.data.in_memory import InMemoryBatches
 from sbi_ignite.handlers.signals import hold_together
@@ -163,8 +163,7 @@ def _train(members: Sequence[_Member], steps: _Steps) -> None:
         for member in members:
             member.turn_if_it_runs()
         while waiting := [member for member in members if member.outcome is None]:
-            steps.compute(waiting)
-            for member in waiting:
+            for member in steps.compute(waiting):
                 member.turn()
     except BaseException as error:
         for member in members:
@@ -218,6 +217,12 @@ class _Member(InTurns):
         state = self.training.engine.state
         state.batch = on_device(state.batch, self.training.device)
         return state.batch
+
+    @property
+    def place(self) -> int:
+        """Batches of its epoch that it has behind it."""
+        state = self.training.engine.state
+        return (state.iteration - 1) % (state.epoch_length or 1)
 
     @property
     def epoch(self) -> int:
@@ -303,14 +308,21 @@ class _Steps:
             self._made[id(member)] = Member(step.gradients, stepped, training.random)
             step.gradients = member.slot
 
-    def compute(self, waiting: Sequence[_Member]) -> None:
-        """Compute the steps that members wait with, or leave each to its member."""
+    def compute(self, waiting: Sequence[_Member]) -> Sequence[_Member]:
+        """Compute the steps that members wait with, or leave each to its member.
+
+        Returns:
+            The members that are to take their steps.
+        """
         self._rounds += 1
         if not self._refused and len(waiting) < 2:
             waiting[0].go_on_alone()
-            return
+            return waiting
         if not self._refused:
             try:
+                behind = _behind_others(waiting)
+                if behind:
+                    return behind
                 self._compute(waiting)
             except NotTraceable as reason:
                 self._refused = str(reason)
@@ -318,6 +330,7 @@ class _Steps:
             self._stacking.refuse(self._refused)
             for member in waiting:
                 member.go_on_alone()
+        return waiting
 
     def _compute(self, waiting: Sequence[_Member]) -> None:
         """Compute a step of all members, unless it is not yet known whether this pays."""
@@ -328,13 +341,9 @@ class _Steps:
             if self._stacking.wanted == "auto" and not self._are_ready(waiting):
                 return
             stack = self._made_stack(waiting)
-            if stack.key(batches) is None:
-                return  # the next steps may be of equal batches
             stack.prepare(batches)
             self._choose(stack, waiting, batches)
             self._stack, self._stacked = stack, list(waiting)
-        if stack.key(batches) is None:
-            return  # each takes this step alone
         for k, (member, found) in enumerate(zip(waiting, stack.step(batches), strict=True)):
             if found is not None and member.slot is not None:
                 member.slot.give(batches[k], *found, stack.parameters[k], stack.parted)
@@ -380,6 +389,22 @@ class _Steps:
         for member, row in zip(waiting, stack.rows, strict=True):
             member.training.stepping.move_to(row)
             member.training.compiler.stacked = Report("stacked", how)
+
+
+def _behind_others(waiting: Sequence[_Member]) -> list[_Member]:
+    """Return the members that have to catch up, so that all have batches of one shape.
+
+    The batches of an epoch may differ by a row. Members that are resumed may stand at different
+    places of their epochs.
+    """
+    if len({kinds_of(member.batch) for member in waiting}) == 1:
+        return []
+    places = [member.place for member in waiting]
+    last = max(places)
+    behind = [m for m, place in zip(waiting, places, strict=True) if place < last]
+    if not behind:
+        raise NotTraceable("the members' batches are of different shapes")
+    return behind
 
 
 def _measured(

@@ -95,9 +95,10 @@ def compared(monkeypatch):
             drawn = member.random.state_dict()
             # The stacked step draws what the member would have drawn, and as much.
             assert torch.equal(drawn["torch"], after[k]["torch"])
-            assert given[k] is not None
-            pairs = [(losses.detach(), given[k][0])]
-            pairs += list(zip(gradients, self.parted(given[k][1]), strict=True))
+            stacked = given[k]
+            assert stacked is not None
+            pairs = [(losses.detach(), stacked[0])]
+            pairs += list(zip(gradients, self.parted(stacked[1]), strict=True))
             scale = max(float(a.abs().max()) for a, _ in pairs)
             found.append(max(float((a - b).abs().max()) for a, b in pairs) / scale)
         return given
@@ -182,6 +183,7 @@ def test_members_keep_their_own_files_loggers_and_random_states(tmp_path):
         folder = tmp_path / "ens" / f"member-{number}"
         run = load_run(folder)
         assert run.status == "complete"
+        assert run.summary is not None
         assert run.summary.validation_loss == summary.validation_loss
         assert json.loads((folder / "run.json").read_text())["executor"] == "stacked"
     again = ensemble(members=3, stacked=True, config=FEW, checkpoint=tmp_path / "ens")
