@@ -101,7 +101,7 @@ class _Recorded:
     parameters: list[Tensor]
     draw: Run | None
     _python: Fingerprint
-    _fixed: list[tuple[Tensor, int]]
+    _fixed: list[tuple[Tensor, object]]
 
     @classmethod
     def of(cls, member: Member, batch: Sequence[Tensor]) -> _Recorded:

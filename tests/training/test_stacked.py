@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from ignite.engine import Events
 from torch import nn
 
-from sbi_ignite import ArgumentError, CheckpointConfig, TrainConfig
+from sbi_ignite import ArgumentError, CheckpointConfig, TrainConfig, TrainingSummary
 from sbi_ignite.data.foreign import ForeignBatches
 from sbi_ignite.data.in_memory import ShuffledBatches
 from sbi_ignite.handlers.stop_mid_epoch import stop_after_batch
@@ -48,6 +49,14 @@ def assembled(
     return assemble(settings, model, loss, batches)
 
 
+def run_all(trainings: Sequence[Training]) -> list[TrainingSummary]:
+    """Run trainings stacked, none of which ends with an error."""
+    outcomes = run_stacked(trainings, Stacking(True))
+    summaries = [outcome for outcome in outcomes if isinstance(outcome, TrainingSummary)]
+    assert len(summaries) == len(trainings)
+    return summaries
+
+
 def close(one: Training, other: Training) -> bool:
     pairs = zip(one.model.parameters(), other.model.parameters(), strict=True)
     return all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
@@ -57,7 +66,7 @@ def close(one: Training, other: Training) -> bool:
 def test_stacked_trainings_end_as_each_would_alone(loss):
     together = [assembled(number, loss=loss) for number in range(3)]
     alone = [assembled(number, loss=loss) for number in range(3)]
-    summaries = run_stacked(together, Stacking(True))
+    summaries = run_all(together)
     for number, (one, other) in enumerate(zip(together, alone, strict=True)):
         torch.manual_seed(number)
         single = run(other) if loss is squared_error else _run_from_its_states(other)
@@ -78,7 +87,7 @@ def test_trainings_that_stand_at_different_places_catch_up_and_are_stacked(tmp_p
     first.engine.add_event_handler(stop, lambda e: stop_after_batch(e, first.state, "signal"))
     assert run(first).epochs_trained == 1
     together = [assembled(0, tmp_path), assembled(1, tmp_path)]
-    summaries = run_stacked(together, Stacking(True))
+    summaries = run_all(together)
     assert [summary.executor for summary in summaries] == ["stacked", "stacked"]
     assert [summary.epochs_trained for summary in summaries] == [EPOCHS, EPOCHS]
     for number, training in enumerate(together):
@@ -122,7 +131,7 @@ def test_a_network_that_changes_between_epochs_is_recorded_anew():
             training.model[1] = nn.ReLU()
 
         training.engine.add_event_handler(Events.EPOCH_COMPLETED(once=2), changed)
-    assert {s.executor for s in run_stacked(together, Stacking(True))} == {"stacked"}
+    assert {s.executor for s in run_all(together)} == {"stacked"}
     for one, other in zip(together, alone, strict=True):
         run(other)
         assert close(one, other)

@@ -112,12 +112,21 @@ def _interpreted(
 def _computed(function: Any, args: Any, kwargs: Any) -> Any:
     if function is operator.getitem:
         return args[0][args[1]]
+    if function is aten.index_add.default and len(args) == 4 and not kwargs and args[0].ndim:
+        return _index_add(*args)
     try:
         return function(*args, **kwargs)
     except RuntimeError as error:
         if function is aten.view.default:
             return args[0].reshape(args[1])
         raise NotTraceable(f"{function} cannot be batched ({in_a_line(error)[:200]})") from error
+
+
+def _index_add(into: Tensor, dim: int, index: Tensor, values: Tensor) -> Tensor:
+    """Add values at indices; where indices differ by network, vmap computes one after the other."""
+    shape = [1] * into.ndim
+    shape[dim] = -1
+    return into.scatter_add(dim, index.reshape(shape).expand_as(values), values)
 
 
 def remove_views_of_same_layout(graph: fx.Graph) -> None:
