@@ -118,14 +118,14 @@ class TrainingSummary:
 
     @property
     def status(self) -> str:
-        """What run.json says of it: "complete", "pruned", or "interrupted" if it can go on."""
+        """The status in run.json, "complete", "pruned", or "interrupted" if it can be continued."""
         if not self.complete:
             return "interrupted"
         return "pruned" if self.stop_reason == "pruned" else "complete"
 
     @property
     def best_kind(self) -> str:
-        """Which loss chose the best weights: "validation", or without such data "training"."""
+        """The loss that chose the best weights, "validation", or without such data "training"."""
         return "validation" if self.validated else "training"
 
     @property
@@ -135,7 +135,7 @@ class TrainingSummary:
 
     @property
     def last_losses(self) -> dict[str, float]:
-        """Losses of the last epoch, if there was one, by their kind: "training", "validation"."""
+        """Losses of the last epoch, if there was one, by "training" and "validation"."""
         kinds = {"training": self.training_loss[-1:]}
         if self.validated:
             kinds["validation"] = self.validation_loss[-1:]

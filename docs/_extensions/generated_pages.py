@@ -1,16 +1,17 @@
-"""Write the pages that follow from the package: public names, settings, examples.
+"""Write the pages that follow from the package, and make of sources what only built pages show.
 
-Sphinx does so before it reads the pages; they are not kept in git. A public name that is added to
-`sbi_ignite/__init__.py` appears by itself, on the page of the module that it comes from.
+Those pages are written before Sphinx reads the others, and not kept in git. A public name that is
+added to `sbi_ignite/__init__.py` appears by itself, on the page of the module that it comes from.
 """
 
 from __future__ import annotations
 
-import ast
 import inspect
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from sbi_ignite.settings import (
     WeightAveraging,
 )
 from sbi_ignite.settings.base import Settings
+from sbi_ignite.settings.field_types import NO_LIMIT
+from sbi_ignite.settings.redaction import in_words
+from sbi_ignite.settings.serialization import clock
 from sbi_ignite.settings.sources import GROUPS, valid_variables
 
 ROOMS = {
@@ -50,24 +54,20 @@ ROOMS = {
 }
 """By the module of a name: its page's file, title and first sentence."""
 
-HOW_TOS = (
-    "settings",
-    "trackers",
-    "recipe",
-    "callbacks",
-    "own-networks",
-    "from-sbi",
-    "slurm",
-    "many-processes",
-    "gpu",
-    "files",
-    "ensembles",
-    "tuning",
-    "fine-tuning",
-    "check-a-posterior",
-    "command-line",
+FIRST_IN_REFERENCE = ("settings", "trainers", "settings-classes", "loss-arguments")
+"""Pages of the reference that others follow by name."""
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PAGE_ITEM = re.compile(r"^\* \[.+?\]\(([\w/-]+)\.md\)", re.MULTILINE)
+SCRIPT_ITEM = re.compile(
+    r"^\* \[`\w+\.py`\]\(\.\./examples/(?P<script>\w+\.py)\): (?P<shows>.+(?:\n  .+)*)\n",
+    re.MULTILINE,
 )
-"""The order of the how-tos; others follow by name."""
+NOTEBOOK = re.compile(r"\]\(\.\./examples/(\w+)\.ipynb\)")
+"""What stands in the sources, which read well by themselves: items of lists, links to notebooks."""
+
+LITERAL = re.compile(r'(<span class="pre">)([^<]{14,})')
+PART_END = re.compile(r"(_+|/|::|\.|\(|=)(?=\w)")
 
 NESTED = {"lr_schedule": LRSchedule, "averaging": WeightAveraging}
 """Fields whose own fields have variables, too."""
@@ -196,12 +196,17 @@ def fields_table(cls: type[Settings], prefix: str = "") -> Iterator[str]:
         field = f"`{name}`"
         if prefix:
             field += f"<br>`{variable}`" if variable in known else "<br>from Python only"
-        unbounded = info.default == TrainConfig.model_fields["max_epochs"].default
-        shown = "2**31 - 1" if unbounded else repr(info.default)
-        default = "required" if info.is_required() else f"`{shown}`"
+        default = "required" if info.is_required() else shown(info.default)
         meaning = (info.description or "").replace("|", "\\|")
         yield f"| {field} | {default} | {meaning} |"
     yield ""
+
+
+def shown(value: Any) -> str:
+    """Return a default as one writes it; a missing limit is said in words."""
+    if value == NO_LIMIT:
+        return in_words(value)
+    return f"`{clock(value)!r}`" if isinstance(value, timedelta) else f"`{value!r}`"
 
 
 def takes_table(cls: type[EarlyStopping] | type[LoggingConfig]) -> Iterator[str]:
@@ -226,47 +231,49 @@ def write(app: Any) -> None:
             path.write_text(text, encoding="utf-8")
     notebooks = Path(app.srcdir) / "notebooks"
     notebooks.mkdir(exist_ok=True)
-    for notebook in (Path(app.srcdir).parent / "examples").glob("*.ipynb"):
+    for notebook in EXAMPLES.glob("*.ipynb"):
         shutil.copy2(notebook, notebooks)
 
 
-def gallery(folder: Path) -> str:
-    """Return a card for each script: what it shows, its picture and its text.
+def section(item: re.Match[str]) -> str:
+    """Return the section of an example in the built gallery: its picture and its text.
 
     Args:
-        folder: The folder of the examples; pictures are in `pictures/` below it.
+        item: The item of a list in `examples.md` that links to the script and says what it shows.
     """
-    scripts = sorted(folder.glob("*.py"), key=lambda path: (path.stem != "quickstart", path.stem))
-    lines = []
-    for script in scripts:
-        summary = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
-        picture = folder / "pictures" / f"{script.stem}.png"
-        lines += [f"### {script.stem.replace('_', ' ')}", "", summary.split("\n\n")[0], ""]
-        lines += ["```bash", f"python examples/{script.name}", "```", ""]
-        if picture.exists():
-            name = f"../examples/pictures/{picture.name}"
-            lines += [f"```{{image}} {name}", f":alt: What {script.name} draws", ":width: 480px"]
-            lines += ["```", ""]
-        lines += [
-            f":::{{dropdown}} {script.name}",
-            f"```{{literalinclude}} ../examples/{script.name}",
-        ]
-        lines += [":language: python", "```", ":::", ""]
+    script, shows = Path(item["script"]), " ".join(item["shows"].split())
+    lines = [f"### {script.stem.replace('_', ' ')}", "", shows, ""]
+    lines += ["```bash", f"python examples/{script.name}", "```", ""]
+    if (EXAMPLES / "pictures" / f"{script.stem}.png").exists():
+        lines += [f"```{{image}} ../examples/pictures/{script.stem}.png"]
+        lines += [f":alt: What {script.name} draws", ":width: 480px", "```", ""]
+    lines += [f":::{{dropdown}} {script.name}", f"```{{literalinclude}} ../examples/{script.name}"]
+    lines += [":language: python", "```", ":::", "", ""]
     return "\n".join(lines)
 
 
+def contents(*pages: str) -> str:
+    """Return what puts pages into the side bar, in this order."""
+    return "\n".join(["", "```{toctree}", ":hidden:", ":glob:", "", *pages, "```", ""])
+
+
 def fill(app: Any, docname: str, source: list[str]) -> None:
-    """Put the examples into their page, and the how-tos that are there into theirs."""
-    examples = Path(app.srcdir).parent / "examples"
-    if docname == "examples":
-        source[0] = source[0].replace("GALLERY", gallery(examples))
-        for script in examples.glob("*.py"):
+    """Make of the lists of links in the sources what only a built page can show.
+
+    Lists of pages become entries of the side bar, scripts become sections with pictures.
+    """
+    if docname in ("index", "how-to/index"):
+        source[0] += contents(*PAGE_ITEM.findall(source[0]))
+    elif docname == "reference/index":
+        source[0] += "\n```{toctree}\n:glob:\n:maxdepth: 2\n\n"
+        source[0] += "\n".join([*FIRST_IN_REFERENCE, "*", "```", ""])
+    elif docname == "examples":
+        text, _ = SCRIPT_ITEM.subn(section, source[0])
+        notebooks = NOTEBOOK.findall(text)
+        source[0] = NOTEBOOK.sub(r"](notebooks/\1.ipynb)", text)
+        source[0] += contents(*(f"notebooks/{name}" for name in notebooks))
+        for script in EXAMPLES.glob("*.py"):
             app.env.note_dependency(script)
-    if docname != "how-to/index":
-        return
-    there = {path.stem for path in (Path(app.srcdir) / "how-to").glob("*.md")} - {"index"}
-    known = [name for name in HOW_TOS if name in there]
-    source[0] = source[0].replace("HOW-TOS", "\n".join([*known, *sorted(there - {*known})]))
 
 
 def readable(
@@ -288,9 +295,18 @@ def readable(
         before = line
 
 
+def breakable(app: Any, pagename: str, template: str, context: dict[str, Any], tree: Any) -> None:
+    """Let long names of files, tests and variables break where their parts end, not in a word."""
+    if "body" in context:
+        context["body"] = LITERAL.sub(
+            lambda found: found[1] + PART_END.sub(r"\g<0><wbr>", found[2]), context["body"]
+        )
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Let Sphinx write the pages before it looks for them."""
     app.connect("builder-inited", write)
     app.connect("source-read", fill)
     app.connect("autodoc-process-docstring", readable, priority=100)  # before napoleon
+    app.connect("html-page-context", breakable)
     return {"parallel_read_safe": True}

@@ -65,7 +65,7 @@ class LearningRateRange:
 
     @property
     def suggestion(self) -> float:
-        """The rate to train with: `half_fall`.
+        """The rate to train with, which is `half_fall`.
 
         Raises:
             DataError: If the loss fell at none of the rates.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sbi_ignite.bridge.lines import SbiLossArgsVF, private
+from sbi_ignite.kernels.embedding import embedding_once
 from sbi_ignite.methods.base import Classifier, ClassifierLogits, Loss, ProposalLogProb
 from sbi_ignite.methods.table import known_class, method_of
 from sbi_ignite.world import ONE, World
@@ -81,9 +83,21 @@ class SbiTrainerView:
         def proposal_log_prob(theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:
             # Fields are passed as they are: sbi copies the proposal, network included, for every
             # batch.
-            return own.proposal_log_prob(theta, x, masks, args.proposal)
+            with self._embedding_once(len(x)):
+                return own.proposal_log_prob(theta, x, masks, args.proposal)
 
         return proposal_log_prob
+
+    def _embedding_once(self, num_rows: int) -> AbstractContextManager[None]:
+        """Embed every x once, not once for each of its atoms, where bits may differ from sbi's."""
+        embedding = getattr(private(self.trainer).network, "embedding_net", None)
+        if (
+            self.as_sbi
+            or not isinstance(embedding, nn.Module)
+            or next(embedding.parameters(), None) is None
+        ):
+            return nullcontext()
+        return embedding_once(embedding, num_rows)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,12 @@ def call(arguments: Sequence[str], program: str = "sbi-ignite") -> int | Script:
 
 
 def _app() -> typer.Typer:
-    app = typer.Typer(name="sbi-ignite", help=_HELP, pretty_exceptions_enable=False)
+    app = typer.Typer(
+        name="sbi-ignite",
+        help=_HELP,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
     app.callback(invoke_without_command=True)(_program)
     # Everything behind the script's name is the script's.
     app.command("run", context_settings={"allow_interspersed_args": False}, help=_RUN)(_run)

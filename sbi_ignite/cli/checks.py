@@ -82,12 +82,12 @@ def _sbi(allowed: Mapping[str, str]) -> Finding:
         )
         return _broken("versions", "sbi", text, version=found, supported=False, lacks=lacking)
     line = probe.line().__name__.rpartition(".")[2].removeprefix("sbi_").replace("_", ".")
-    of = "of its development version" if line == "main" else f"of the line {line}"
+    of = "its development version" if line == "main" else f"sbi {line}"
     return Finding(
         "versions",
         "sbi",
         "ok",
-        f"{found}, supported: it has everything {of}",
+        f"{found}, supported: has all that is needed of {of}",
         {"version": found, "supported": True, "line": line},
     )
 
@@ -97,7 +97,13 @@ def _version(name: str, found: str | None, allowed: str | None) -> Finding:
     supported = None if allowed is None else SpecifierSet(allowed).contains(found, prereleases=True)
     details = {"version": found, "supported": supported, "range": allowed}
     if supported is False:
-        return Finding("versions", name, "note", f"{found}, not tried: wants {allowed}", details)
+        return Finding(
+            "versions",
+            name,
+            "note",
+            f"{found}, outside the supported range ({allowed}): it may work",
+            details,
+        )
     wanted = f", supported ({allowed})" if allowed else ""
     return Finding("versions", name, "ok", f"{found}{wanted}", details)
 
@@ -137,7 +143,7 @@ def devices(asked: str | None) -> Iterator[Finding]:
         "devices",
         "cpu",
         "ok",
-        f"{platform.machine()}, {cores} cores, torch threads: {threads}",
+        f"{platform.machine()}, {cores} cores, of which torch uses {threads}",
         {"cores": cores, "threads": threads},
     )
     yield from _gpus(torch)
@@ -150,18 +156,19 @@ def _gpus(torch: Any) -> Iterator[Finding]:
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
         memory = about.total_memory / 2**30
-        text = f"{about.name}, {memory:.0f} GiB, CUDA {torch.version.cuda or torch.version.hip}"
+        text = f"{about.name}, {memory:.0f} GiB"
         yield Finding("devices", f"cuda:{number}", "ok", text, {"memory_gib": round(memory, 1)})
     if torch.backends.mps.is_available():
         yield Finding("devices", "mps", "ok", "Apple GPU")
     if not best_gpu():
-        built = torch.version.cuda or torch.version.hip
+        cuda, rocm = torch.version.cuda, torch.version.hip
+        built = f"CUDA {cuda}" if cuda else rocm and f"ROCm {rocm}"
         why = (
-            f"torch is built for CUDA {built}, but sees none"
+            f"torch is built for {built}, but finds no GPU"
             if built
-            else "torch is built for CPUs"
+            else "the installed torch is a build for CPUs"
         )
-        yield Finding("devices", "gpu", "ok", f"none ({why})", {"built_for": built})
+        yield Finding("devices", "gpu", "ok", f"none: {why}", {"built_for": built})
 
 
 def best_gpu() -> str | None:
@@ -197,10 +204,14 @@ def resolved_settings() -> tuple[Finding, Resolved | None]:
     try:
         resolved = resolve()
     except SbiIgniteError as error:
-        return _broken("settings", "outside calls", " ".join(str(error).split())), None
+        return _broken("settings", "variables and file", " ".join(str(error).split())), None
     names = sorted(n for n, origin in resolved.origins.items() if origin.source != "default")
-    text = f"{len(names)} set ({', '.join(names)})" if names else "all at their defaults"
-    return Finding("settings", "outside calls", "ok", text, {"set": names}), resolved
+    text = (
+        f"{len(names)} set: {', '.join(names)}; see: sbi-ignite settings"
+        if names
+        else "none set: a call of train() decides alone"
+    )
+    return Finding("settings", "variables and file", "ok", text, {"set": names}), resolved
 
 
 # --- loggers
@@ -255,7 +266,7 @@ def loggers(asked: Resolved | None) -> list[Finding]:
     with ThreadPoolExecutor(len(names)) as pool:
         found = dict(zip(names, pool.map(lambda n: _ask(n, configs.get(n)), names), strict=True))
     findings = [_backend(name, found[name], configs.get(name)) for name in names]
-    own = Finding("loggers", ", ".join(built_in), "ok", "built in")
+    own = Finding("loggers", ", ".join(built_in), "ok", "always there")
     return [own, *findings]
 
 
@@ -308,12 +319,12 @@ def _login(name: str, found: Mapping[str, Any], config: LoggingConfig | None) ->
             return "", f"{mode}, which needs no login"
         if found["logged_in"]:
             return "", "logged in"
-        return "login", "not logged in: run wandb login, or set WANDB_MODE=offline"
+        return "login", "not logged in: run `wandb login`, or set WANDB_MODE=offline"
     if name == "mlflow":
         where = redact(str(found["uri"]))
         if found.get("reachable") is False:
             return "server", f"no server answers at {where} ({found['answer']})"
-        return "", f"logs to {where}" + (", which answers" if "answer" in found else "")
+        return "", f"would log to {where}" + (", which answers" if "answer" in found else "")
     return "", ""
 
 
@@ -326,8 +337,18 @@ def recording() -> Finding:
 
     reason = cannot_record()
     if reason:
-        return Finding("steps", "recording", "note", f"not possible, steps are eager: {reason}")
-    return Finding("steps", "recording", "ok", "possible: this torch has all that it is built on")
+        return Finding(
+            "steps",
+            "recording",
+            "note",
+            f"not possible, so that torch computes every step by itself: {reason}",
+        )
+    return Finding(
+        "steps",
+        "recording",
+        "ok",
+        "possible: steps can be recorded once and repeated without Python",
+    )
 
 
 def _broken(section: str, name: str, text: str, **details: Any) -> Finding:

@@ -11,15 +11,25 @@ import typer
 
 from sbi_ignite.cli import checks
 from sbi_ignite.cli.checks import Finding
-from sbi_ignite.cli.output import fail, in_terminal, print_json, print_table
+from sbi_ignite.cli.output import console, fail, in_terminal, note, print_json, print_table
 
 if TYPE_CHECKING:
     from sbi_ignite.cli.measure import Problem, Speed
 
 
+_EXECUTORS = {
+    "torchscript": "recorded once, then repeated without Python (torchscript)",
+    "generated_python": "recorded once, then repeated as a single Python function",
+    "cuda_graph": "recorded once, then launched on the GPU by a single call (cuda_graph)",
+    "inductor": "recorded once, then compiled (inductor)",
+    "eager": "by torch, operation by operation (eager)",
+}
+"""How steps are computed, in words."""
+
+
 def doctor(
     network: Annotated[str, typer.Option(help="The network to time, as in posterior_nn.")] = "maf",
-    rows: Annotated[int, typer.Option(min=20, help="Its number of simulations.")] = 10_000,
+    rows: Annotated[int, typer.Option(min=20, help="Number of simulations.")] = 10_000,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per step.")] = 200,
     dim_theta: Annotated[int, typer.Option(min=1, help="Number of parameters.")] = 5,
     dim_x: Annotated[int, typer.Option(min=1, help="Values in an observation.")] = 10,
@@ -63,8 +73,22 @@ def doctor(
         columns = ("section", "name", "status", "found")
         cells = [[each.section, each.name, each.status, each.text] for each in findings]
         print_table(columns, cells)
+        _conclude(findings)
     if not healthy:
         raise typer.Exit(1)
+
+
+def _conclude(findings: list[Finding]) -> None:
+    """Say in a sentence what all findings amount to; in a pipe on standard error."""
+    broken = [f"{each.section} {each.name}" for each in findings if each.status == "broken"]
+    noted = [f"{each.section} {each.name}" for each in findings if each.status == "note"]
+    text = f"Broken: {', '.join(broken)}." if broken else "Trainings work here."
+    if noted:
+        text += f" Worth knowing, but no obstacle: {', '.join(noted)}."
+    if in_terminal():
+        console().print(text, markup=False)
+    else:
+        note(text)
 
 
 def _measured(problem: Problem, seconds: float, tell: Callable[[Finding], None]) -> list[Speed]:
@@ -89,28 +113,33 @@ def _measured(problem: Problem, seconds: float, tell: Callable[[Finding], None])
 
 def _how(speed: Speed) -> Finding:
     """Say how steps are computed on a device."""
-    because = f": {speed.executor_reason}" if speed.executor_reason else ""
+    because = f"; not faster, because {speed.executor_reason}" if speed.executor_reason else ""
+    how = _EXECUTORS.get(speed.executor, speed.executor)
     details = {"executor": speed.executor, "reason": speed.executor_reason}
-    return Finding("steps", speed.device, "ok", f"computed by {speed.executor}{because}", details)
+    return Finding("steps", speed.device, "ok", f"{how}{because}", details)
 
 
 def _verdict(problem: Problem, speeds: list[Speed]) -> Iterator[Finding]:
     """Say how long an epoch takes on each device, and which one is faster."""
     for speed in speeds:
         estimated = (
-            f" (from {speed.measured_rows:,} rows)" if speed.measured_rows < problem.rows else ""
+            f" (estimated from {speed.measured_rows:,} simulations)"
+            if speed.measured_rows < problem.rows
+            else ""
         )
-        text = f"{_duration(speed.seconds_per_epoch)} an epoch{estimated}: {problem}"
+        text = f"{_duration(speed.seconds_per_epoch)} per epoch{estimated}: {problem}"
         yield Finding("speed", speed.device, "ok", text)
     if len(speeds) == 1 and speeds[0].device == "cpu":
-        yield Finding("speed", "faster", "ok", "the CPU: there is no GPU to compare it with")
+        yield Finding(
+            "speed", "faster device", "ok", "cpu, since there is no GPU to compare it with"
+        )
     elif len(speeds) > 1:
         fast, slow = sorted(speeds, key=lambda speed: speed.seconds_per_epoch)
         factor = slow.seconds_per_epoch / fast.seconds_per_epoch
         text = (
             f"{fast.device}, {factor:.1f} times as fast as {slow.device} for this network and data"
         )
-        yield Finding("speed", "faster", "ok", text, {"factor": round(factor, 2)})
+        yield Finding("speed", "faster device", "ok", text, {"factor": round(factor, 2)})
 
 
 def _fastest(speeds: list[Speed]) -> dict[str, Any]:

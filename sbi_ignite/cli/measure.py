@@ -49,9 +49,13 @@ class Problem:
     def __str__(self) -> str:
         """Return a phrase."""
         return (
-            f"{self.network}, {self.rows:,} rows in batches of {self.batch_size:,}, "
-            f"theta of {self.dim_theta}, x of {self.dim_x}"
+            f"{self.network}, {self.rows:,} simulations in batches of {self.batch_size:,}, "
+            f"{_counted(self.dim_theta, 'parameter')}, {_counted(self.dim_x, 'value')} in x"
         )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,12 @@ from sbi_ignite.settings.listing import Listed, list_settings
 from sbi_ignite.settings.redaction import redact
 from sbi_ignite.settings.sources import CONFIG, GROUPS
 
+DEFAULTS = (
+    "Defaults are those of the typed form, train(TrainConfig(...)). With sbi's own keywords alone, "
+    "train() has sbi's defaults and trains as sbi does, unless sbi_compat is set here."
+)
+"""Whose defaults are shown; `train()` without a `TrainConfig` has others."""
+
 _WIDE = 150
 """Columns of a terminal from which on the names of variables are written out."""
 
@@ -26,8 +32,8 @@ def settings(
 ) -> None:
     """Show every setting: its value, where that comes from, its variable and its meaning.
 
-    The values are those of a training whose call passes none. Exit code 2: a variable or the
-    settings file is wrong.
+    The values are those of a training whose call passes none. Defaults are those of the typed form.
+    Exit code 2: a variable or the settings file is wrong.
     """
     if toml and as_json:
         fail("expected one of --toml and --json, got both", 2)
@@ -37,11 +43,12 @@ def settings(
         fail(error, 2)
     file = os.environ.get(CONFIG)
     if as_json:
-        print_json({"file": file and redact(file), "settings": [each.to_dict() for each in listed]})
+        rows = [each.to_dict() for each in listed]
+        print_json({"file": file and redact(file), "defaults": DEFAULTS, "settings": rows})
     elif toml:
         from sbi_ignite.cli.toml import settings_file
 
-        text, left_out = settings_file(listed)
+        text, left_out = settings_file(listed, DEFAULTS)
         typer.echo(text, nl=False)
         for each in left_out:
             note(
@@ -53,6 +60,7 @@ def settings(
     else:
         columns = ("setting", "value", "origin", "variable", "meaning")
         print_table(columns, (_row(each) for each in listed))
+        note(DEFAULTS)
 
 
 def _row(each: Listed) -> list[str]:
@@ -80,9 +88,8 @@ def _for_people(listed: list[Listed], file: str | None) -> None:
         title = f"{group}: SBI_IGNITE_{group.upper()}__SETTING, or [{group}] in a settings file"
         print_table(columns, rows, title)
     console().print(
-        f"Settings file ({CONFIG}): {redact(file) if file else 'none'}. What a call of train() "
-        "passes wins over all of these. A call with sbi's own keywords only trains as sbi does "
-        "(sbi_compat), unless it is set here.",
+        f"{DEFAULTS} What a call of train() passes wins over all of these. Settings file "
+        f"({CONFIG}): {redact(file) if file else 'none'}.",
         style="dim",
         markup=False,
     )

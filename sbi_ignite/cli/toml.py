@@ -10,6 +10,7 @@ import tomlkit
 from tomlkit.items import Item, Table
 
 from sbi_ignite.settings.base import Settings
+from sbi_ignite.settings.field_types import NO_LIMIT
 from sbi_ignite.settings.listing import Listed
 from sbi_ignite.settings.serialization import plain
 from sbi_ignite.settings.sources import CONFIG
@@ -24,11 +25,12 @@ class _CannotHoldError(ValueError):
     """A settings file cannot hold this value: it is secret, or TOML has no such value."""
 
 
-def settings_file(listed: Sequence[Listed]) -> tuple[str, list[Listed]]:
+def settings_file(listed: Sequence[Listed], defaults: str = "") -> tuple[str, list[Listed]]:
     """Return the text of a file that sets what is set now.
 
     Args:
         listed: All settings.
+        defaults: Whose defaults they are, in a sentence.
 
     Returns:
         The text, and the settings that are missing in it: secrets, and None inside a mapping, which
@@ -41,7 +43,7 @@ def settings_file(listed: Sequence[Listed]) -> tuple[str, list[Listed]]:
         True
     """
     document, left_out = tomlkit.document(), []
-    for line in _HEAD.splitlines():
+    for line in [*_HEAD.splitlines(), *textwrap.wrap(defaults, 96)]:
         document.add(tomlkit.comment(line))
     for group in dict.fromkeys(each.group for each in listed):
         table = tomlkit.table()
@@ -65,7 +67,8 @@ def _add(table: Table, each: Listed) -> bool:
             table.add(tomlkit.comment(f"{each.name} = (no default)"))
         else:
             default = _item(each.value, each.name).as_string()
-            table.add(tomlkit.comment(f"{each.name} = {default}"))
+            words = "  # no limit" if each.value == NO_LIMIT else ""
+            table.add(tomlkit.comment(f"{each.name} = {default}{words}"))
     except _CannotHoldError:
         table.add(tomlkit.comment(f"{each.name}: not written here, see {each.origin}"))
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ class ForeignBatches:
 
     def __init__(self, loader: Any, name: str = "train_loader") -> None:
         self.loader, self.name = loader, f"{name} ({type(loader).__name__})"
+        self._ends_workers: Any = None
 
     @property
     def num_rows(self) -> int | None:
@@ -91,7 +93,11 @@ class ForeignBatches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.loader)
+        batches = iter(self.loader)
+        persists = batches is getattr(self.loader, "_iterator", None)
+        if persists and self._ends_workers is None:
+            self._ends_workers = _end_workers_after(self.loader, batches)
+        return batches
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the loader, its samplers and its data set which epoch begins, if they want to know.
@@ -192,6 +198,18 @@ class ForeignBatches:
     @property
     def _dataset(self) -> Any:
         return getattr(self.loader, "dataset", None)
+
+
+def _end_workers_after(loader: Any, workers: Any) -> Any:
+    """Keep the iterator of persistent workers until its loader is gone.
+
+    A training is a cycle of references. If python's garbage collector finds the iterator in it, it
+    closes the queues to the workers before torch can tell them to end, and torch then waits five
+    seconds for each.
+    """
+    ends = weakref.finalize(loader, lambda iterator: None, workers)
+    ends.atexit = False  # torch ends workers at the exit of the process
+    return ends
 
 
 class SlicedBatches(ForeignBatches):

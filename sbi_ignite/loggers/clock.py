@@ -29,13 +29,16 @@ class Clock:
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
         self._wall, self._steady = wall, steady
-        self._latest, self._at = wall(), steady()
+        self._latest = wall(), steady()
 
     def __call__(self) -> float:
         """Return the time now."""
         at = self._steady()
-        self._latest, self._at = max(self._wall(), self._latest + at - self._at), at
-        return self._latest
+        # Read at once: another thread may be here too.
+        latest, then = self._latest
+        time_now = max(self._wall(), latest + at - then)
+        self._latest = time_now, at
+        return time_now
 
 
 now = Clock()

@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sbi_ignite.loggers.base import Backend, EpochRow, RunInfo
+from sbi_ignite.settings.field_types import NO_LIMIT
 
 if TYPE_CHECKING:
     from sbi_ignite.summary import TrainingSummary
-
-UNBOUNDED = 2**31 - 1
-"""A budget of this many epochs means that only a rule ends the training."""
 
 _HEADER = (
     "epoch",
@@ -108,7 +106,7 @@ def _in_notebook() -> bool:
 
 def _open_bar(info: RunInfo) -> Any:
     """Return tqdm's bar for notebooks or terminals, with the epochs already done."""
-    total = None if info.max_epochs >= UNBOUNDED else info.max_epochs
+    total = None if info.max_epochs >= NO_LIMIT else info.max_epochs
     shown: dict[str, Any] = {"total": total, "initial": info.epochs_done, "unit": "epoch"}
     description = f"{info.method} round {info.round_index}" if info.round_index else info.method
     if _in_notebook():

@@ -34,8 +34,9 @@ class Loss(Protocol):
     """A loss, which takes a network and a batch and returns losses.
 
     An object may also have `validate(model, batch)` of the same form, where the validation loss
-    differs from the training loss; and `met`, the numbers of the tensors of a batch whose rows in
-    other processes it needs too, see `InMemoryBatches.shard`.
+    differs from the training loss; `met`, the numbers of the tensors of a batch whose rows in
+    other processes it needs too, see `InMemoryBatches.shard`; and `mean_over(batch)`, the rows of a
+    batch in all processes, where sbi's own loss is a scalar, the mean over them.
     """
 
     def __call__(self, model: Any, batch: Any, /) -> Tensor:

@@ -101,6 +101,13 @@ class RatioLoss(ABC):
             return self.classifier_logits(batch[0], batch[1], num_atoms)
         return self.classifier_logits(batch[-1], batch[1], num_atoms, batch[-2])  # type: ignore[call-arg] # InBatchContrasts
 
+    def mean_over(self, batch: tuple[Tensor, ...]) -> int:
+        """Return over how many rows sbi's loss of a batch is the mean: those of all processes.
+
+        Where theta of other processes are not at hand, all are taken to have as many rows.
+        """
+        return self.num_theta(batch) * (1 if self.met else self.world.size)
+
     def num_theta(self, batch: tuple[Tensor, ...]) -> int:
         """Return how many theta an x can meet."""
         return len(batch[-1] if self.met else batch[0])

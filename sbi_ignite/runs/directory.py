@@ -124,6 +124,7 @@ class RunDirectory:
         self._last_best: BestCopy | None = None
         self._known_best: _KnownBest | None = None
         self._references: dict[str, str | None] = {}
+        self._unwritten_manifest: Mapping[str, Any] | None = None
         self._read_identity()
 
     # --- opening and closing
@@ -384,6 +385,8 @@ class RunDirectory:
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Write run.json; if that fails, there is a warning, and the earlier one stays.
 
+        Where there is none yet, it is tried again before anything else is written.
+
         Args:
             manifest: Plain data, see `sbi_ignite.runs.manifest`. The identity of the run, where it
                 is, when it was created, the time of writing and a checksum are added.
@@ -397,6 +400,7 @@ class RunDirectory:
         try:
             write_json(self._manifest_path, {**manifest, **own})
         except OSError as error:
+            self._unwritten_manifest = {**manifest, **own}
             self.report(error)
 
     def update_manifest(self, **values: Any) -> None:
@@ -427,6 +431,7 @@ class RunDirectory:
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
         self.require_writable()
+        self._ensure_manifest()
         with (self.path / "metrics.jsonl").open("ab") as file:
             file.write(json_line(row))
 
@@ -437,6 +442,7 @@ class RunDirectory:
             OSError: If it cannot be written; the old file is untouched.
         """
         self.require_writable()
+        self._ensure_manifest()
         write_whole(self.path / "metrics.jsonl", map(json_line, rows))
 
     def write_summary(self, summary: Mapping[str, Any]) -> bool:
@@ -452,6 +458,7 @@ class RunDirectory:
         self.require_writable()
         self.wait()
         try:
+            self._ensure_manifest()
             found = metrics_checksum(self.path)
             whole = {"summary": strict(summary), "metrics_checksum": found, "run": self.run}
             write_json(self.path / "summary.json", whole)
@@ -560,6 +567,11 @@ class RunDirectory:
             "created": self._created,
         }
 
+    def _ensure_manifest(self) -> None:
+        """Write run.json if there is none: without it, other files tell nobody whose they are."""
+        if not self._manifest_path.exists():
+            write_json(self._manifest_path, self._unwritten_manifest or self._who())
+
     def _require_manifest(self) -> dict[str, Any]:
         manifest = read_manifest(self.path)
         if manifest is None:
@@ -610,8 +622,7 @@ class RunDirectory:
 
     def _write(self, epoch: int, iteration: int, snapshot: Snapshot) -> None:
         """Write best weights and checkpoint, then prune; may run in the writer's thread."""
-        if not self._manifest_path.exists():
-            write_json(self._manifest_path, self._who())
+        self._ensure_manifest()
         best = None
         if snapshot.best is not None and snapshot.best is self._last_best:
             best = self._digest_of_unchanged_best()

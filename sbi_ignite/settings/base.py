@@ -17,7 +17,7 @@ from sbi_ignite.settings.errors import translate
 from sbi_ignite.settings.field_types import from_text
 from sbi_ignite.settings.frozen_dict import content_hash
 from sbi_ignite.settings.origin import Origin
-from sbi_ignite.settings.redaction import shorten
+from sbi_ignite.settings.redaction import in_words, shorten
 
 __all__ = ["Settings"]
 
@@ -257,7 +257,7 @@ class Settings(BaseModel):
     def _repr_html_(self) -> str:
         """Return a table for notebooks: each field with its value and what it is for."""
         rows = (
-            (name, shorten(getattr(self, name), name), info.description or "")
+            (name, in_words(getattr(self, name), name), info.description or "")
             for name, info in type(self).model_fields.items()
         )
         return table(type(self).__name__, rows)

@@ -24,6 +24,7 @@ from sbi_ignite.settings.frozen_dict import FrozenDict
 from sbi_ignite.settings.origin import Origin
 
 __all__ = [
+    "NO_LIMIT",
     "Bool",
     "Count",
     "Device",
@@ -51,6 +52,9 @@ __all__ = [
 _HOURS = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|hpu)(:\d+)?")
 _NONE = ("none", "null")
+
+NO_LIMIT = 2**31 - 1
+"""A number of epochs that is none: only a stopping rule ends the training. sbi has the same one."""
 
 
 def from_text(origin: Origin) -> dict[str, object]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sbi_ignite.settings.base import Settings
 from sbi_ignite.settings.origin import Origin
-from sbi_ignite.settings.redaction import shorten
+from sbi_ignite.settings.redaction import in_words
 from sbi_ignite.settings.resolve import resolve
 from sbi_ignite.settings.serialization import plain
 from sbi_ignite.settings.sources import GROUPS, variable_of
@@ -45,7 +45,7 @@ class Listed:
 
     @property
     def shown(self) -> str:
-        """The value in a line, without secrets, as variables take it; "" where there is none."""
+        """The value in a line, without secrets; "" where there is none."""
         return "" if self.required and self.value is None else _shown(self.value, self.name)
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,4 +106,4 @@ def _shown(value: object, name: str) -> str:
     value = plain(value, name)
     if value is None:
         return "none"
-    return value if isinstance(value, str) else shorten(value, name)
+    return value if isinstance(value, str) else in_words(value, name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from sbi_ignite.settings.field_types import NO_LIMIT
+
 _LONGEST = 80
 _SECRET_WORD = r"(api)?(key|token|password|passwd|secret|credential)s?"
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s'\"]+@")
@@ -36,6 +38,16 @@ def shorten(value: object, name: str = "") -> str:
     """
     text = HIDDEN if SECRET_NAME.search(name) else _one_line(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def in_words(value: object, name: str = "") -> str:
+    """Show a value in a table that people read: as `shorten` does, and a missing limit as such.
+
+    Example:
+        >>> in_words(100), in_words(2**31 - 1)
+        ('100', 'no limit')
+    """
+    return "no limit" if value == NO_LIMIT else shorten(value, name)
 
 
 def _one_line(value: object) -> str:

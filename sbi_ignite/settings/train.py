@@ -13,6 +13,7 @@ from sbi_ignite.exceptions import SettingsError
 from sbi_ignite.settings.averaging import AveragingKind, WeightAveraging
 from sbi_ignite.settings.base import Settings
 from sbi_ignite.settings.field_types import (
+    NO_LIMIT,
     Bool,
     Device,
     Duration,
@@ -74,7 +75,10 @@ class TrainConfig(Settings):
         default=200, description="Rows per optimizer step, over all processes together."
     )
     learning_rate: PositiveFloat = Field(default=5e-4, description="The optimizer's step size.")
-    max_epochs: PositiveInt = Field(default=2**31 - 1, description="Epochs to train at most.")
+    max_epochs: PositiveInt = Field(
+        default=NO_LIMIT,
+        description="Epochs to train at most; without a limit, stopping rules end the training.",
+    )
     validation_fraction: Fraction = Field(
         default=0.1, description="The share of the rows that is kept for validation."
     )
@@ -187,8 +191,8 @@ class TrainConfig(Settings):
             batch_size: int = 200,
             training_batch_size: int = 200,
             learning_rate: float = 5e-4,
-            max_epochs: int = 2**31 - 1,
-            max_num_epochs: int = 2**31 - 1,
+            max_epochs: int = NO_LIMIT,
+            max_num_epochs: int = NO_LIMIT,
             validation_fraction: float = 0.1,
             clip_max_norm: float | None = 5.0,
             device: str | None = None,
@@ -241,7 +245,7 @@ class TrainConfig(Settings):
 
     @property
     def averages(self) -> WeightAveraging | None:
-        """How the weights are averaged, by whichever name it was asked for; None: not at all."""
+        """How the weights are averaged, by whichever name it was asked for, or None."""
         if self.ema_decay is not None:
             return WeightAveraging("ema", decay=self.ema_decay)
         return (

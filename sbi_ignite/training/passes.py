@@ -81,6 +81,12 @@ class Passes:
         if self._pass is not None and self._pass.handed_out == self.num_batches:
             next(self._pass, None)
 
+    def close(self) -> None:
+        """Let go of the latest pass, which ends its workers; afterwards, passes begin anew."""
+        if self._pass is not None:
+            self._pass.close()
+            self._pass = None
+
 
 class _Pass:
     """One pass over a loader.
@@ -91,7 +97,8 @@ class _Pass:
     """
 
     def __init__(self, passes: Passes, done: int) -> None:
-        self._of, self._batches = passes, iter(passes.guard(passes.batches))
+        self._of = passes
+        self._batches: Iterator[Any] = iter(passes.guard(passes.batches))
         self.handed_out = done
         self._ended = False
 
@@ -112,6 +119,10 @@ class _Pass:
             raise self._too_many()
         self.handed_out += 1
         return batch
+
+    def close(self) -> None:
+        """End, also if somebody keeps this object."""
+        self._ended, self._batches = True, iter(())
 
     def _too_few(self) -> DataError:
         got = self.handed_out or "none"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from copy import deepcopy
 from os import PathLike
 from typing import Any, Literal, TypeVar
@@ -371,7 +371,7 @@ def _loop(training: Training, pauses: Pauses | None) -> Iterator[None]:
     as_zeros = pauses is None and not training.settings.train.sbi_compat
     if share is not None:
         pauses = Pauses(training.engine, Events.GET_BATCH_STARTED)
-    with training.stepping.lent_memory(), suppress(StoppedInLoader):
+    with training.stepping.lent_memory(), closing(training.passes), suppress(StoppedInLoader):
         training.signals.ask_before_training()
         goes_on = training.has_epochs_left
         while goes_on:

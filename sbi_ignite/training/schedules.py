@@ -22,11 +22,9 @@ from sbi_ignite.exceptions import ArgumentError, SbiIgniteWarning, SettingsError
 from sbi_ignite.explain import PLAIN_ERRORS, explain
 from sbi_ignite.handlers.schedule import Schedule, Schedulers, steps_by_iteration
 from sbi_ignite.settings import LRSchedule, Resolved, TrainConfig
+from sbi_ignite.settings.field_types import NO_LIMIT
 from sbi_ignite.settings.serialization import qualified_name
 from sbi_ignite.training.checks import check_scheduler
-
-UNBOUNDED = TrainConfig.model_fields["max_epochs"].default
-"""The number of epochs that means: as many as it takes."""
 
 ONE_CYCLE_RISE = 0.3
 """Share of a cycle in which the rate rises; torch's default."""
@@ -104,7 +102,7 @@ def length_in_epochs(schedule: LRSchedule, config: TrainConfig, batches: Batches
     """
     if schedule.total_epochs is not None:
         return schedule.total_epochs
-    if config.max_epochs != UNBOUNDED:
+    if config.max_epochs != NO_LIMIT:
         # sbi's budget is one epoch longer than its name says.
         return config.max_epochs + config.sbi_compat
     rows = batches.num_rows
@@ -136,7 +134,7 @@ def epochs_to_train(config: TrainConfig, schedulers: Schedulers) -> int:
         config: May set the maximum.
         schedulers: End an otherwise unbounded training, if they have an end.
     """
-    if config.max_epochs == UNBOUNDED and schedulers.epochs is not None:
+    if config.max_epochs == NO_LIMIT and schedulers.epochs is not None:
         return schedulers.epochs
     return config.max_epochs + config.sbi_compat  # sbi's budget is one longer than its name says
 

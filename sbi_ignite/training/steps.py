@@ -180,9 +180,21 @@ def summed(losses: Tensor, batch: Any) -> StepOutput:
     return StepOutput(read_if_at_hand(losses), rows, times=rows)
 
 
-def summed_as_sbi(losses: Tensor, batch: Any) -> StepOutput:
-    """Sum losses as sbi does, for which a scalar is one loss."""
-    return StepOutput(read_if_at_hand(losses.sum()), num_rows(batch))
+def summed_as_sbi(
+    losses: Tensor, batch: Any, mean_over: Callable[[Any], int] | None = None
+) -> StepOutput:
+    """Sum losses as sbi does, for which a scalar is one loss.
+
+    Args:
+        losses: Those of rows, shape (batch,), or a scalar.
+        batch: The batch.
+        mean_over: Gives the rows of a batch in all processes, if losses of rows stand for their
+            mean, which sbi sums; None if sbi sums them.
+    """
+    total = losses.sum()
+    if mean_over is not None and losses.ndim:
+        total = total / mean_over(batch)
+    return StepOutput(read_if_at_hand(total), num_rows(batch))
 
 
 def read_if_at_hand(loss: Tensor) -> float | Tensor:

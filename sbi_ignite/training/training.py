@@ -293,7 +293,9 @@ def assemble(
         sure_validation_steps=0 if val_batches is None else sure * len(val_batches),
         replaced_by=None if hooks.steps.train is None else "the trainer's own epoch method",
     )
-    add_up = summed_as_sbi if as_sbi else summed
+    add_up = summed
+    if as_sbi:
+        add_up = partial(summed_as_sbi, mean_over=getattr(loss_fn, "mean_over", None))
     gradients = compiler.gradients(optimizer)
     check = partial(check_gradients, model, optimizer, config.clip_max_norm)
     train_step = TrainStep(gradients, stepping, device, add_up, epochs.now, check)

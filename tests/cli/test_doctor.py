@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from sbi_ignite.cli import checks
 from sbi_ignite.cli.measure import Problem, known_networks, measure
 from sbi_ignite.settings import resolve
-from tests.cli.terminal import piped
+from tests.cli.terminal import in_terminal, piped
 
 SMALL = ("--rows", "300", "--batch-size", "50", "--dim-theta", "2", "--dim-x", "2")
 SECRET = "0123456789abcdef0123456789abcdef01234567"
@@ -40,7 +41,7 @@ def test_a_healthy_machine_is_code_0_with_versions_devices_loggers_and_speed(tmp
     assert answer["speed"]["cpu"]["seconds_per_epoch"] > 0
     if not torch.cuda.is_available():
         assert answer["speed"]["faster"] == "cpu"
-        assert found["speed", "faster"]["text"] == "the CPU: there is no GPU to compare it with"
+        assert found["speed", "faster device"]["text"].startswith("cpu, since there is no")
     assert not list(Path().glob("*.db"))
     assert not Path("sbi-logs").exists()
 
@@ -58,12 +59,46 @@ def without_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "_PROBES", {"tensorboard": "found = {'version': '1'}"})
 
 
+def test_the_last_words_say_what_all_findings_amount_to(ask, monkeypatch, without_backends):
+    """In a pipe beside the table, which programs read."""
+    answer = ask("doctor", "--no-measure")
+    assert answer.err.startswith("sbi-ignite: Trainings work here.")
+    assert answer.rows[-1][:3] == ["steps", "recording", "ok"]
+    monkeypatch.setenv("SBI_IGNITE_TRAIN__DEVICE", "cuda:7")
+    answer = ask("doctor", "--no-measure")
+    assert answer.code == 1
+    assert answer.err.startswith("sbi-ignite: Broken: devices cuda:7.")
+
+
+def test_every_way_to_compute_steps_has_its_words():
+    from sbi_ignite.capture import executors
+    from sbi_ignite.cli.doctor import _EXECUTORS
+
+    pages = Path(executors.__path__[0]).glob("*.py")
+    names = {
+        n for p in pages for n in re.findall(r'^    name = "(\w+)"', p.read_text(), re.MULTILINE)
+    }
+    assert len(names) >= 4
+    assert names | {"eager"} == _EXECUTORS.keys()
+
+
+@pytest.mark.slow
+def test_in_a_terminal_the_findings_and_the_last_words_fit():
+    """Who has a login or a server is not what this asks."""
+    shown = in_terminal("doctor", "--no-measure", columns=80, WANDB_MODE="offline")
+    assert shown.code == 0
+    assert "pytorch-ignite" in shown.text
+    assert "Trainings work here." in shown.text
+    lines = [line for line in shown.text.splitlines() if "asking the loggers" not in line]
+    assert max(map(len, lines)) <= 80
+
+
 def test_a_wrong_setting_is_a_finding_and_code_1(ask, monkeypatch, without_backends):
     monkeypatch.setenv("SBI_IGNITE_TRAIN__BATCH_SIZE", "many")
     answer = ask("doctor", "--no-measure", "--json")
     assert answer.code == 1
     assert not json.loads(answer.out)["ok"]
-    found = findings(answer.out)["settings", "outside calls"]
+    found = findings(answer.out)["settings", "variables and file"]
     assert found["status"] == "broken"
     assert "SBI_IGNITE_TRAIN__BATCH_SIZE" in found["text"]
 
@@ -120,7 +155,7 @@ def test_wandb_without_a_login_is_broken_if_it_is_asked_for(monkeypatch, tmp_pat
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     found = asked(monkeypatch, "wandb", HOME=str(tmp_path), NETRC=str(tmp_path / "netrc"))
     assert found.status == "broken"
-    assert "not logged in: run wandb login" in found.text
+    assert "not logged in: run `wandb login`" in found.text
     again = asked(monkeypatch, "wandb", SBI_IGNITE_LOGGING__MODE="offline")
     assert again.status == "ok"
 
@@ -162,7 +197,9 @@ def test_an_mlflow_server_that_answers_is_told_from_one_that_does_not(monkeypatc
         server.server_close()
         thread.join()
     assert found.status == "ok"
-    assert found.text.endswith(f"logs to http://***@127.0.0.1:{server.server_port}, which answers")
+    assert found.text.endswith(
+        f"would log to http://***@127.0.0.1:{server.server_port}, which answers"
+    )
     found = asked(monkeypatch, "mlflow", SBI_IGNITE_LOGGING__TRACKING_URI=uri)
     assert found.status == "broken"
     assert "no server answers at http://***@127.0.0.1" in found.text

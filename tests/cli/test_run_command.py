@@ -130,6 +130,8 @@ def test_help_and_version():
     done = piped("--help")
     assert done.returncode == 0
     assert all(name in done.stdout for name in ("run", "settings", "show", "doctor"))
+    assert piped("-h").stdout == done.stdout
+    assert "--plot" in piped("show", "-h").stdout
     assert piped("--version").stdout.strip() == python_version_of_package()
     assert piped().returncode == 2
 

@@ -172,6 +172,24 @@ def test_in_a_pipe_it_is_plain_text_of_full_width(tmp_path):
     assert line.endswith("Rows per optimizer step, over all processes together.")
 
 
+def test_a_missing_limit_is_shown_in_words_and_stays_a_number_for_programs(ask):
+    (row,) = [row for row in ask("settings").rows if row[0] == "train.max_epochs"]
+    assert row[1] == "no limit"
+    assert listed(ask("settings", "--json"))["train.max_epochs"]["value"] == 2**31 - 1
+    assert "# max_epochs = 2147483647  # no limit\n" in ask("settings", "--toml").out
+    assert "<th>max_epochs</th><td>no limit</td>" in TrainConfig()._repr_html_()
+
+
+def test_every_output_says_whose_defaults_are_shown(ask):
+    said = "Defaults are those of the typed form"
+    in_a_pipe = ask("settings")
+    assert said in in_a_pipe.err
+    assert said not in in_a_pipe.out  # which programs read
+    assert said in json.loads(ask("settings", "--json").out)["defaults"]
+    assert f"# {said}" in ask("settings", "--toml").out
+    assert said in " ".join(in_terminal("settings").text.split())
+
+
 def test_a_wrong_variable_ends_the_process_with_code_2_and_no_traceback():
     done = piped("settings", SBI_IGNITE_TRAIN__BATCH_SIZE="-3")
     assert done.returncode == 2

@@ -184,6 +184,16 @@ def test_the_plot_overlays_all_runs(ask, runs, tmp_path):
     assert imread(picture).shape[2] == 4
 
 
+@pytest.mark.parametrize("begin", [piped, in_terminal])
+def test_the_command_saves_the_picture_in_a_pipe_and_in_a_terminal(runs, tmp_path, begin):
+    """In a process of its own, which may have no display."""
+    picture = tmp_path / "out.png"
+    done = begin("show", str(runs), "--plot", str(picture), DISPLAY="")
+    assert (done.returncode if begin is piped else done.code) == 0
+    assert "4 loss curves in" in (done.stderr if begin is piped else done.text)
+    assert imread(picture)[..., :3].std() > 0.01
+
+
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [("out.docx", 2, "not supported"), ("gone/out.png", 1, "cannot be written: No such file")],

@@ -115,7 +115,7 @@ def test_every_method_ends_within_noise_of_one_process(tmp_path):
             "training_batch_size": 45,
             "learning_rate": 2e-3,
         }
-        for name in ("NPE_C:mdn", "NLE_A:maf", "NRE_B", "FMPE", "NPSE")
+        for name in ("NPE_C:mdn", "NLE_A:maf", "NRE_A", "NRE_B", "NRE_C", "BNRE", "FMPE", "NPSE")
     }
     (alone,) = together(programs.train_each, 1, tmp_path / "alone", calls)
     for found in together(programs.train_each, 2, tmp_path / "ranks", calls):

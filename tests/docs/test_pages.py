@@ -13,6 +13,7 @@ from sbi_ignite.settings.sources import valid_variables
 from tests.docs.pages import DOCS, PAGES, blocks, prose, title
 from tests.small import ROOT
 
+GALLERY = (DOCS / "examples.md").read_text(encoding="utf-8")
 MINUTES, WORDS_PER_MINUTE = 5, 240
 RUN = [page for page in PAGES if blocks(page, "python")]
 
@@ -114,6 +115,32 @@ def unshown(text: str) -> list[str]:
         for section in sections
         if NUMBER.search(section) and not SHOWN_BY.search(section)
     ]
+
+
+LISTS = {DOCS / "how-to" / "index.md", DOCS / "reference" / "index.md"}
+"""Pages that only say where others are."""
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in LISTS], ids=title)
+def test_a_page_names_what_shows_what_it_says(page: Path) -> None:
+    assert SHOWN_BY.search(prose(page))
+
+
+SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_every_example_is_in_the_gallery(script: Path) -> None:
+    """In the form of which the built page makes a section with a picture."""
+    items = re.findall(r"^\* \[`(\w+\.py)`\]\(\.\./examples/\1\): \S", GALLERY, re.MULTILINE)
+    assert items.count(script.name) == 1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_a_page_reads_well_without_being_built(page: Path) -> None:
+    """No directives of Sphinx and no marks that only a built page replaces."""
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r"^(?:```\{|:::).*$|^[A-Z-]{4,}$", text, re.MULTILINE) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)

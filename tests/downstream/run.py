@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = [f"tests/{name}.py" for name in options.files]
         started = time.monotonic()
         patched = run_tests(Path(folder), "on", chosen, options)
-        print(f"sbi's tests under the patch took {time.monotonic() - started:.0f} s")
+        print(f"sbi's tests under the patch took {time.monotonic() - started:.0f} s, with {_sbi()}")
         if patched is None:
             return 1
         suspects = [test for test, came in patched["outcomes"].items() if came not in AGREED]
@@ -132,11 +132,21 @@ def environment() -> dict[str, str]:
 
 
 def _python_path() -> str:
-    """Return where the plugin is, and where this process has sbi_ignite from."""
+    """Return where the plugin is, where this process has sbi_ignite from, and where else it looks.
+
+    Another sbi than the installed one may lie there.
+    """
     spec = importlib.util.find_spec("sbi_ignite")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("sbi_ignite is neither installed nor in the current folder")
-    return os.pathsep.join([str(HERE), str(Path(spec.origin).parents[1])])
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return os.pathsep.join([str(HERE), str(Path(spec.origin).parents[1]), *others])
+
+
+def _sbi() -> str:
+    """Return where the tests have sbi from."""
+    spec = importlib.util.find_spec("sbi")
+    return "no sbi" if spec is None else str(spec.origin)
 
 
 def _report(patched: dict[str, Any], alone: dict[str, str], everything: bool) -> int:

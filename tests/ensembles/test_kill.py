@@ -107,6 +107,7 @@ def test_a_killed_worker_costs_no_member(tmp_path):
     assert max(found["resumed"]) > 0
 
 
+@pytest.mark.slow
 def test_a_member_whose_worker_always_dies_is_reported(monkeypatch):
     from tests.ensembles.test_summary import seeds
 

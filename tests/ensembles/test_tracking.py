@@ -49,6 +49,7 @@ def test_with_run_directories_logs_are_in_those_of_the_members(tmp_path):
         assert len(read.jsonl(tmp_path / f"member-{member}" / "logs" / "metrics.jsonl")) == 3
 
 
+@pytest.mark.slow
 def test_mlflow_has_a_parent_with_a_child_per_member(tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     asked = {

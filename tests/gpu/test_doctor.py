@@ -22,4 +22,4 @@ def test_both_devices_are_timed_and_the_faster_one_is_named():
     named = {(f["section"], f["name"]): f for f in answer["findings"]}
     assert named["devices", "cuda:0"]["memory_gib"] > 0
     assert named["steps", "cuda"]["executor"] == "cuda_graph"
-    assert "times as fast as" in named["speed", "faster"]["text"]
+    assert "times as fast as" in named["speed", "faster device"]["text"]

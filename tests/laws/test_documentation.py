@@ -75,6 +75,19 @@ def test_public_functions_classes_and_methods_are_documented():
     assert list(undocumented(ast.parse("class A:\n    def b(self): ..."), "m")) == ["m.A", "m.A.b"]
 
 
+def test_the_first_line_of_a_property_has_no_colon():
+    """Sphinx would take what precedes it for a type."""
+    colon = re.compile(r"(?<!:):(?!:)")
+    wrong = [
+        f"{cls.__name__}.{attribute}"
+        for cls in (getattr(sbi_ignite, name) for name in sbi_ignite.__all__)
+        if inspect.isclass(cls)
+        for attribute, value in vars(cls).items()
+        if isinstance(value, property) and colon.search((value.__doc__ or "").split("\n")[0])
+    ]
+    assert wrong == []
+
+
 def test_every_public_name_is_documented():
     names = set(sbi_ignite.__all__) - {"__version__"}
     assert [name for name in sorted(names) if not inspect.getdoc(getattr(sbi_ignite, name))] == []

@@ -35,7 +35,8 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], Non
         offset[0] += seconds
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(now, "_latest", real())  # and back to what it was before any of this
+        # And back to what it was before any of this.
+        patch.setattr(now, "_latest", (real(), time.monotonic()))
         yield move
 
 

@@ -30,8 +30,8 @@ from tests.loggers.small import (
 )
 
 LIMIT_SECONDS = 5.0
-SLACK_SECONDS = 1.0
-"""For a machine that does other things when the time is up."""
+SLACK_SECONDS = 10.0
+"""For a machine that does other things when the time is up; what hangs here hangs for minutes."""
 
 
 def assert_unharmed(outcome: Outcome, words: str) -> None:

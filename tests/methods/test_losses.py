@@ -9,6 +9,7 @@ import torch
 
 from sbi_ignite.bridge.losses import TrainersOwnLoss, loss_of
 from sbi_ignite.methods.base import LossArgs
+from sbi_ignite.training.steps import summed_as_sbi
 from tests.small import METHODS, SBI_WARNS, ready, second_round
 
 pytestmark = SBI_WARNS
@@ -99,6 +100,10 @@ def test_losses_by_row_have_the_mean_that_sbi_returns(name, monkeypatch):
     losses = rows(trainer._neural_net, batch)
     assert losses.shape == (20,)
     torch.testing.assert_close(losses.mean(), expected)
+    # What two processes count of a batch that they share adds up to what sbi counts.
+    shares = (losses[:13], losses[13:])
+    counted = [summed_as_sbi(share, batch, mean_over=rows.mean_over) for share in shares]
+    assert sum(output.loss_sum for output in counted) == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("rows", "number"), [(20, 3), (100, 3), (101, 2), (150, 2), (151, 1)])

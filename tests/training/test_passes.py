@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
 import math
 
@@ -10,6 +12,7 @@ import torch
 from ignite.engine import Events
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from sbi_ignite import DataError, TrainConfig, run_training
 from sbi_ignite.data.in_memory import OrderedBatches, SbiOrderBatches, ShuffledBatches
@@ -134,6 +137,42 @@ def test_workers_that_all_yield_every_row_are_noticed():
     with pytest.raises(DataError, match=r"got more.*get_worker_info"):
         go(streamed(num_workers=2))
     assert go(streamed(num_workers=2, shares=True), epochs=2).epochs_trained == 2
+
+
+@pytest.mark.parametrize("ends", ["as planned", "in the middle", "with an error"])
+@pytest.mark.parametrize("persistent", [True, False])
+def test_workers_are_told_to_end_when_the_loader_is_gone(persistent, ends, monkeypatch):
+    """Python's garbage collector may close their queues first: torch then waits, and kills them."""
+
+    def spoilt(model, batch):
+        raise ValueError("the first loss")
+
+    class Early:
+        def attach(self, engine):
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=5), engine.terminate)
+
+    are_open = []
+    shut_down = _MultiProcessingDataLoaderIter._shutdown_workers
+
+    def noted(iterator):
+        if not iterator._shutdown:
+            are_open.extend(queue._close.still_active() for queue in iterator._index_queues)
+        shut_down(iterator)
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_shutdown_workers", noted)
+    loader = DataLoader(
+        TensorDataset(X), batch_size=6, num_workers=1, persistent_workers=persistent
+    )
+    loss_fn = spoilt if ends == "with an error" else loss
+    callbacks = [Early()] if ends == "in the middle" else []
+    with contextlib.suppress(ValueError):
+        run_training(
+            TrainConfig(max_epochs=2), nn.Linear(2, 1), loss_fn, loader, callbacks=callbacks
+        )
+    del loader
+    gc.collect()
+    assert are_open
+    assert all(are_open)
 
 
 @pytest.mark.parametrize("bad", [0, 2])

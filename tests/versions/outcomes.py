@@ -38,6 +38,11 @@ class Outcome:
         """Whether tests ran and none failed."""
         return self.passed > 0 and not self.failed
 
+    @property
+    def whole(self) -> bool:
+        """Whether all tests ran and passed."""
+        return self.good and not (self.skipped or self.cut)
+
     def __str__(self) -> str:
         """Return the words of one cell of the table."""
         if self.missing:

@@ -21,10 +21,12 @@ class Part:
     """A part of the test suite.
 
     Attributes:
+        about: What these tests show, in words for the page.
         paths: Files and folders of tests.
         names: Which of their tests, as pytest's -k says it; all of them if empty.
     """
 
+    about: str
     paths: tuple[str, ...]
     names: str = ""
 
@@ -36,25 +38,41 @@ class Part:
 
 def _parity(*tests: str) -> Part:
     scenarios = " or ".join(f"[{name}]" for name in FAMILIES)
-    return Part(("tests/parity/test_parity.py",), f"({' or '.join(tests)}) and ({scenarios})")
+    return Part(
+        "with sbi's keywords, weights, epochs and losses are sbi's, bit for bit",
+        ("tests/parity/test_parity.py",),
+        f"({' or '.join(tests)}) and ({scenarios})",
+    )
 
 
 PARTS: Mapping[str, Part] = {
-    "parity": _parity("test_renamed_trainers", "test_traced_steps"),
-    "tracing": Part(
+    "numbers": _parity("test_renamed_trainers", "test_traced_steps"),
+    "recording": Part(
+        "recorded steps give what torch's own steps give; what cannot be recorded is left to torch",
         ("tests/capture/test_recorder.py", "tests/capture/test_verification.py"),
         "recorder or networks_give_the_same or auto_traces or cannot_be_traced or training_cut",
     ),
-    "missing names": Part(
+    "private names": Part(
+        "training works where torch lacks a private name that recording is built on",
         ("tests/capture/test_private_torch.py",),
         "every_private_name or torch_without_private_names",
     ),
-    "optimizers": Part(("tests/optim",)),
-    "resume": Part(("tests/inference/test_resume.py", "tests/runs/test_earlier_builds.py")),
-    "lines of sbi": Part(("tests/bridge/test_lines.py", "tests/bridge/test_probe.py")),
-    "settings": Part(("tests/settings",)),
-    "loggers": Part(("tests/loggers/test_laws.py",)),
-    "doors": Part(
+    "optimizers": Part("optimizers give torch's numbers", ("tests/optim",)),
+    "resume": Part(
+        "trainings continue, also those that earlier versions of this package have saved",
+        ("tests/inference/test_resume.py", "tests/runs/test_earlier_builds.py"),
+    ),
+    "sbi's versions": Part(
+        "what is asked of sbi is there, and where 0.26 and 0.27 differ, both are served",
+        ("tests/bridge/test_lines.py", "tests/bridge/test_probe.py"),
+    ),
+    "settings": Part("settings are read, checked and traced to their origin", ("tests/settings",)),
+    "trackers": Part(
+        "stdout, TensorBoard, wandb, MLflow and JSON lines get what they promise",
+        ("tests/loggers/test_laws.py",),
+    ),
+    "ways in": Part(
+        "the changed import, the patch and the command line lead to this package",
         (
             "tests/bridge/test_patch.py",
             "tests/bridge/test_workers.py",
@@ -65,13 +83,13 @@ PARTS: Mapping[str, Part] = {
         "test_patch or test_renamed_import or unmodified_script or by_joblib or test_run_command",
     ),
 }
-"""Chosen parts, by the heading of their column in the table."""
+"""Chosen parts, by their name in the table."""
 
-ALL = tuple(name for name in PARTS if name not in ("missing names", "lines of sbi"))
-OF_TORCH = ("parity", "tracing", "optimizers", "resume", "doors")
-OF_SBI = ("parity", "tracing", "resume", "lines of sbi", "doors")
-OF_SETTINGS = ("settings", "resume", "doors")
-OF_LOGGERS = ("settings", "loggers")
+ALL = tuple(name for name in PARTS if name not in ("private names", "sbi's versions"))
+OF_TORCH = ("numbers", "recording", "optimizers", "resume", "ways in")
+OF_SBI = ("numbers", "recording", "resume", "sbi's versions", "ways in")
+OF_SETTINGS = ("settings", "resume", "ways in")
+OF_LOGGERS = ("settings", "trackers")
 """The parts that rows run, by what they change."""
 
 
@@ -141,7 +159,7 @@ ROWS: Mapping[str, Row] = {
         Row("newest", note="no constraints"),
         Row("constraints", constrained=True, note="`constraints.txt`"),
         *(Row(f"python-{v}", python=v) for v in ("3.10", "3.11", "3.12", "3.13", "3.14")),
-        Row("without-torch.jit", parts=("missing names",), note="3.14 simulated: no `torch.jit`"),
+        Row("without-torch.jit", parts=("private names",), note="3.14 simulated: no `torch.jit`"),
         Row("numpy-1.26", pins=lower_bounds("numpy")),
         Row(
             "lowest-settings", pins=lower_bounds("pydantic", "pydantic-settings"), parts=OF_SETTINGS
@@ -152,7 +170,7 @@ ROWS: Mapping[str, Row] = {
         Row(
             "lowest-tools",
             pins=lower_bounds("typer", "rich", "tomlkit", "joblib", "cloudpickle"),
-            parts=("doors",),
+            parts=("ways in",),
         ),
         Row("lowest-ignite", pins=lower_bounds("pytorch-ignite")),
         Row("torch-lowest", pins=lower_bounds("torch"), parts=OF_TORCH),

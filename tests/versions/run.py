@@ -16,20 +16,33 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .outcomes import outcome, probe, report_of
-from .rows import PARTS, ROOT, ROWS, SHOWN, Row
+from .outcomes import Outcome, outcome, probe, report_of
+from .rows import ALL, PARTS, ROOT, ROWS, SHOWN, Row
 
 PAGE = ROOT / "docs" / "supported.md"
-COLUMNS = ("combination", "Python", *SHOWN[:3], "steps computed by", *PARTS, "date")
+COLUMNS = (
+    "environment",
+    "Python",
+    *SHOWN[:3],
+    "steps computed by",
+    "tests passed",
+    "what they test",
+    "date",
+)
 TITLE = """# What is supported
 
-Each row is one environment in which a part of the tests was run: the newest version of every
-dependency, except for what its name says. Columns on the right hold how many tests passed;
-`tests/versions/rows.py` says which ones. `python -m tests.versions --write` makes this page.
+Each row is an environment of its own in which tests were run: the newest version of every
+dependency, except for what its name says. An environment runs the tests that it can matter to:
+
+{parts}
+
+`tests/versions/rows.py` names the tests, `python -m tests.versions --write` runs them and makes
+this page. Steps are computed by "torchscript" where this torch can record and repeat them, else by
+torch as it is ("eager").
 
 """
 FAILED = 1
@@ -139,8 +152,20 @@ def row_of_table(row: Row, results: Path, session: dict[str, Any]) -> str:
     if found is None:
         return _line([name, "**does not install or train**", *[""] * (len(COLUMNS) - 3), today])
     versions = [found["versions"][shown] for shown in SHOWN[:3]]
-    cells = [str(outcome(report_of(results, part))) if part in row.parts else "" for part in PARTS]
-    return _line([name, found["python"], *versions, _computed_by(found), *cells, today])
+    outcomes = {part: outcome(report_of(results, part)) for part in PARTS if part in row.parts}
+    tested = (_passed(outcomes), _tested(row.parts))
+    return _line([name, found["python"], *versions, _computed_by(found), *tested, today])
+
+
+def _passed(outcomes: Mapping[str, Outcome]) -> str:
+    """Return how many tests passed, and for each part where some did not, how it went."""
+    others = [f"{part}: {found}" for part, found in outcomes.items() if not found.whole]
+    return "; ".join([str(sum(found.passed for found in outcomes.values())), *others])
+
+
+def _tested(parts: Sequence[str]) -> str:
+    """Return the names of parts; "all" stands for those that most rows have."""
+    return "all" if set(parts) == set(ALL) else ", ".join(part for part in PARTS if part in parts)
 
 
 def _computed_by(found: dict[str, Any]) -> str:
@@ -151,6 +176,16 @@ def _computed_by(found: dict[str, Any]) -> str:
 def table(lines: dict[str, str]) -> str:
     """Return rows under their heading, as Markdown."""
     return "\n".join([_line(COLUMNS), _line(["---"] * len(COLUMNS)), *lines.values()])
+
+
+def _title() -> str:
+    """Return what stands above the table: what each part of the tests shows."""
+    extra = [name for name in PARTS if name not in ALL]
+    parts = [
+        f"* **{name}**{' (not in “all”)' if name in extra else ''}: {part.about};"
+        for name, part in PARTS.items()
+    ]
+    return TITLE.format(parts="\n".join(parts).removesuffix(";") + ".")
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -171,4 +206,4 @@ def write(lines: dict[str, str], page: Path = PAGE) -> None:
             kept[name] = line
     kept.update(lines)
     ordered = {name: kept[name] for name in ROWS if name in kept}
-    page.write_text(TITLE + table(ordered) + "\n", encoding="utf-8")
+    page.write_text(_title() + table(ordered) + "\n", encoding="utf-8")

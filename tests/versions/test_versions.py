@@ -93,14 +93,18 @@ def test_a_line_holds_versions_and_outcomes(tmp_path):
     found = {"python": "3.12.1", "executor": "eager", "reason": "torch 2.6 has no torch.x"}
     found["versions"] = {name: f"of {name}" for name in SHOWN}
     (tmp_path / PROBE).write_text(json.dumps(found))
-    write_report(report_of(tmp_path, "doors"), tests=3)
+    write_report(report_of(tmp_path, "ways in"), tests=3)
+    write_report(report_of(tmp_path, "optimizers"), tests=4)
+    write_report(report_of(tmp_path, "settings"), tests=5, failures=1)
     cells = run.row_of_table(ROWS["numpy-1.26"], tmp_path, {"result": "success"}).split(" | ")
     assert len(cells) == len(run.COLUMNS)
     line = dict(zip(run.COLUMNS, cells, strict=True))
-    assert line["combination"] == "| numpy-1.26 (numpy==1.26)"
+    assert line["environment"] == "| numpy-1.26 (numpy==1.26)"
     assert (line["Python"], line["torch"]) == ("3.12.1", "of torch")
     assert line["steps computed by"] == "eager: torch 2.6 has no torch.x"
-    assert (line["doors"], line["parity"]) == ("3", "did not run")
+    assert line["tests passed"].startswith("11; numbers: did not run")
+    assert line["tests passed"].endswith("settings: **1 of 5 failed**; trackers: did not run")
+    assert line["what they test"] == "all"
 
 
 @pytest.mark.parametrize(
@@ -122,6 +126,20 @@ def test_writing_keeps_the_rows_that_were_not_run(tmp_path):
     run.write({"numpy-1.26": "| numpy-1.26 | new |", "constraints": "| constraints | new |"}, page)
     rows = [line for line in page.read_text().splitlines() if line.startswith("| ")][2:]
     assert rows == ["| newest (x) | old |", "| constraints | new |", "| numpy-1.26 | new |"]
+
+
+def test_the_page_says_what_every_part_shows(tmp_path):
+    run.write({"newest": "| newest |"}, tmp_path / "supported.md")
+    text = (tmp_path / "supported.md").read_text()
+    assert all(f"* **{name}**" in text and part.about in text for name, part in PARTS.items())
+
+
+def test_the_page_in_the_documentation_has_the_columns_and_words_of_today(tmp_path):
+    text = run.PAGE.read_text(encoding="utf-8")
+    run.write({}, tmp_path / "supported.md")
+    assert text.startswith((tmp_path / "supported.md").read_text(encoding="utf-8").rstrip("\n"))
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert {row.count("|") for row in rows} == {len(run.COLUMNS) + 1}
 
 
 def test_an_unknown_row_is_refused_with_the_names_of_all():

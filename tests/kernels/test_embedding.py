@@ -1,0 +1,108 @@
+"""An x that meets several theta is embedded once, with the same result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from sbi.neural_nets import posterior_nn
+from sbi.utils import BoxUniform
+from torch import nn
+
+from sbi_ignite import NPE, TrainConfig
+from sbi_ignite.kernels.embedding import embedding_once
+from tests.small import SBI_WARNS
+
+pytestmark = SBI_WARNS
+X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+
+
+class Noting(nn.Sequential):
+    """Keeps how many rows it is given."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__(*parts)
+        self.rows: list[int] = []
+        self[0].register_forward_hook(lambda module, args, out: self.rows.append(len(args[0])))
+
+
+def gradients(net: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(net(x).square().sum(), list(net.parameters())))
+
+
+@pytest.mark.parametrize("times", [1, 2, 10])
+def test_outputs_and_gradients_are_those_of_repeated_rows(times):
+    torch.manual_seed(0)
+    net = Noting(nn.Linear(3, 4), nn.Tanh())
+    repeated = X.repeat_interleave(times, dim=0)
+    expected, expected_gradients = net(repeated), gradients(net, repeated)
+    net.rows.clear()
+    with embedding_once(net, len(X)):
+        torch.testing.assert_close(net(repeated), expected)
+        for ours, plain in zip(gradients(net, repeated), expected_gradients, strict=True):
+            torch.testing.assert_close(ours, plain)
+    assert net.rows == [6, 6]
+
+
+def test_other_numbers_of_rows_are_embedded_as_ever():
+    net = Noting(nn.Linear(3, 4))
+    with embedding_once(net, 4):
+        net(X)
+        net(X[:3])
+    assert net.rows == [6, 3]
+
+
+def test_the_network_is_afterwards_as_it_was_also_after_an_error():
+    net = nn.Linear(3, 4)
+    with pytest.raises(RuntimeError), embedding_once(net, 6):
+        net(X[:, :2])
+    assert "forward" not in vars(net)
+    vars(net)["forward"] = own = lambda x: x + 1
+    with embedding_once(net, 6):
+        assert torch.equal(net(X.repeat_interleave(2, dim=0))[::2], X + 1)
+    assert net.forward is own
+
+
+def second_round(embedding: nn.Module, density_estimator: Any) -> Any:
+    torch.manual_seed(0)
+    prior = BoxUniform(-torch.ones(2), torch.ones(2))
+    theta = prior.sample((60,))
+    x = theta + 0.1 * torch.randn_like(theta)
+    build = posterior_nn(density_estimator, embedding_net=embedding, hidden_features=8)
+    trainer: Any = NPE(prior, density_estimator=build, show_progress_bars=False)
+    trainer.append_simulations(theta, x).train(TrainConfig(max_epochs=1))
+    posterior = trainer.build_posterior().set_default_x(x[:1])
+    return trainer.append_simulations(theta, x, proposal=posterior)
+
+
+@pytest.mark.parametrize("density_estimator", ["maf", "nsf", "zuko_nsf"])
+def test_a_later_round_embeds_a_batch_once_with_the_losses_that_it_has_otherwise(
+    density_estimator, monkeypatch
+):
+    losses, rows = [], []
+    for times in (10**9, None):  # a batch of so many rows is never repeated
+        with monkeypatch.context() as patch:
+            if times is not None:
+                patch.setattr(
+                    "sbi_ignite.bridge.losses.embedding_once",
+                    lambda net, num_rows, times=times: embedding_once(net, times),
+                )
+            torch.manual_seed(2)
+            embedding = Noting(nn.Linear(2, 3))
+            trainer = second_round(embedding, density_estimator)
+            embedding.rows.clear()
+            torch.manual_seed(1)
+            trainer.train(TrainConfig(max_epochs=2, batch_size=20, compile="off"))
+            losses.append(trainer.training_summary.training_loss)
+            rows.append(max(embedding.rows))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert rows == [180, 18]  # 54 rows in three batches, ten atoms
+
+
+def test_sbis_form_embeds_as_sbi_does():
+    embedding = Noting(nn.Linear(2, 3))
+    trainer = second_round(embedding, "maf")
+    embedding.rows.clear()
+    trainer.train(max_num_epochs=1, training_batch_size=20)
+    assert max(embedding.rows) == 200
