@@ -91,6 +91,8 @@ def run_stacked(
     that ends leaves the stack; the last one goes on alone. Results are those of `run` up to
     rounding, which grows in the course of a training as any rounding does.
 
+    Time limits and durations of epochs are of the clock, and include the turns of the others.
+
     Where steps cannot be stacked, or it would not pay, each training runs to its end, one after the
     other, with bit for bit the results of `run`.
 

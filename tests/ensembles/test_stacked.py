@@ -323,6 +323,12 @@ def test_networks_that_write_to_buffers_are_not_stacked():
     assert not were_stacked(found)
 
 
+def test_networks_whose_shapes_depend_on_values_are_not_stacked():
+    with pytest.warns(SbiIgniteWarning, match="shapes inside it depend on values"):
+        found = ensemble(maker(density_estimator=posterior_nn("zuko_nice")), stacked=True)
+    assert not were_stacked(found)
+
+
 def test_members_of_different_networks_are_not_stacked():
     torch.manual_seed(1)
     theta, x = draw()
