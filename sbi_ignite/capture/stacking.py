@@ -181,13 +181,16 @@ class Stack:
         """Return whether all recordings are still those of the networks as they are."""
         return all(r.holds() for member in self.members for r in member._recorded.values())
 
-    def step(self, batches: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, Tensor] | None]:
+    def step(
+        self, batches: Sequence[Sequence[Tensor]], refresh: bool = True
+    ) -> list[tuple[Tensor, Tensor] | None]:
         """Return the losses of each member, and its gradients as one tensor.
 
         Random numbers are drawn from the states of each member.
 
         Args:
             batches: A batch per member, all of the same kinds, see `kinds_of`.
+            refresh: Whether parameters that members have elsewhere are copied to the rows.
 
         Returns:
             Losses, shape (batch,) or (), and gradients, shape (num_numbers,), per member; None for
@@ -196,7 +199,7 @@ class Stack:
         Raises:
             NotTraceable: If the members cannot be stacked, or not for such batches.
         """
-        return self._run(self.prepare(batches), batches)
+        return self._run(self.prepare(batches), batches, refresh)
 
     def prepare(self, batches: Sequence[Sequence[Tensor]]) -> _Shape:
         """Record a step for batches of this shape, unless this was done; see `step`."""
@@ -213,10 +216,11 @@ class Stack:
         return shape
 
     def _run(
-        self, shape: _Shape, batches: Sequence[Sequence[Tensor]]
+        self, shape: _Shape, batches: Sequence[Sequence[Tensor]], refresh: bool = True
     ) -> list[tuple[Tensor, Tensor] | None]:
         assert self._rows is not None
-        self._rows.refresh()
+        if refresh:
+            self._rows.refresh()
         inputs, undo = self._drawn(shape, batches)
         found = shape.run([torch.stack(tensors) for tensors in zip(*inputs, strict=True)])
         both: list[tuple[Tensor, Tensor] | None] = list(

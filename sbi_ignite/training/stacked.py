@@ -416,9 +416,12 @@ def _measured(
     together, alone = [], []
     device = waiting[0].training.device
     before = [member.training.random.state_dict() for member in waiting]
+    pairs = zip(waiting, stack.parameters, strict=True)
+    # Flat parameters will lie in the rows from the next step on.
+    are_flat = all(m.training.stepping.flat_values(p) is not None for m, p in pairs)
     for _ in range(MEASURED):
         with _timed(device, together):
-            stack.step(batches)
+            stack.step(batches, refresh=not are_flat)
         with _timed(device, alone):
             for member, batch in zip(waiting, batches, strict=True):
                 assert member.slot is not None

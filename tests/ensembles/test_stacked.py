@@ -83,9 +83,9 @@ def compared(monkeypatch):
     found: list[float] = []
     step = module.Stack.step
 
-    def spied(self: Any, batches: Any) -> Any:
+    def spied(self: Any, batches: Any, **asked: Any) -> Any:
         before = [member.random.state_dict() for member in self.members]
-        given = step(self, batches)
+        given = step(self, batches, **asked)
         after = [member.random.state_dict() for member in self.members]
         for k, (member, batch) in enumerate(zip(self.members, batches, strict=True)):
             member.random.load_state_dict(before[k])
