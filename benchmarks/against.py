@@ -189,7 +189,9 @@ def compare(build: Path, options: Any) -> Result:
         "against",
         (__doc__ or "").splitlines()[0],
         [compared(found), forms_compared(found)],
-        [f"{options.rows} rows (second round: 2,000 + 2,000), batches of {options.batch_size}."],
+        [
+            f"{options.rows} rows (second round: 2,000 + 2,000; with images: 500 + 500), batches of {options.batch_size}."
+        ],
         {"seconds (wall, cpu) per epoch": seconds},
     )
     command = result.command.replace("benchmarks.against", "benchmarks.epoch_time")

@@ -25,6 +25,7 @@ class Cell:
         arguments: Makes the constructor's arguments.
         image: Whether x is an image of 64 x 64 pixels.
         rounds: Rounds; the last one is timed.
+        most_rows: Simulations of each of several rounds, at most.
         goal: Wanted ratios of sbi's time to that of the sbi form and of the typed form.
     """
 
@@ -32,11 +33,12 @@ class Cell:
     arguments: Callable[[], dict[str, Any]] = dict
     image: bool = False
     rounds: int = 1
+    most_rows: int = 2_000
     goal: tuple[float, float] | None = None
 
     def rows(self, asked: int) -> int:
         """Return how many rows the timed round trains on."""
-        return 2 * min(asked, 2_000) if self.rounds > 1 else asked
+        return 2 * min(asked, self.most_rows) if self.rounds > 1 else asked
 
 
 def _npe(name: str, **kwargs: Any) -> Callable[[], dict[str, Any]]:
@@ -59,6 +61,7 @@ CELLS = {
     "NPSE": Cell("NPSE", goal=(1.05, 1.4)),
     "NPE, second round": Cell("NPE", _npe("maf"), rounds=2, goal=(1.8, 2.5)),
     "NPE, CNN on 64 x 64": Cell("NPE", _embedded, image=True),
+    "NPE, CNN, second round": Cell("NPE", _embedded, image=True, rounds=2, most_rows=500),
 }
 
 
@@ -77,7 +80,7 @@ def make_trainer(cell: Cell, inference: Any, rows: int, device: str) -> Any:
     torch.manual_seed(0)
     bound = 3 * torch.ones(DIM, device=device)
     prior = BoxUniform(-bound, bound)
-    rows = min(rows, 2_000) if cell.rounds > 1 else rows
+    rows = min(rows, cell.most_rows) if cell.rounds > 1 else rows
     trainer = getattr(inference, cell.trainer)(
         prior, device=device, show_progress_bars=False, tracker=Nowhere(), **cell.arguments()
     )
@@ -86,8 +89,9 @@ def make_trainer(cell: Cell, inference: Any, rows: int, device: str) -> Any:
     for _ in range(cell.rounds - 1):
         # However the first round was trained, its network is the same in all ways.
         sbi_train = sbi.inference.NPE_C.train
-        sbi_train(trainer, max_num_epochs=20)
-        posterior = trainer.build_posterior().set_default_x(torch.zeros(1, DIM))
+        sbi_train(trainer, max_num_epochs=2 if cell.image else 20)
+        x_o = simulate(cell, torch.zeros(1, DIM)) if cell.image else torch.zeros(1, DIM)
+        posterior = trainer.build_posterior().set_default_x(x_o)
         theta = posterior.sample((rows,), show_progress_bars=False).cpu()
         trainer.append_simulations(theta, simulate(cell, theta), proposal=posterior)
     return trainer

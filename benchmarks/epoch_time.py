@@ -481,7 +481,9 @@ def main(arguments: Sequence[str] | None = None) -> Result:
         "epoch_time",
         (__doc__ or "").splitlines()[0],
         [compared(found, cells), above_the_floor(found), *tables],
-        [f"{options.rows} rows (second round: 2,000 + 2,000), batches of {options.batch_size}."],
+        [
+            f"{options.rows} rows (second round: 2,000 + 2,000; with images: 500 + 500), batches of {options.batch_size}."
+        ],
         _numbers(found),
     )
     conclude(result, options, figure)
