@@ -2,10 +2,14 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.ensembles
     OMP_NUM_THREADS=1 python -m benchmarks.ensembles --part time [--members 4 8] [--epochs 40]
+    OMP_NUM_THREADS=1 python -m benchmarks.ensembles --part stacked [--members 4 8] [--epochs 40]
     OMP_NUM_THREADS=1 python -m benchmarks.ensembles --part quality [--tasks slcp] [--seeds 3]
 
 Time: K members by `train_ensemble(n_jobs=2)`, with and without the start of its workers, and the
 same K members by `.train()`, one after the other, in turn. All train the same epochs.
+
+Stacked: the same ensembles on one core, `stacked=True` and `stacked=False` in turn, by CPU time.
+`step` is the time of one step of one member in the latter, all that is around it included.
 
 Quality: held-out loss (mean negative log-probability of fresh pairs) and expected coverage of one
 network and of an ensemble, both by the recipe and by sbi's defaults. Numbers of one network are
@@ -128,6 +132,82 @@ def _each(ratio: Any, base: Sequence[Timing], other: Sequence[Timing]) -> list[f
     return [ratio([a], [b]).median for a, b in zip(base, other, strict=True)]
 
 
+# --- stacked
+
+STACKED_BAR = 0.75
+"""What a stack may take on one core as a share of its members one after the other, where a step
+takes less than `SMALL_STEP`."""
+
+SMALL_STEP = 2e-3
+
+
+def stacked_part(options: Any) -> tuple[list[Table], dict[str, Any]]:
+    """Time stacked ensembles on one core, and the same ones one member after the other."""
+    torch.manual_seed(0)
+    rows = options.stacked_rows
+    theta = 6 * torch.rand(rows, 5) - 3
+    x = torch.cat([theta, theta], dim=1) + 0.3 * torch.randn(rows, 10)
+    lines, numbers = [], {}
+    for network in options.stacked_networks:
+        for size in options.batch_sizes:
+            for members in options.members:
+                found, steps = _stacked_and_not(network, size, members, theta, x, options)
+                step = Spread.of(t.cpu / steps for t in found["one after the other"])
+                for name, timings in found.items():
+                    pairs = zip(found["one after the other"], timings, strict=True)
+                    share = Spread.of(other.cpu / one.cpu for one, other in pairs)
+                    has_bar = name == "stacked" and step.median < SMALL_STEP
+                    lines.append(
+                        [
+                            network,
+                            str(size),
+                            str(members),
+                            name,
+                            f"{Spread.of(t.cpu for t in timings):.3g}",
+                            f"{step.median * 1e3:.2f}",
+                            f"{share:.2f}",
+                            f"at most {STACKED_BAR}" if has_bar else "",
+                        ]
+                    )
+                key = f"{network}, {size}, {members}"
+                numbers[key] = {n: [t.cpu for t in ts] for n, ts in found.items()}
+    header = ["network", "batch", "members", "way", "CPU s", "step in ms", "share", "bar"]
+    title = f"One core; {rows:,} simulations, {options.epochs} epochs"
+    note = "Share: of the CPU time of the members one after the other, round by round."
+    return [Table(header, lines, title, note)], {"seconds": numbers}
+
+
+def _stacked_and_not(
+    network: str, batch_size: int, members: int, theta: Tensor, x: Tensor, options: Any
+) -> tuple[dict[str, list[Timing]], int]:
+    """Return the timings of both ways, and how many steps their members took together."""
+    config = TrainConfig(max_epochs=options.epochs, batch_size=batch_size)
+    steps = 0
+
+    def trained(stacked: bool) -> Timing:
+        def work() -> None:
+            nonlocal steps
+            found = train_ensemble(
+                lambda: trainer_of(network, theta, x),
+                members,
+                config,
+                n_jobs=1,
+                seed=SEED,
+                stacked=stacked,
+                early_stopping=EarlyStopping.never(),
+            )
+            batches = -(-len(found.trainers[0].train_indices) // batch_size)
+            steps = members * options.epochs * batches
+
+        return timed(work)
+
+    ways = {
+        "one after the other": lambda: trained(False),
+        "stacked": lambda: trained(True),
+    }
+    return alternate(ways, options.rounds), steps
+
+
 # --- quality
 
 
@@ -216,11 +296,14 @@ def _trained(task: Any, rows: int, seed: int, options: Any) -> dict[str, list[An
 def main(arguments: Sequence[str] | None = None) -> Result:
     """Measure and show."""
     parser = options_of(__doc__, rounds=3)
-    parser.add_argument("--part", choices=["time", "quality", "both"], default="both")
+    parser.add_argument("--part", choices=["time", "stacked", "quality", "all"], default="all")
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--members", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--networks", nargs="+", default=["maf", "zuko_nsf"])
+    parser.add_argument("--stacked-networks", nargs="+", default=["maf", "mdn"])
+    parser.add_argument("--stacked-rows", type=int, default=3_000)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[50, 100, 200])
     parser.add_argument("--tasks", nargs="+", default=["two_moons", "slcp"])
     parser.add_argument("--simulations", type=int, nargs="+", default=[1_000, 10_000])
     parser.add_argument("--seeds", type=int, default=3)
@@ -229,12 +312,12 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     parser.add_argument("--networks-per-ensemble", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     options = parse(parser, arguments)
-    if options.write and options.part != "both":
-        parser.error("--write records both parts, which stand side by side: add --part both")
-    parts = {"time": time_part, "quality": quality_part}
+    if options.write and options.part != "all":
+        parser.error("--write records all parts, which stand side by side: add --part all")
+    parts = {"time": time_part, "stacked": stacked_part, "quality": quality_part}
     result = Result("ensembles", (__doc__ or "").splitlines()[0])
     for name, measure in parts.items():
-        if options.part in (name, "both"):
+        if options.part in (name, "all"):
             tables, numbers = measure(options)
             result.tables += tables
             result.numbers[name] = numbers

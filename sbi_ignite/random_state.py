@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 
 def random_states() -> dict[str, Any]:
     """Return the states of python's, numpy's and torch's generators, as tensors and plain data."""
+    put_awaited_in_force()
     states = {
         "python": random.getstate(),
         "numpy": _as_plain(np.random.get_state()),
@@ -28,6 +29,7 @@ def random_states() -> dict[str, Any]:
 
 def set_random_states(states: Mapping[str, Any]) -> None:
     """Bring all generators to states that `random_states` returned."""
+    put_awaited_in_force()
     random.setstate(_as_tuple(states["python"]))
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -123,6 +125,20 @@ class OwnRandomState:
             if len(_in_force) == 1:
                 _in_force.clear()
 
+    @contextmanager
+    def in_force_when_asked(self) -> Iterator[None]:
+        """Put these states in force only when something asks for states inside the block.
+
+        For turns that are known to draw nothing, which saves the time of an exchange.
+        """
+        with ExitStack() as turn:
+            _awaited.append((self, turn))
+            try:
+                yield
+            finally:
+                if _awaited and _awaited[-1][0] is self:
+                    _awaited.pop()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the states outside of `in_force`, as `random_states` does."""
         states = {
@@ -157,6 +173,16 @@ class OwnRandomState:
             torch.cuda.set_rng_state_all(self._cuda)
         self._numpy.put()
 
+
+def put_awaited_in_force() -> None:
+    """Put the states in force that wait to be asked for, until their block ends; see there."""
+    if _awaited:
+        own, turn = _awaited.pop()
+        turn.enter_context(own.in_force())
+
+
+_awaited: list[tuple[OwnRandomState, ExitStack]] = []
+"""The states that are put in force when they are asked for; at most one."""
 
 _in_force: list[OwnRandomState] = []
 """Whose states are in force, innermost last; the first are the process's own."""

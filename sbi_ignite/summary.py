@@ -43,9 +43,10 @@ class TrainingSummary:
         device: Where the network was trained.
         world_size: Number of processes.
         executor: How training steps were computed: "torchscript" (recorded once and repeated
-            by its interpreter), "generated_python" (the same in Python), "cuda_graph", "inductor"
-            or "eager" (by torch, operation by operation). Results do not depend on it, except with
-            "inductor".
+            by its interpreter), "generated_python" (the same in Python), "cuda_graph", "inductor",
+            "stacked" (together with those of other members of an ensemble) or "eager" (by torch,
+            operation by operation). Results do not depend on it, except with "inductor" and
+            "stacked", which round differently.
         executor_reason: Why not in a faster way, or in the one that `compile` asked for; "" where
             there is nothing to say.
         config: All settings as plain data, each with its value and origin.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from copy import deepcopy
@@ -60,10 +60,33 @@ from sbi_ignite.training.checks import check_loader
 from sbi_ignite.training.hooks import Place, Steps, TrainingHooks
 from sbi_ignite.training.options import rates_of
 from sbi_ignite.training.run import run
-from sbi_ignite.training.training import assemble
+from sbi_ignite.training.training import Training, assemble
 from sbi_ignite.world import ONE, World
 
+Run = Callable[[Training], TrainingSummary]
+_run: ContextVar[tuple[Any, Run] | None] = ContextVar("sbi_ignite_run", default=None)
+
 _in_loop: ContextVar[Any] = ContextVar("sbi_ignite_in_loop", default=None)
+
+
+@contextmanager
+def run_by(trainer: Any, run: Run) -> Iterator[None]:
+    """Let a function run the training of a trainer inside the block, in place of `run`.
+
+    Args:
+        trainer: One of sbi's trainers; others are not affected.
+        run: Returns the summary of a training.
+    """
+    token = _run.set((trainer, run))
+    try:
+        yield
+    finally:
+        _run.reset(token)
+
+
+def _run_of(trainer: Any) -> Run:
+    asked = _run.get()
+    return asked[1] if asked is not None and asked[0] is trainer else run
 
 
 def refuse_nested_training(trainer: Any) -> None:
@@ -160,7 +183,7 @@ def fit(
     )
     hooks.resume_from = resume_from
     with splines, _marked(trainer):
-        run(
+        _run_of(trainer)(
             assemble(
                 call.settings,
                 net,

@@ -61,6 +61,7 @@ class Compiler:
 
     Attributes:
         compiled: Remembers whether steps are compiled, with `compile="inductor"`; else None.
+        stacked: How steps are computed together with those of other networks; None if they are not.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Compiler:
         self._rounding = ROUNDING_IN_BF16 if config.precision == "bf16-mixed" else ROUNDING
         self.compiled = Compiled() if self._mode == "inductor" else None
         self._steps: Tracing | None = None
+        self.stacked: Report | None = None
 
     def gradients(self, optimizer: Optimizer) -> Gradients:
         """Return what computes losses and gradients of training batches."""
@@ -130,6 +132,10 @@ class Compiler:
 
     def report(self) -> Report:
         """Return how the steps of training have been computed so far."""
+        return self.stacked or self.report_alone()
+
+    def report_alone(self) -> Report:
+        """Return how those steps have been computed that no other network took part in."""
         if self._steps is not None:
             return self._steps.report()
         if self._replaced:
@@ -139,6 +145,16 @@ class Compiler:
         if self._mode == "auto":
             return Report("eager", NOT_KNOWN)
         return Report("eager", f"compile={self._mode!r}")
+
+    @property
+    def not_stacked(self) -> str:
+        """Why steps cannot be computed together with those of other networks; "" if they may be."""
+        if self._mode in ("off", "inductor"):
+            return f"compile={self._mode!r} asks for steps that are computed otherwise"
+        if self._watchful:
+            return "callbacks with attach() may change a network between any two of its steps"
+        report = self.report_alone()
+        return "" if self._records and not self._replaced else report.reason
 
     @property
     def _asks_for_recordings(self) -> bool:
@@ -159,10 +175,10 @@ class Compiler:
         """Return how many steps are computed eagerly first."""
         if self._mode == "auto" and sure_steps < STEPS_THAT_PAY:
             return STEPS_BEFORE_TRACING
-        return STEPS_TO_SETTLE if self._captures else 0
+        return STEPS_TO_SETTLE if self.captures else 0
 
     @property
-    def _captures(self) -> bool:
+    def captures(self) -> bool:
         """Whether recordings run as CUDA graphs where possible."""
         if self._mode in ("auto", "inductor"):
             return self._on_cuda
@@ -177,7 +193,7 @@ class Compiler:
             record_twice=on_request and not (fuse and self._known_safe),
             must_pay=not on_request,
             every_step=self._watchful,
-            capture=self._captures,
+            capture=self.captures,
             fuse=fuse,
             rounding=self._rounding,
         )

@@ -16,7 +16,7 @@ class Report(NamedTuple):
     """How the steps of a training were computed.
 
     Attributes:
-        executor: "torchscript", "generated_python", "cuda_graph", "inductor" or "eager".
+        executor: "torchscript", "generated_python", "cuda_graph", "inductor", "stacked" or "eager".
         reason: Why not in a faster way, or not in the requested one; "" if there is no reason.
     """
 

@@ -95,6 +95,11 @@ class Tracing:
         not_captured: Called with the reason when a recording does not run as a CUDA graph.
         slower_way: Called with how recordings run, and why not in a faster way.
         compiled: Remembers whether they are compiled.
+
+    Attributes:
+        model: The network.
+        rules: The rules.
+        roots: The objects whose Python state the computation may read.
     """
 
     def __init__(
@@ -110,7 +115,7 @@ class Tracing:
     ) -> None:
         self._slower_way, self._compiled = slower_way or SlowerWays(), compiled
         self.model, self.rules, self._not_captured = model, rules, not_captured
-        self._roots, self._epoch, self._given_up = (model, *also), epoch, given_up
+        self.roots, self._epoch, self._given_up = (model, *also), epoch, given_up
         self._shapes: dict[Any, _Shape] = {}
         self._last_epoch, self._changes = -1, 0
         self._fingerprint: Fingerprint | None = None
@@ -208,7 +213,7 @@ class Tracing:
             self._give_up(str(reason))
         before, python = _State.of(self.model), self._fingerprint
         if python is None or not python.holds():
-            python = Fingerprint(*self._roots)
+            python = Fingerprint(*self.roots)
         with _timed(leaves) as seconds:
             outputs = eager()
         if outputs is None or not self._active:
@@ -248,12 +253,12 @@ class Tracing:
         before.restore(after)
         if shape.recording is None or (self.rules.record_twice and shape.proofs == 1):
             tensors = [_apart(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
-            with _freed_at_once():
-                recording, graph = record(recordable, tensors, own=_own(self.model))
+            with freed_at_once():
+                recording, graph = record(recordable, tensors, own=own_tensors(self.model))
                 if shape.recording is not None and not recording.same_as(shape.recording):
                     raise NotTraceable("it is another computation from batch to batch")
                 shape.recording = recording
-                self._check(shape)
+                check_recording(recording, self.model, shape.parameters)
                 shape.run, shape.is_exact = self._prepared(recording, graph, tensors)
                 del graph
             before.restore()
@@ -280,7 +285,7 @@ class Tracing:
     def _is_close(self, outputs: Outputs, replayed: Outputs, after: _State) -> bool:
         """Return whether outputs and states are equal up to rounding, and random draws equal."""
         rounding = self.rules.rounding
-        return _close(outputs, replayed, rounding) and after.is_nearly_now(rounding)
+        return are_close(outputs, replayed, rounding) and after.is_nearly_now(rounding)
 
     def _refuse_fused(self, reason: str) -> None:
         """Compile no further recordings."""
@@ -322,21 +327,6 @@ class Tracing:
             if reason not in reasons:
                 reasons.append(reason)
         raise NotTraceable("; ".join(reasons))
-
-    def _check(self, shape: _Shape) -> None:
-        """Refuse recordings that could not be undone, or that depend on unknown state."""
-        recording = shape.recording
-        assert recording is not None
-        if recording.writes and recording.guarded:
-            raise NotTraceable("it decides by values and writes to the network's buffers")
-        own = {id(tensor) for tensor in _own(self.model)}
-        memory = {tensor.untyped_storage().data_ptr() for tensor in _own(self.model)}
-        foreign = (t for t in recording.captured if id(t) not in own)
-        if any(tensor.untyped_storage().data_ptr() in memory for tensor in foreign):
-            raise NotTraceable("it reaches the network's weights by tensors of its own")
-        known = {id(parameter) for parameter in shape.parameters}
-        if known and any(t.requires_grad and id(t) not in known for t in recording.captured):
-            raise NotTraceable("it trains tensors that are neither network's nor optimizer's")
 
     def _look_for_changes(self) -> None:
         """Forget all recordings when the network, or what its loss can reach, has changed."""
@@ -387,6 +377,25 @@ class TracedGradients:
     ) -> None:
         self._eager, self._parameters, self._tracing = eager, parameters, tracing
 
+    @property
+    def eager(self) -> EagerGradients:
+        """The computation that recordings must equal."""
+        return self._eager
+
+    @property
+    def roots(self) -> tuple[Any, ...]:
+        """The objects whose Python state it may read."""
+        return self._tracing.roots
+
+    @property
+    def rules(self) -> TracingRules:
+        """When steps are recorded, and how much they may differ."""
+        return self._tracing.rules
+
+    def parameters(self) -> list[Tensor]:
+        """Return the leaves whose gradients are needed."""
+        return [parameter for parameter in self._parameters() if parameter.requires_grad]
+
     def __call__(self, batch: Any) -> tuple[Tensor, Backward]:
         """Return losses and a function that stores the gradients of their mean."""
         shape, leaves = self._tracing.shape_of(batch)
@@ -404,7 +413,7 @@ class TracedGradients:
     def _proved(self, batch: Any, shape: _Shape, leaves: list[Any]) -> tuple[Tensor, Backward]:
         """Return what the eager computation gives, and compare the recording with it."""
         result: list[tuple[Tensor, Backward]] = []
-        parameters = tuple(p for p in self._parameters() if p.requires_grad)
+        parameters = tuple(self.parameters())
         shape.parameters = parameters
 
         def eager() -> Outputs | None:
@@ -412,18 +421,15 @@ class TracedGradients:
             result.append((losses, backward))
             if not torch.isfinite(losses).all():
                 return None  # the step ends with an error, or is undone when its loss is read
-            gradients = _gradients(parameters, backward)
+            gradients = gradients_of(parameters, backward)
             result.append((losses, partial(hand_over, parameters, gradients)))
             return [losses, *gradients]
 
         def recordable(*tensors: Tensor) -> list[Tensor]:
-            losses = self._eager.loss(self._eager.model, _rebuilt(batch, leaves, tensors))
-            mean = torch.mean(losses)
-            gradients = torch.autograd.grad(mean, parameters, allow_unused=True)
+            rebuilt = _rebuilt(batch, leaves, tensors)
+            losses, gradients = losses_and_gradients(self._eager, parameters, rebuilt)
             shape.used = (True, *(gradient is not None for gradient in gradients))
-            pairs = zip(gradients, parameters, strict=True)
-            laid_out = [_laid_out(g, p) for g, p in pairs if g is not None]
-            return [losses.detach(), *laid_out]
+            return [losses, *(g for g in gradients if g is not None)]
 
         replayed = self._tracing.prove(shape, leaves, eager, recordable)
         if replayed is None:
@@ -431,6 +437,26 @@ class TracedGradients:
         losses, *gradients = replayed
         assert losses is not None
         return losses, partial(hand_over, parameters, gradients)
+
+
+def losses_and_gradients(
+    eager: EagerGradients, parameters: Sequence[Tensor], batch: Any
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Return losses and the gradients of their mean, in a way that can be recorded.
+
+    Args:
+        eager: Has the network and the loss.
+        parameters: The leaves whose gradients are needed.
+        batch: The batch.
+
+    Returns:
+        Losses, and for each parameter its gradient in the parameter's layout; None if it has no
+        part in the loss.
+    """
+    losses = eager.loss(eager.model, batch)
+    gradients = torch.autograd.grad(torch.mean(losses), parameters, allow_unused=True)
+    pairs = zip(gradients, parameters, strict=True)
+    return losses.detach(), [None if g is None else _laid_out(g, p) for g, p in pairs]
 
 
 class TracedLosses:
@@ -472,6 +498,29 @@ class TracedLosses:
         return result[0] if losses is None else losses
 
 
+def check_recording(recording: Recording, model: nn.Module, parameters: Sequence[Tensor]) -> None:
+    """Refuse recordings that could not be undone, or that depend on unknown state.
+
+    Args:
+        recording: What is known about the recording.
+        model: The network.
+        parameters: The leaves whose gradients it computes; none for losses alone.
+
+    Raises:
+        NotTraceable: Saying why.
+    """
+    if recording.writes and recording.guarded:
+        raise NotTraceable("it decides by values and writes to the network's buffers")
+    own = {id(tensor) for tensor in own_tensors(model)}
+    memory = {tensor.untyped_storage().data_ptr() for tensor in own_tensors(model)}
+    foreign = (t for t in recording.captured if id(t) not in own)
+    if any(tensor.untyped_storage().data_ptr() in memory for tensor in foreign):
+        raise NotTraceable("it reaches the network's weights by tensors of its own")
+    known = {id(parameter) for parameter in parameters}
+    if known and any(t.requires_grad and id(t) not in known for t in recording.captured):
+        raise NotTraceable("it trains tensors that are neither network's nor optimizer's")
+
+
 def refuse_hooks(model: nn.Module) -> None:
     """Refuse networks in which foreign code runs inside the forward or backward pass.
 
@@ -510,7 +559,7 @@ class _State:
     @classmethod
     def of(cls, model: nn.Module) -> _State:
         """Return the state of a network's tensors."""
-        tensors = _own(model)
+        tensors = own_tensors(model)
         return cls(tensors, [tensor.detach().clone() for tensor in tensors])
 
     def followed(self) -> _State:
@@ -541,7 +590,7 @@ class _State:
     def is_nearly_now(self, rounding: float) -> bool:
         """Return whether this is the current state up to rounding, and the same random state."""
         tensors = [tensor.detach() for tensor in self._tensors]
-        return _close(self._values, tensors, rounding) and _equal(self._random, random_states())
+        return are_close(self._values, tensors, rounding) and _equal(self._random, random_states())
 
     def same_outside_torch(self, other: _State) -> bool:
         """Return whether the generators of python and numpy are in the same state."""
@@ -549,7 +598,7 @@ class _State:
 
 
 @contextmanager
-def _freed_at_once() -> Iterator[None]:
+def freed_at_once() -> Iterator[None]:
     """Free what the block leaves behind when it ends, if garbage collection is enabled.
 
     The nodes of a recording reference each other. A few thousand of them left among older objects
@@ -592,7 +641,8 @@ def _flattened(batch: Any) -> tuple[list[Any], Any]:
     return pytree.tree_flatten(batch)
 
 
-def _own(model: nn.Module) -> list[Tensor]:
+def own_tensors(model: nn.Module) -> list[Tensor]:
+    """Return the parameters and buffers of a network."""
     return [*model.parameters(), *model.buffers()]
 
 
@@ -653,7 +703,7 @@ def _rebuilt(batch: Any, leaves: Sequence[Any], tensors: Sequence[Tensor]) -> An
     return pytree.tree_unflatten(filled, pytree.tree_structure(batch))
 
 
-def _gradients(parameters: Sequence[Tensor], backward: Backward) -> list[Tensor | None]:
+def gradients_of(parameters: Sequence[Tensor], backward: Backward) -> list[Tensor | None]:
     """Return the gradients of a backward pass, leaving those that parameters already had."""
     before = [parameter.grad for parameter in parameters]
     for parameter in parameters:
@@ -690,7 +740,7 @@ def _same_bits(first: Tensor | None, second: Tensor | None) -> bool:
     return torch.equal(a, b)
 
 
-def _close(
+def are_close(
     expected: Sequence[Tensor | None], given: Sequence[Tensor | None], rounding: float
 ) -> bool:
     """Return whether tensors are equal up to rounding, and alike in type and layout.

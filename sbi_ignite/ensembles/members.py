@@ -13,8 +13,8 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ _SECONDS_TO_SAVE = 120.0
 _SECONDS_FOR_ORPHANS = 10.0
 """How long to wait for a worker of a killed ensemble, which saves and ends by itself."""
 
-_one_at_a_time = threading.Lock()
+one_at_a_time = threading.Lock()
 """Members in one process take turns: random states and numbers of threads belong to a process."""
 
 
@@ -120,6 +120,8 @@ class Outcome:
         summary: Its summary; None if it failed.
         failure: Why it failed.
         warnings: What was warned of: category and text.
+        stacking: Whether its steps were stacked with those of others, and why or why not; None if
+            nobody asked for it.
     """
 
     index: int
@@ -129,6 +131,7 @@ class Outcome:
     summary: TrainingSummary | None = None
     failure: Failure | None = None
     warnings: tuple[tuple[bytes, str], ...] = ()
+    stacking: tuple[bool, str] | None = None
 
 
 def train_member(task: Task, tensors: Sequence[Tensor] | None = None) -> Outcome:
@@ -141,18 +144,42 @@ def train_member(task: Task, tensors: Sequence[Tensor] | None = None) -> Outcome
     Returns:
         The outcome; an error of the training is in it instead of being raised.
     """
-    _end_with_parent(task.started_by)
-    with _one_at_a_time, warnings.catch_warnings(record=True) as caught:
+    end_with_parent(task.started_by)
+    with one_at_a_time:
+        return attempt(task, tensors)
+
+
+Around = Callable[[Any, list[warnings.WarningMessage]], AbstractContextManager[object]]
+"""Makes the context in which a trainer is trained, given what it has warned of so far."""
+
+
+def attempt(task: Task, tensors: Sequence[Tensor] | None, around: Around | None = None) -> Outcome:
+    """Train a member, while no other thread trains one; see `train_member`.
+
+    Args:
+        task: What to train.
+        tensors: The simulations; None reads them from the task's folder.
+        around: Makes a context for the call of `train()`.
+    """
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            outcome = _train(task, tensors)
+            outcome = _train(task, tensors, lambda trainer: _around(around, trainer, caught))
         except Exception as error:
             outcome = Outcome(task.index, task.seeds, failure=failure_of(error))
     seen = {(cloudpickle.dumps(w.category), str(w.message)): None for w in caught if _matters(w)}
-    return Outcome(**{**vars(outcome), "warnings": tuple(seen)})
+    return replace(outcome, warnings=tuple(seen))
 
 
-def _train(task: Task, tensors: Sequence[Tensor] | None) -> Outcome:
+def _around(around: Around | None, trainer: Any, caught: Any) -> AbstractContextManager[object]:
+    return contextlib.nullcontext() if around is None else around(trainer, caught)
+
+
+def _train(
+    task: Task,
+    tensors: Sequence[Tensor] | None,
+    around: Callable[[Any], AbstractContextManager[object]],
+) -> Outcome:
     tensors = task.folder.open() if tensors is None else tensors
     with (
         _as_before(),
@@ -170,7 +197,8 @@ def _train(task: Task, tensors: Sequence[Tensor] | None) -> Outcome:
         arguments: dict[str, Any] = cloudpickle.loads(task.arguments)
         _await_orphan(task.run_directory)
         manual_seed(task.seeds.train)
-        estimator = trainer.train(**arguments)
+        with around(trainer):
+            estimator = trainer.train(**arguments)
         summary = trainer.training_summary
         return Outcome(task.index, task.seeds, pack(trainer), cloudpickle.dumps(estimator), summary)
 
@@ -280,7 +308,7 @@ _guarded = False
 """Whether this process watches for the death of the one that has started it."""
 
 
-def _end_with_parent(started_by: tuple[int, str]) -> None:
+def end_with_parent(started_by: tuple[int, str]) -> None:
     """Let a worker save and end once the process of its ensemble is gone.
 
     Workers of joblib's loky would train on, and then wait forever for somebody to take the result:
@@ -298,9 +326,9 @@ def _end_with_parent(started_by: tuple[int, str]) -> None:
     def guard() -> None:
         while os.getppid() == parent:
             time.sleep(_POLL_SECONDS)
-        if _one_at_a_time.locked():  # the training saves itself and gives up the lock
+        if one_at_a_time.locked():  # the training saves itself and gives up the lock
             os.kill(os.getpid(), signal.SIGTERM)
-            _one_at_a_time.acquire(timeout=_SECONDS_TO_SAVE)
+            one_at_a_time.acquire(timeout=_SECONDS_TO_SAVE)
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=guard, daemon=True, name="sbi-ignite-guard").start()

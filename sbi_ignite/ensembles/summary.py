@@ -111,6 +111,7 @@ class EnsembleSummary:
         n_jobs: Members that were trained at a time.
         backend: Where: "sequential", or the name of joblib's backend.
         spread: How far the members' posteriors are apart; None before `Ensemble.spread`.
+        stacked: Whether members were trained stacked, and why or why not; "" if not asked for.
 
     Example:
         >>> one = TrainingSummary(method="NPE_C", epochs_trained=1, best_epoch=1,
@@ -130,6 +131,7 @@ class EnsembleSummary:
     n_jobs: int = 1
     backend: str = "sequential"
     spread: Spread | None = None
+    stacked: str = ""
 
     @property
     def summaries(self) -> tuple[TrainingSummary, ...]:
@@ -182,7 +184,8 @@ class EnsembleSummary:
         return [head, *(member._cells() for member in self.members)]
 
     def _last_lines(self) -> list[str]:
-        return [] if self.spread is None else [f"spread: {self.spread}"]
+        spread = [] if self.spread is None else [f"spread: {self.spread}"]
+        return [*([f"trained {self.stacked}"] if self.stacked else []), *spread]
 
     def plot(self) -> Figure:
         """Return a figure of the loss curves of all members, with each one's best epoch marked.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import joblib
 from joblib.parallel import ThreadingBackend, get_active_backend
 from torch import Tensor
 
 from sbi_ignite.ensembles.members import Failure, Outcome, Task, train_member
+from sbi_ignite.ensembles.stacks import train_stack
 from sbi_ignite.exceptions import ArgumentError, SettingsError
 
 _OF_THIS_MACHINE = (
@@ -19,6 +20,9 @@ _OF_THIS_MACHINE = (
     "SequentialBackend",
     "ThreadingBackend",
 )
+Stacked = Literal[False, True, "auto"]
+"""Whether members are trained stacked; "auto" measures whether it pays."""
+
 _TRIES_ALONE = 2
 """How often a member whose worker died is trained again, alone in a worker."""
 
@@ -84,19 +88,26 @@ class Workers:
             )
         return cls(min(effective, num_members), type(backend).__name__.removesuffix("Backend"))
 
-    def outcomes(self, tasks: Sequence[Task], tensors: Sequence[Tensor]) -> Iterator[Outcome]:
+    def outcomes(
+        self, tasks: Sequence[Task], tensors: Sequence[Tensor], stacked: Stacked = False
+    ) -> Iterator[Outcome]:
         """Train members and yield what became of each, as soon as it is known.
 
         Args:
             tasks: The members.
             tensors: Their simulations, for members that are trained in this process.
+            stacked: Whether to train members stacked, as many stacks at a time as members else.
         """
         if self.in_this_process:
-            yield from (train_member(task, tensors) for task in tasks)
+            if stacked:
+                yield from train_stack(tasks, stacked, tensors)
+            else:
+                yield from (train_member(task, tensors) for task in tasks)
             return
         waiting = {task.index: task for task in tasks}
+        groups = [tasks[i :: self.n_jobs] for i in range(self.n_jobs)] if stacked else []
         try:
-            for outcome in self._parallel(tasks, self.n_jobs):
+            for outcome in self._parallel(groups or [[task] for task in tasks], stacked):
                 del waiting[outcome.index]
                 yield outcome
         except Exception as error:
@@ -107,15 +118,18 @@ class Workers:
         for task in waiting.values():
             for _ in range(_TRIES_ALONE):
                 try:
-                    yield from self._parallel([task], 2)
+                    yield from self._parallel([[task]], stacked, 2)
                     break
                 except Exception as error:
                     died = error
             else:
                 yield _dead(task, died)
 
-    def _parallel(self, tasks: Iterable[Task], n_jobs: int) -> Iterator[Outcome]:
-        """Train members by joblib."""
+    def _parallel(
+        self, groups: Iterable[Sequence[Task]], stacked: Stacked, n_jobs: int | None = None
+    ) -> Iterator[Outcome]:
+        """Train groups of members by joblib."""
+        n_jobs = self.n_jobs if n_jobs is None else n_jobs
         backend, _ = get_active_backend()
         streams = bool(getattr(backend, "supports_return_generator", False))
         # n_jobs=1 would train in this process, and die with it.
@@ -127,8 +141,14 @@ class Workers:
             "return_as": "generator_unordered" if streams else "list",
         }
         parallel = joblib.Parallel(**options)
-        found: Any = parallel(joblib.delayed(train_member)(task) for task in tasks)
-        yield from found
+        found: Any = parallel(joblib.delayed(_train)(group, stacked) for group in groups)
+        for outcomes in found:
+            yield from outcomes
+
+
+def _train(group: Sequence[Task], stacked: Stacked) -> list[Outcome]:
+    """Train members in a worker."""
+    return train_stack(group, stacked) if stacked else [train_member(task) for task in group]
 
 
 def _dead(task: Task, error: BaseException) -> Outcome:

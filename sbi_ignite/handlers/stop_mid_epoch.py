@@ -5,6 +5,7 @@ from __future__ import annotations
 from ignite.engine import Engine
 
 from sbi_ignite.callback import TrainingState
+from sbi_ignite.random_state import put_awaited_in_force
 
 CUT_SHORT = ("time_limit", "signal")
 """Reasons to stop that do not apply to a later start."""
@@ -26,6 +27,7 @@ def stop_after_batch(engine: Engine, state: TrainingState, reason: str) -> None:
         state: Where the reason is noted.
         reason: One of `CUT_SHORT`.
     """
+    put_awaited_in_force()  # what is saved now has the training's own random states
     state.stop(reason)
     if not ends_epoch(engine):
         engine.terminate()

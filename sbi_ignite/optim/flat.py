@@ -12,6 +12,7 @@ import logging
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,30 @@ class FlatOptimizer:
             self._leave()
         return gradient
 
+    def move_to(self, values: Tensor) -> None:
+        """Let parameters lie in this memory, from the next step on that finds it fitting.
+
+        Args:
+            values: Contiguous, shape (num_numbers,).
+        """
+        if self._memory is not None:
+            self._memory.give_back()
+            self._memory = None
+        self._values = values
+
+    def hand_over(self, gradient: Tensor, parameters: Sequence[Tensor]) -> bool:
+        """Store gradients that lie side by side as `joined` lays tensors; they are copied.
+
+        Args:
+            gradient: Shape (num_numbers,).
+            parameters: Whose gradients these are, in the order of the optimizer.
+
+        Returns:
+            Whether they were stored: not if other parameters lie in flat memory or none, or have
+            gradients already.
+        """
+        return self._memory is not None and self._memory.take(gradient, parameters)
+
     def flat_values(self, parameters: Sequence[Tensor]) -> Tensor | None:
         """Return the tensor in which these parameters lie, as `joined` lays tensors.
 
@@ -198,7 +223,8 @@ class _FlatMemory:
         self._places = Aligned(self._parameters)
         self._own = [p.data for p in self._parameters]
         self._steps = torch.stack([self._state[p]["step"] for p in self._parameters])
-        self._gathered: tuple[Sequence[Tensor], list[object]] | None = None
+        self._gathered: tuple[Sequence[Tensor], object] | None = None
+        self._known_as: Sequence[Tensor] | None = None
         self.values = self._places.joined(self._own)
         if values is not None and _alike(values, self.values):
             self.values = values.copy_(self.values)
@@ -268,7 +294,13 @@ class _FlatMemory:
 
     def _note(self, gradients: Sequence[Tensor]) -> None:
         """Remember which gradients the flat gradient is a copy of."""
-        self._gathered = gradients, list(map(version_of, gradients))
+        self._gathered = gradients, self._versions(gradients)
+
+    def _versions(self, gradients: Sequence[Tensor]) -> object:
+        """Return what changes whenever one of these is written to."""
+        # Parts of one tensor count as it does.
+        own = gradients is self._slots
+        return version_of(self._gradient) if own else list(map(version_of, gradients))
 
     def _is_gathered(self, gradients: Sequence[Tensor | None]) -> bool:
         """Return whether the flat gradient is a copy of these as they are now."""
@@ -276,7 +308,22 @@ class _FlatMemory:
             return False
         seen, versions = self._gathered
         same = len(seen) == len(gradients) and all(map(operator.is_, seen, gradients))
-        return same and versions == list(map(version_of, seen))
+        return same and versions == self._versions(seen)
+
+    @torch.no_grad()
+    def take(self, gradient: Tensor, parameters: Sequence[Tensor]) -> bool:
+        """Give parameters these gradients, if they are all that lie here and have none yet."""
+        if parameters is not self._known_as:
+            if not self.is_of(parameters):
+                return False
+            self._known_as = parameters
+        if any(map(operator.is_not, map(_GRADIENT, self._parameters), repeat(None))):
+            return False
+        self._gradient.copy_(gradient)
+        for parameter, slot in zip(self._parameters, self._slots, strict=True):
+            parameter.grad = slot
+        self._note(self._slots)
+        return True
 
     @torch.no_grad()
     def scale(self, gradients: Sequence[Tensor], factor: Tensor) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 
 from sbi_ignite.exceptions import ArgumentError, SbiIgniteWarning
 from sbi_ignite.handlers.signals import hold_together
@@ -13,6 +12,7 @@ from sbi_ignite.summary import TrainingSummary
 from sbi_ignite.training.run import in_turns
 from sbi_ignite.training.shared_pass import Share, SharedPass
 from sbi_ignite.training.training import Training
+from sbi_ignite.training.turns import InTurns, check_directories
 
 
 def run_together(trainings: Sequence[Training]) -> list[TrainingSummary | Exception]:
@@ -64,7 +64,7 @@ def run_together(trainings: Sequence[Training]) -> list[TrainingSummary | Except
         [2, 2, 2]
     """
     one_pass = _shared_pass(trainings)
-    _check_directories(trainings)
+    check_directories(trainings)
     signals = [training.signals for training in trainings]
     hold_together(signals)
     members = [_Member(training) for training in trainings]
@@ -99,44 +99,24 @@ def _train(members: Sequence[_Member], one_pass: SharedPass) -> None:
         raise
 
 
-class _Member:
-    """One of several trainings that take turns.
+class _Member(InTurns):
+    """One of several trainings that share batches.
 
     Args:
         training: The training.
 
     Attributes:
-        training: The training.
         share: Its batches.
-        outcome: Its summary, or the error that ended it; None while it runs.
     """
 
     def __init__(self, training: Training) -> None:
-        self.training, self.share = training, _share_of(training)
-        self.outcome: TrainingSummary | Exception | None = None
-        self._turns = in_turns(training)
+        super().__init__(training, in_turns(training))
+        self.share = _share_of(training)
 
     def resume(self) -> None:
         """Go to where the training continues."""
-        with self.training.random.in_force():
-            next(self._turns)
+        super().resume()
         self.share.num_taken = self.training.state.iteration
-
-    def turn(self) -> None:
-        """Go on until the next batch is needed, or to the end."""
-        try:
-            with self.training.random.in_force():
-                next(self._turns)
-        except StopIteration as end:
-            self.outcome = end.value
-        except Exception as error:
-            self.outcome = error
-
-    def end(self, error: BaseException) -> None:
-        """Let the training report, and record in its directory, what ended all of them."""
-        # What its callbacks raise in turn must not keep the others from hearing of it.
-        with suppress(BaseException):
-            self._turns.throw(error)
 
 
 def _position(member: _Member) -> int:
@@ -178,19 +158,3 @@ def _shared_pass(trainings: Sequence[Training]) -> SharedPass:
             f"shares of {len(passes)} passes. Call share() once for each training."
         )
     return shares[0].of
-
-
-def _check_directories(trainings: Sequence[Training]) -> None:
-    """Refuse two trainings in one run directory."""
-    taken = set()
-    for training in trainings:
-        checkpoint = training.settings.checkpoint
-        if checkpoint is None:
-            continue
-        path = (training.hooks.place.directory or checkpoint.directory).resolve()
-        if path in taken:
-            raise ArgumentError(
-                f"trainings: expected a run directory of its own for each, got {path} twice. Name "
-                "another directory in the CheckpointConfig of each training."
-            )
-        taken.add(path)

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from ignite.engine import Events
 from ignite.utils import manual_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -39,9 +40,10 @@ from sbi_ignite.training.datasets import loaders_of
 from sbi_ignite.training.options import check_options
 from sbi_ignite.training.persistence import NoPersistence, Persistence, persistence
 from sbi_ignite.training.schedules import continue_schedule, warn_of_idle
-from sbi_ignite.training.shared_pass import PausesBeforeBatches, Share
+from sbi_ignite.training.shared_pass import Share
 from sbi_ignite.training.steps import reads_later
 from sbi_ignite.training.training import Training, assemble
+from sbi_ignite.training.turns import Pauses
 from sbi_ignite.world import ONE, World, join_world, local_card
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -220,7 +222,9 @@ def run(training: Training) -> TrainingSummary:
     return summary
 
 
-def in_turns(training: Training) -> Generator[None, None, TrainingSummary]:
+def in_turns(
+    training: Training, pauses: Pauses | None = None
+) -> Generator[None, None, TrainingSummary]:
     """Run a training that pauses, so that several can take turns; see `run`.
 
     It pauses once when it stands where it continues, before loggers and callbacks are told; then,
@@ -228,6 +232,8 @@ def in_turns(training: Training) -> Generator[None, None, TrainingSummary]:
 
     Args:
         training: What `assemble` put together; it runs once.
+        pauses: Where else it pauses, on the training's engine. Denormal numbers are then treated as
+            they are outside.
 
     Returns:
         The summary.
@@ -249,7 +255,7 @@ def in_turns(training: Training) -> Generator[None, None, TrainingSummary]:
             return _summary(training, files, resumed_from, how)
 
         with _errors_reported(training, summary_now), files.running(trains):
-            yield from _loop(training)
+            yield from _loop(training, pauses)
         if training.state.stop_reason == "signal":
             training.signals.tell_others()
         summary = _conclude(training, files, summary_now)
@@ -357,16 +363,19 @@ def _begin(training: Training, files: Persistence | NoPersistence, trains: bool)
     training.callbacks.on_train_start()
 
 
-def _loop(training: Training) -> Iterator[None]:
+def _loop(training: Training, pauses: Pauses | None) -> Iterator[None]:
     """Train until a rule, the budget, a limit or a signal ends it; pause where others take part."""
     epochs_left = training.budget - training.epochs.before_this_engine
     share = training.train_batches if isinstance(training.train_batches, Share) else None
-    pauses = None if share is None else PausesBeforeBatches(training.engine)
+    # Asking takes time in every turn: who hands in pauses has seen to it for all of them.
+    as_zeros = pauses is None and not training.settings.train.sbi_compat
+    if share is not None:
+        pauses = Pauses(training.engine, Events.GET_BATCH_STARTED)
     with training.stepping.lent_memory(), closing(training.passes), suppress(StoppedInLoader):
         training.signals.ask_before_training()
         goes_on = training.has_epochs_left
         while goes_on:
-            with denormals_as_zeros(wanted=not training.settings.train.sbi_compat):
+            with denormals_as_zeros(wanted=as_zeros):
                 training.engine.run(
                     training.passes, max_epochs=epochs_left, epoch_length=len(training.passes)
                 )

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
 from torch import Tensor
 from typing_extensions import Self
 
@@ -249,28 +248,3 @@ class Share:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Remember where to continue; `SharedPass.begin` tells the source."""
         self.saved = dict(state)
-
-
-class PausesBeforeBatches:
-    """Interrupts an engine before it fetches a batch.
-
-    Args:
-        engine: The training engine.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._asked = self._waiting = False
-        engine.add_event_handler(Events.GET_BATCH_STARTED, self._ask)
-        engine.add_event_handler(Events.INTERRUPT, self._interrupted)
-
-    def is_waiting(self) -> bool:
-        """Return whether the engine has just paused here, rather than ended; ask once a pause."""
-        waiting, self._waiting = self._waiting, False
-        return waiting
-
-    def _ask(self, engine: Engine) -> None:
-        self._asked = True
-        engine.interrupt()
-
-    def _interrupted(self) -> None:
-        self._waiting, self._asked = self._asked, False

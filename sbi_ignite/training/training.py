@@ -82,6 +82,7 @@ class Training:
         state: Epoch, losses, stop reason: what callbacks see.
         epochs: Counts, validates, keeps the history.
         train_loss: Mean training loss of the epoch.
+        train_step: Takes its steps; None if other code does.
         engine: The ignite engine that trains.
         loggers: All loggers as one.
         callbacks: The user's callbacks.
@@ -114,6 +115,7 @@ class Training:
     state: TrainingState
     epochs: Epochs
     train_loss: EpochMean
+    train_step: TrainStep | None
     engine: Engine
     loggers: Loggers
     callbacks: UserCallbacks
@@ -296,10 +298,8 @@ def assemble(
         add_up = partial(summed_as_sbi, mean_over=getattr(loss_fn, "mean_over", None))
     gradients = compiler.gradients(optimizer)
     check = partial(check_gradients, model, optimizer, config.clip_max_norm)
-    engine = make_engine(
-        signals.guard_step(hooks.steps.train)
-        or together.guard_step(TrainStep(gradients, stepping, device, add_up, epochs.now, check))
-    )
+    train_step = TrainStep(gradients, stepping, device, add_up, epochs.now, check)
+    engine = make_engine(signals.guard_step(hooks.steps.train) or together.guard_step(train_step))
     if validation is not None:
         step = ValidationStep(
             model, compiler.losses(), device, add_up, epochs.now, keep_losses=asks_for_error
@@ -379,6 +379,7 @@ def assemble(
         state=state,
         epochs=epochs,
         train_loss=train_loss,
+        train_step=train_step if hooks.steps.train is None else None,
         engine=engine,
         loggers=loggers,
         callbacks=users,

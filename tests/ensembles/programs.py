@@ -45,11 +45,13 @@ def run(directory: str, out: str, n_jobs: str) -> None:
         config=TrainConfig(max_epochs=EPOCHS, batch_size=50),
         checkpoint=directory,
         n_jobs=int(n_jobs),
+        stacked=bool(os.environ.get("STACKED")),
         callbacks=[Slow(notes)],
     )
     resumed = [summary.resumed_from_epoch for summary in found.summary.summaries]
+    executors = [summary.executor for summary in found.summary.summaries]
     weights = [dict(estimator.state_dict()) for estimator in found.estimators]
-    torch.save({"weights": weights, "resumed": resumed}, out)
+    torch.save({"weights": weights, "resumed": resumed, "executors": executors}, out)
 
 
 if __name__ == "__main__":

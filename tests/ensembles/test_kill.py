@@ -27,7 +27,9 @@ from tests.small import same
 pytestmark = pytest.mark.timeout(900)
 
 
-def start(directory: Path, out: Path, n_jobs: int, seconds: float) -> forking.Program:
+def start(
+    directory: Path, out: Path, n_jobs: int, seconds: float, stacked: bool = False
+) -> forking.Program:
     """Start the program with so many seconds an epoch."""
     command = ("-W", "ignore", "-m", "tests.ensembles.programs")
     return forking.start(
@@ -35,6 +37,7 @@ def start(directory: Path, out: Path, n_jobs: int, seconds: float) -> forking.Pr
         *(str(directory), str(out), str(n_jobs)),
         quiet=True,
         SECONDS_AN_EPOCH=str(seconds),
+        STACKED="yes" * stacked,
         JOBLIB_TEMP_FOLDER=str(out.parent / "shared"),
     )
 
