@@ -32,7 +32,7 @@ from sbi_ignite.training.training import Training
 from sbi_ignite.training.turns import Call, InTurns, Pauses, called, check_directories
 from sbi_ignite.world import ONE
 
-WORTH_IT = 0.9
+WORTH_IT = 0.75
 """Largest share of the time of single steps that a stacked one may take to be chosen: what is
 around them costs a little more in turns."""
 
