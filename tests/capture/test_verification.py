@@ -672,7 +672,7 @@ def test_what_a_recording_leaves_behind_is_freed_at_once(collects):
 
     (gc.enable if collects else gc.disable)()
     try:
-        with verification._freed_at_once():
+        with verification.freed_at_once():
             node = weakref.ref(Node())
             assert node() is not None
         assert (node() is None) == collects

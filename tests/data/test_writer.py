@@ -34,7 +34,7 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         write(path, int(chunk_rows))
-    print(child, flush=True)
+    print("pid", child, flush=True)
     os.waitpid(child, 0)
     print("dead", flush=True)
 """
@@ -54,7 +54,8 @@ def writers():
 def start(writers, path, chunk_rows):
     """Start a writer and return its process id."""
     print(path, chunk_rows, file=writers.stdin, flush=True)
-    return int(writers.stdout.readline())
+    # The writer may be the first to say something.
+    return next(int(line.split()[1]) for line in writers.stdout if line.startswith("pid"))
 
 
 def kill(writers, pid):

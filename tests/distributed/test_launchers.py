@@ -30,7 +30,8 @@ for proposal in [None, "posterior"][: int(os.environ["ROUNDS"])]:
     trainer.train(max_num_epochs=int(os.environ["EPOCHS"]), stop_after_epochs=10**6)
     posterior = trainer.build_posterior().set_default_x(torch.zeros(2))
 sample = posterior.sample((1,), show_progress_bars=False)
-print("RESULT", trainer.training_summary.world_size, trainer.epoch, sample.sum().item())
+words = (trainer.training_summary.world_size, trainer.epoch, sample.sum().item())
+print("RESULT {} {} {}\\n".format(*words), end="")  # in one piece: two processes write here
 """
 
 
