@@ -75,6 +75,10 @@ NETWORKS = {
     "FMPE": {},
     "NPSE": {},
 }
+ONE_OF_EACH_KIND = (
+    *("NPE_C maf", "NPE_C nsf", "NPE_C mdn", "NPE_C zuko_nsf"),
+    *("NLE_A", "NRE_B resnet", "FMPE", "NPSE"),
+)
 
 
 @pytest.fixture
@@ -107,7 +111,13 @@ def compared(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ONE_OF_EACH_KIND else pytest.mark.slow)
+        for name in NETWORKS
+    ],
+)
 @pytest.mark.filterwarnings("ignore:.*")
 def test_the_gradients_of_a_stacked_step_are_those_of_each_member_alone(name, compared):
     method, _, _ = name.partition(" ")
