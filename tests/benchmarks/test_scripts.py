@@ -103,9 +103,11 @@ def test_ensembles_are_timed_and_judged(tmp_path):
     arguments = ["--rounds", "1", "--rows", "300", "--epochs", "1", "--members", "2"]
     arguments += ["--networks", "maf", "--tasks", "two_moons", "--simulations", "300"]
     arguments += ["--seeds", "1", "--fresh", "50", "--max-epochs", "2", "--jobs", "1"]
+    arguments += ["--stacked-networks", "mdn", "--stacked-rows", "200", "--batch-sizes", "50"]
     arguments += ["--networks-per-ensemble", "2", "--json", str(file)]
     result = ensembles.main(arguments)
-    assert len(result.tables) == 2
+    assert len(result.tables) == 3
+    assert set(numbers(file)["stacked"]["seconds"]["mdn, 50, 2"]) >= {"stacked"}
     seconds = numbers(file)["time"]["seconds"]["maf, 2"]
     assert all(values[0] > 0 for values in seconds.values())
     judged = numbers(file)["quality"]["two_moons, 300"]
