@@ -69,11 +69,36 @@ def trainer_of(network: str, theta: Tensor, x: Tensor) -> Any:
     return trainer.append_simulations(theta, x)
 
 
+def simulations(rows: int) -> tuple[Tensor, Tensor]:
+    """Return theta and x of the timed parts, always the same."""
+    torch.manual_seed(0)
+    theta = 6 * torch.rand(rows, 5) - 3
+    return theta, torch.cat([theta, theta], dim=1) + 0.3 * torch.randn(rows, 10)
+
+
+def train_together(
+    network: str,
+    data: tuple[Tensor, Tensor],
+    members: int,
+    config: TrainConfig,
+    n_jobs: int,
+    stacked: bool = False,
+) -> Any:
+    """Return an ensemble that has trained all its epochs."""
+    return train_ensemble(
+        lambda: trainer_of(network, *data),
+        members,
+        config,
+        n_jobs=n_jobs,
+        seed=SEED,
+        stacked=stacked,
+        early_stopping=EarlyStopping.never(),
+    )
+
+
 def time_part(options: Any) -> tuple[list[Table], dict[str, Any]]:
     """Time ensembles and their members one after the other."""
-    torch.manual_seed(0)
-    theta = 6 * torch.rand(options.rows, 5) - 3
-    x = torch.cat([theta, theta], dim=1) + 0.3 * torch.randn(options.rows, 10)
+    data = simulations(options.rows)
     config = TrainConfig(max_epochs=options.epochs)
     never = EarlyStopping.never()
     lines, numbers = [], {}
@@ -83,20 +108,13 @@ def time_part(options: Any) -> tuple[list[Table], dict[str, Any]]:
             def one_by_one(network: str = network, members: int = members) -> None:
                 for member in range(members):
                     seeds = member_seeds(SEED, member)
-                    trainer = trainer_of(network, theta, x)
+                    trainer = trainer_of(network, *data)
                     memory_of(trainer).row_seeds = seeds.rows
                     seeded = config.model_copy(update={"seed": seeds.train})
                     trainer.train(seeded, early_stopping=never)
 
             def together(network: str = network, members: int = members) -> None:
-                train_ensemble(
-                    lambda: trainer_of(network, theta, x),
-                    members,
-                    config,
-                    n_jobs=2,
-                    seed=SEED,
-                    early_stopping=never,
-                )
+                train_together(network, data, members, config, n_jobs=2)
 
             def cold(together: Callable[[], None] = together) -> Timing:
                 get_reusable_executor().shutdown(wait=True)
@@ -143,15 +161,13 @@ SMALL_STEP = 2e-3
 
 def stacked_part(options: Any) -> tuple[list[Table], dict[str, Any]]:
     """Time stacked ensembles on one core, and the same ones one member after the other."""
-    torch.manual_seed(0)
     rows = options.stacked_rows
-    theta = 6 * torch.rand(rows, 5) - 3
-    x = torch.cat([theta, theta], dim=1) + 0.3 * torch.randn(rows, 10)
+    data = simulations(rows)
     lines, numbers = [], {}
     for network in options.stacked_networks:
         for size in options.batch_sizes:
             for members in options.members:
-                found, steps = _stacked_and_not(network, size, members, theta, x, options)
+                found, steps = _stacked_and_not(network, size, members, data, options)
                 step = Spread.of(t.cpu / steps for t in found["one after the other"])
                 for name, timings in found.items():
                     pairs = zip(found["one after the other"], timings, strict=True)
@@ -178,7 +194,7 @@ def stacked_part(options: Any) -> tuple[list[Table], dict[str, Any]]:
 
 
 def _stacked_and_not(
-    network: str, batch_size: int, members: int, theta: Tensor, x: Tensor, options: Any
+    network: str, batch_size: int, members: int, data: tuple[Tensor, Tensor], options: Any
 ) -> tuple[dict[str, list[Timing]], int]:
     """Return the timings of both ways, and how many steps their members took together."""
     config = TrainConfig(max_epochs=options.epochs, batch_size=batch_size)
@@ -187,15 +203,7 @@ def _stacked_and_not(
     def trained(stacked: bool) -> Timing:
         def work() -> None:
             nonlocal steps
-            found = train_ensemble(
-                lambda: trainer_of(network, theta, x),
-                members,
-                config,
-                n_jobs=1,
-                seed=SEED,
-                stacked=stacked,
-                early_stopping=EarlyStopping.never(),
-            )
+            found = train_together(network, data, members, config, n_jobs=1, stacked=stacked)
             batches = -(-len(found.trainers[0].train_indices) // batch_size)
             steps = members * options.epochs * batches
 

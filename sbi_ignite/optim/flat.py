@@ -320,9 +320,7 @@ class _FlatMemory:
         if any(map(operator.is_not, map(_GRADIENT, self._parameters), repeat(None))):
             return False
         self._gradient.copy_(gradient)
-        for parameter, slot in zip(self._parameters, self._slots, strict=True):
-            parameter.grad = slot
-        self._note(self._slots)
+        self._give_parts()
         return True
 
     @torch.no_grad()
@@ -331,10 +329,14 @@ class _FlatMemory:
         if not self._is_gathered(gradients):
             return False
         self._gradient.mul_(factor)
+        self._give_parts()
+        return True
+
+    def _give_parts(self) -> None:
+        """Let parameters use the parts of the flat gradient."""
         for parameter, slot in zip(self._parameters, self._slots, strict=True):
             parameter.grad = slot
         self._note(self._slots)
-        return True
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:

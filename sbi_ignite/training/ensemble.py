@@ -12,7 +12,7 @@ from sbi_ignite.summary import TrainingSummary
 from sbi_ignite.training.run import in_turns
 from sbi_ignite.training.shared_pass import Share, SharedPass
 from sbi_ignite.training.training import Training
-from sbi_ignite.training.turns import InTurns, check_directories
+from sbi_ignite.training.turns import InTurns, check_directories, ends_all
 
 
 def run_together(trainings: Sequence[Training]) -> list[TrainingSummary | Exception]:
@@ -80,7 +80,7 @@ def run_together(trainings: Sequence[Training]) -> list[TrainingSummary | Except
 
 def _train(members: Sequence[_Member], one_pass: SharedPass) -> None:
     """Let all members take turns until each has an outcome."""
-    try:
+    with ends_all(members):
         for member in members:
             member.resume()
         training = [member for member in members if member.training.has_epochs_left]
@@ -93,10 +93,6 @@ def _train(members: Sequence[_Member], one_pass: SharedPass) -> None:
             for number, member in enumerate(members):
                 if member.outcome is None and _position(member) == now:
                     _take_turn(member, number, one_pass)
-    except BaseException as error:
-        for member in members:
-            member.end(error)
-        raise
 
 
 class _Member(InTurns):

@@ -29,7 +29,7 @@ from sbi_ignite.summary import TrainingSummary
 from sbi_ignite.training.run import in_turns
 from sbi_ignite.training.steps import on_device
 from sbi_ignite.training.training import Training
-from sbi_ignite.training.turns import Call, InTurns, Pauses, called, check_directories
+from sbi_ignite.training.turns import Call, InTurns, Pauses, called, check_directories, ends_all
 from sbi_ignite.world import ONE
 
 WORTH_IT = 0.75
@@ -159,7 +159,7 @@ def why_not_stacked(training: Training) -> str:
 
 def _train(members: Sequence[_Member], steps: _Steps) -> None:
     """Let all members take turns until each has an outcome."""
-    try:
+    with ends_all(members):
         for member in members:
             member.resume_or_fail()
         for member in members:
@@ -167,10 +167,6 @@ def _train(members: Sequence[_Member], steps: _Steps) -> None:
         while waiting := [member for member in members if member.outcome is None]:
             for member in steps.compute(waiting):
                 member.turn()
-    except BaseException as error:
-        for member in members:
-            member.end(error)
-        raise
 
 
 class _Member(InTurns):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ignite.engine import Engine, Events
@@ -105,6 +105,17 @@ class InTurns:
         # What its callbacks raise in turn must not keep the others from hearing of it.
         with suppress(BaseException):
             self._call(lambda: self._turns.throw(error))
+
+
+@contextmanager
+def ends_all(members: Sequence[InTurns]) -> Iterator[None]:
+    """Let every training report what ends the block, such as a signal, before it is raised."""
+    try:
+        yield
+    except BaseException as error:
+        for member in members:
+            member.end(error)
+        raise
 
 
 def check_directories(trainings: Sequence[Training]) -> None:
