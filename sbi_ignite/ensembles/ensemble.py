@@ -264,12 +264,12 @@ def train_ensemble(
         threads: Threads of torch per member.
         stacked: Whether to compute the steps of all members at once, which is faster where starting
             operations takes longer than arithmetic: with small networks, and on a GPU. True does so
-            where possible; "auto" times both ways and takes the faster one. Losses and gradients
-            are then those of single training up to float32 rounding, so that networks are equal to
-            those of single training in the first steps, and as good later; members still have
-            batches, stopping, best weights, schedule, files and loggers of their own, and leave the
-            stack when they end. With `n_jobs` above 1, there are that many stacks. The summary
-            says whether members were stacked, and why not where it was not possible.
+            where possible; "auto" times both ways and stacks if that is clearly faster. Losses and
+            gradients are then those of single training up to float32 rounding, so that networks are
+            equal to those of single training in the first steps, and as good later; members still
+            have batches, stopping, best weights, schedule, files and loggers of their own, and
+            leave the stack when they end. With `n_jobs` above 1, there are that many stacks. The
+            summary says whether members were stacked, and why not where it was not possible.
         only: Train these members of the ensemble alone, for example each in a job of its own; a
             call without it then finds them in `checkpoint`.
         checkpoint: Directory of the ensemble, with a run directory per member. Members that are

@@ -405,7 +405,7 @@ class RunDirectory:
 
     def update_manifest(self, **values: Any) -> None:
         """Change some values in run.json, such as `status="complete"`; see `write_manifest`."""
-        self.write_manifest({**(self.read_manifest() or {}), **values})
+        self.write_manifest({**(self.read_manifest() or self._unwritten_manifest or {}), **values})
 
     def update_manifest_soon(self, seconds: float, **values: Any) -> None:
         """Change some values in run.json, after pending writes.

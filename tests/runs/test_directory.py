@@ -364,3 +364,30 @@ def test_a_summary_or_manifest_that_cannot_be_written_is_a_warning(tmp_path, mon
         monkeypatch.undo()
         assert directory.write_summary({"method": "NPE_C"})
         assert directory.read_summary()["method"] == "NPE_C"
+
+
+def test_a_manifest_that_found_no_room_is_written_before_anything_else(tmp_path, monkeypatch):
+    """Whatever is written first when there is room again, nothing of run.json is lost."""
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    firsts = {
+        "metrics": lambda directory: directory.append_metrics({"epoch": 1}),
+        "history": lambda directory: directory.set_metrics([{"epoch": 1}]),
+        "summary": lambda directory: directory.write_summary({"method": "NPE_C"}),
+        "checkpoint": lambda directory: directory.write(1, 1, Snapshot.of(states_at(1))),
+        "error": lambda directory: directory.update_manifest(status="failed"),
+    }
+    for name, write in firsts.items():
+        path = tmp_path / name
+        with RunDirectory.open(path) as directory:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", full)
+                with pytest.warns(SbiIgniteWarning, match="No space"):
+                    directory.write_manifest({"method": "NPE_C"})
+                with pytest.raises(OSError, match="No space"):
+                    directory.append_metrics({"epoch": 1})
+            assert [file.name for file in path.iterdir() if file.suffix != ".lock"] == [".lock"]
+            write(directory)
+            assert directory.read_manifest()["method"] == "NPE_C"
