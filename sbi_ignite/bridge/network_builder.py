@@ -1,8 +1,8 @@
 """Let sbi build a trainer's network with few copies of the simulations.
 
 sbi passes all training rows to the function that builds the network, which copies them several
-times. If that function only takes means and standard deviations from many rows, it gets fewer rows
-in the typed form.
+times. If that function only takes means and standard deviations from many rows, it gets rows that
+are copied once, and in the typed form fewer of them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from sbi_ignite.bridge.arguments import Call
-from sbi_ignite.bridge.lines import private
+from sbi_ignite.bridge.lines import UndescribableError, describe_builder, private
 from sbi_ignite.bridge.memory import memory_of
 from sbi_ignite.bridge.networks import describe_network
 from sbi_ignite.bridge.ownership import is_sbis_own
 from sbi_ignite.bridge.split import chunks_of_rows, holds_part
+from sbi_ignite.data.lean_rows import LeanRows
 from sbi_ignite.data.statistics import RowsInUse, plain_rows
 from sbi_ignite.data.table import is_stored
 from sbi_ignite.world import World
@@ -126,6 +127,7 @@ def _build(
         few = all_rows
     if holds_part(call):
         tensors, few = rows_like_all(call.world, tensors, all_rows)
+    tensors = tuple(as_lean(trainer, tensor) for tensor in tensors)
     with holding(trainer, train_indices=few, get_simulations=lambda starting_round=0: tensors):
         build(retrain_from_scratch, start_idx)
 
@@ -192,7 +194,17 @@ def rows_for_marginal(trainer: Any, x: Any) -> Tensor:
     """
     if is_stored((x,)):
         return _samples_of(trainer, (x,))[0]
-    return x[trainer.train_indices].to("cpu")
+    return as_lean(trainer, x)[trainer.train_indices].to("cpu")
+
+
+def as_lean(trainer: Any, rows: Tensor) -> Tensor:
+    """Return rows of which a builder that takes statistics alone makes no copies.
+
+    Args:
+        trainer: Has a builder, which gets some of the rows, on the host.
+        rows: Shape (num_rows, ...).
+    """
+    return LeanRows.of(rows) if _sees_statistics_alone(private(trainer).builder) else rows
 
 
 def batches_for_builder(
@@ -234,12 +246,27 @@ def holding(trainer: Any, **values: Any) -> Iterator[None]:
         vars(trainer).update(before)
 
 
+def _sees_statistics_alone(build: Any) -> bool:
+    """Return whether a builder is sbi's own, and all but the embeddings use data for z-scoring.
+
+    It asks an embedding for its output for a single row.
+    """
+    try:
+        function = describe_builder(build).function
+    except UndescribableError:
+        return False
+    return _is_of_statistics_alone(function)
+
+
 def _takes_statistics_alone(build: Any) -> bool:
     """Return whether a builder and its parts are sbi's own and use data for z-scoring only."""
     description = describe_network(build)["builder"]
     if description is None:
         return False
-    function = description["function"]
+    return _is_of_statistics_alone(description["function"])
+
+
+def _is_of_statistics_alone(function: str) -> bool:
     return function in _OF_STATISTICS_ALONE or function.startswith("build_zuko_")
 
 

@@ -28,6 +28,9 @@ from sbi_ignite.exceptions import CheckpointError
 NUM_ROWS = 128
 """Rows in made-up batches, at least."""
 
+_CHUNK = 2**18
+"""Numbers to look at in one go."""
+
 MAX_CATEGORIES = 10_000
 """Different values in a column beyond which it is not recorded."""
 
@@ -223,7 +226,9 @@ def _discrete_columns(batch: Tensor) -> dict[str, list[float]]:
     """
     if batch.ndim != 2 or batch.is_complex():
         return {}
-    whole = (batch == batch.floor()).all(dim=0).nonzero().reshape(-1).tolist()
+    step = max(1, _CHUNK // max(1, batch.shape[1]))
+    parts = [(rows == rows.floor()).all(dim=0) for rows in batch.split(step)]
+    whole = torch.stack(parts).all(dim=0).nonzero().reshape(-1).tolist()
     values = {str(column): batch[:, column].unique().tolist() for column in whole}
     return {column: found for column, found in values.items() if len(found) <= MAX_CATEGORIES}
 

@@ -18,7 +18,7 @@ from sbi_ignite.world import ONE
 _ROWS_TO_MEASURE = 2
 """Minimum of training rows for sbi's networks, which standardize data by their deviation."""
 
-_CHUNK = 2**20
+_CHUNK = 2**18
 """Numbers to process in one go, so that intermediate results stay small."""
 
 _logger = python_logging.getLogger("sbi_ignite.data")

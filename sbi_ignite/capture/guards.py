@@ -80,6 +80,7 @@ class Writable:
 
     def __init__(self, own: Iterable[Tensor]) -> None:
         self._own = {storage_of(tensor) for tensor in own}
+        self._made: set[int] = set()
 
     def check(
         self, func: Any, about: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -90,7 +91,8 @@ class Writable:
             NotTraceable: If it does, naming the operation.
         """
         for tensor in _written(about, args, kwargs):
-            if storage_of(tensor) not in self._own:
+            storage = storage_of(tensor)
+            if storage not in self._own and storage not in self._made:
                 raise NotTraceable(f"it writes to a tensor that is not the network's ({func})")
 
     def add(self, results: Any, about: Operation, args: Sequence[Any]) -> None:
@@ -98,7 +100,11 @@ class Writable:
         if about.returns_views:
             return
         given = {storage_of(tensor) for tensor in _tensors(args)}
-        self._own.update({storage_of(tensor) for tensor in _tensors((results,))} - given)
+        self._made.update({storage_of(tensor) for tensor in _tensors((results,))} - given)
+
+    def discard(self, tensor: Tensor) -> None:
+        """Take note of a tensor that was not created here, where one that was may have been."""
+        self._made.discard(storage_of(tensor))
 
 
 def check_repeatable(

@@ -18,6 +18,9 @@ from sbi_ignite.data.fingerprint import fingerprint_data
 from sbi_ignite.data.transfer import Staging
 from sbi_ignite.world import ONE, World
 
+_LOOKED_UP_AT_ONCE = 2**17
+"""Row numbers of a pass that are looked up in one go."""
+
 
 class InMemoryBatches(ABC):
     """One pass over chosen rows of some tensors; see `Batches` for the contract.
@@ -237,7 +240,7 @@ class SbiOrderBatches(InMemoryBatches):
 
     def _draw(self) -> Tensor:
         torch.empty((), dtype=torch.int64).random_()
-        return self.indices[torch.randperm(len(self.indices)).to(self.indices.device)]
+        return looked_up(self.indices, torch.randperm(len(self.indices)))
 
     def _bounds(self) -> list[int]:
         return [i * self.batch_size for i in range(len(self) + 1)]
@@ -278,8 +281,7 @@ class ShuffledBatches(InMemoryBatches):
     def _order(self) -> Tensor:
         if not self._skip:
             self._pass += 1
-        order = permutation(len(self.indices), self.seed, self._pass)
-        return self.indices[order.to(self.indices.device)]
+        return looked_up(self.indices, permutation(len(self.indices), self.seed, self._pass))
 
     def _bounds(self) -> list[int]:
         return even_bounds(len(self.indices), len(self))
@@ -329,7 +331,7 @@ class BatchIndices(Sampler[list[int]]):
         order = self.indices
         if self.seed is not None:
             self._pass += 1
-            order = order[permutation(len(order), self.seed, self._pass)]
+            order = looked_up(order, permutation(len(order), self.seed, self._pass))
         bounds = even_bounds(len(order), len(self))
         rank, num_ranks = self.share
         for begin, end in pairwise(bounds):
@@ -352,6 +354,23 @@ def even_bounds(num_rows: int, num_batches: int) -> list[int]:
         [0, 3, 6, 10]
     """
     return [i * num_rows // num_batches for i in range(num_batches + 1)]
+
+
+def looked_up(values: Tensor, places: Tensor) -> Tensor:
+    """Return `values[places]`, in the memory of the places.
+
+    Args:
+        values: Whole numbers, shape (num_values,).
+        places: Where to look, shape (num_places,); on another device than the values, it is left.
+
+    Example:
+        >>> looked_up(torch.tensor([7, 8, 9]), torch.tensor([2, 0]))
+        tensor([9, 7])
+    """
+    places = places.to(values.device)
+    for chunk in places.split(_LOOKED_UP_AT_ONCE):
+        chunk.copy_(values[chunk])
+    return places
 
 
 def permutation(length: int, seed: int, *numbers: int) -> Tensor:
