@@ -23,6 +23,7 @@ from sbi_ignite.bridge.split import chunks_of_rows, holds_part
 from sbi_ignite.data.lean_rows import LeanRows
 from sbi_ignite.data.statistics import RowsInUse, plain_rows
 from sbi_ignite.data.table import is_stored
+from sbi_ignite.freed_memory import return_freed_memory
 from sbi_ignite.world import World
 
 ALL_ROWS_UP_TO = 2**23
@@ -130,6 +131,8 @@ def _build(
     tensors = tuple(as_lean(trainer, tensor) for tensor in tensors)
     with holding(trainer, train_indices=few, get_simulations=lambda starting_round=0: tensors):
         build(retrain_from_scratch, start_idx)
+    if any(tensor.numel() > ALL_ROWS_UP_TO for tensor in tensors):
+        return_freed_memory()
 
 
 def rows_like_all(

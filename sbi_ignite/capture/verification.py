@@ -41,6 +41,7 @@ from sbi_ignite.capture.recording import Recording
 from sbi_ignite.capture.report import Compiled, Report, SlowerWays
 from sbi_ignite.capture.rules import TracingRules
 from sbi_ignite.concurrency import others_may_draw, others_train
+from sbi_ignite.freed_memory import return_freed_memory
 from sbi_ignite.random_state import random_states, set_random_states
 
 Outputs = list[Tensor | None]
@@ -48,7 +49,7 @@ Outputs = list[Tensor | None]
 MAX_SHAPES = 16
 """Maximum number of batch shapes to track; batches of further shapes are left alone."""
 LARGE = 1024
-"""Rows from which a batch's intermediate results use much memory: a recording briefly holds all."""
+"""Rows from which a batch's intermediate results use much memory."""
 MAX_MISSES = 10
 """Number of batches on which a recording may fail to hold before it is given up."""
 MAX_CHANGES = 3
@@ -76,6 +77,11 @@ class _Shape:
     misses: int = 0
     eager_seconds: float = math.inf
     replayed_seconds: float = math.inf
+
+    def make_room(self) -> None:
+        """Return the memory of a large batch's results, which another way cannot fit into."""
+        if self.is_large:
+            return_freed_memory()
 
     @property
     def is_slower(self) -> bool:
@@ -233,6 +239,7 @@ class Tracing:
         finally:
             if not same:
                 after.restore()
+            shape.make_room()
         return None
 
     def _compare(
@@ -251,6 +258,7 @@ class Tracing:
         if not before.same_outside_torch(after):
             raise NotTraceable("it draws from the generators of python or numpy")
         before.restore(after)
+        shape.make_room()
         if shape.recording is None or (self.rules.record_twice and shape.proofs == 1):
             tensors = [_apart(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
             with freed_at_once():
@@ -262,6 +270,7 @@ class Tracing:
                 shape.run, shape.is_exact = self._prepared(recording, graph, tensors)
                 del graph
             before.restore()
+            shape.make_room()
         with _timed(leaves) as seconds:
             replayed = _run(shape, leaves)
         if replayed is None:

@@ -90,6 +90,7 @@ class InMemoryBatches(ABC):
         """Return where batches begin and end in that order, `len(self) + 1` numbers."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        self.rows = self.indices[:0]  # the latest batch's keep the whole order of a pass in memory
         order, bounds = self._order(), self._bounds()
         first, self._skip = self._skip, 0
         for position in range(first, len(self)):

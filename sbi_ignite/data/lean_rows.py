@@ -66,13 +66,16 @@ class _Marks(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         first = args[0] if args else None
-        by_row = (args[1:], kwargs) in (((1,), {}), ((), {"dim": 1}))
-        if type(first) is _Marks and func in (Tensor.any, torch.any) and by_row:
+        if type(first) is _Marks and func in (Tensor.any, torch.any) and _asks_by_row(args, kwargs):
             rows = first._rows
             if rows.ndim == 2 and len(rows):
                 step = max(1, _CHUNK // max(1, rows.shape[1]))
                 return torch.cat([first._func(chunk).any(dim=1) for chunk in rows.split(step)])
         return func(*map(_plain, args), **{name: _plain(v) for name, v in kwargs.items()})
+
+
+def _asks_by_row(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return (args[1:], kwargs) in (((1,), {}), ((), {"dim": 1}))
 
 
 _LOOKED_FOR = (torch.isnan, torch.isinf, Tensor.isnan, Tensor.isinf)

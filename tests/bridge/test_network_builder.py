@@ -10,7 +10,9 @@ import sbi.inference
 import torch
 from sbi.neural_nets import factory, posterior_nn
 from sbi.utils import BoxUniform
+from sbi.utils.sbiutils import handle_invalid_x, standardizing_net, z_standardization
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import scaling
 from sbi_ignite import (
@@ -30,6 +32,8 @@ from sbi_ignite import (
 )
 from sbi_ignite.bridge import fit, network_builder, split, train
 from sbi_ignite.bridge.networks import describe_network
+from sbi_ignite.data import lean_rows
+from sbi_ignite.data.lean_rows import LeanRows
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 ROWS = 3_000
@@ -255,8 +259,105 @@ def test_invalid_rows_are_found_in_whatever_chunks(monkeypatch):
         assert set(range(1_000)) - set(valid.tolist()) == {0, 499, 500, 999}
 
 
+BUILDERS = {
+    "maf": lambda **kwargs: posterior_nn("maf", **kwargs),
+    "mdn": lambda **kwargs: posterior_nn("mdn", **kwargs),
+    "zuko_maf": lambda **kwargs: posterior_nn("zuko_maf", **kwargs),
+    "with an embedding": lambda **kwargs: posterior_nn(
+        "maf", embedding_net=nn.Linear(2, 2), **kwargs
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*not yet fully converged")
+@pytest.mark.parametrize("how", ["independent", "structured"])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_rows_that_are_copied_once_give_the_network_that_sbi_builds(name, how, monkeypatch):
+    def network(seed=5):
+        torch.manual_seed(seed)
+        builder = BUILDERS[name](z_score_theta=how, z_score_x=how)
+        inference = NPE(PRIOR, density_estimator=builder, show_progress_bars=False)
+        inference.append_simulations(*simulations())
+        inference.train(max_num_epochs=1, training_batch_size=1_000)
+        return inference._neural_net.state_dict()
+
+    now, lean = network(), []
+    monkeypatch.setattr(network_builder, "as_lean", lambda trainer, rows: lean.append(1) or rows)
+    same_weights(now, network())
+    assert lean
+
+
+class Copies(TorchDispatchMode):
+    """Count the results of operations with as many numbers as some rows, or more."""
+
+    def __init__(self, numbers):
+        super().__init__()
+        self.numbers, self.found = numbers, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor)}
+        if (
+            isinstance(result, torch.Tensor)
+            and result.numel() >= self.numbers
+            and result.untyped_storage().data_ptr() not in given
+        ):
+            self.found.append(str(func))
+        return result
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_sbi_form_copies_all_rows_once_to_build_a_network(name):
+    inference = NPE(PRIOR, density_estimator=BUILDERS[name](), show_progress_bars=False)
+    theta, x = simulations()
+    inference.append_simulations(theta, x.repeat(1, 100))
+    if name == "with an embedding":
+        inference = NPE(
+            PRIOR, posterior_nn("maf", embedding_net=nn.Linear(200, 2)), show_progress_bars=False
+        ).append_simulations(theta, x.repeat(1, 100))
+
+    class BegunError(Exception):
+        """Ends a training that has begun."""
+
+    class Stop(Callback):
+        def on_train_start(self, state):
+            raise BegunError
+
+    with Copies(TRAIN * 200) as copies, pytest.raises(BegunError):
+        inference.train(callbacks=[Stop()])
+    assert len(copies.found) == 1, copies.found
+
+
+def test_rows_with_nan_are_left_out_of_statistics_as_in_plain_tensors():
+    rows = torch.randn(500, 3)
+    rows[7, 1], rows[9, 2], rows[9, 0] = torch.nan, torch.inf, -torch.inf
+    lean = LeanRows.of(rows)
+    for function in (handle_invalid_x, z_standardization, standardizing_net):
+        found, expected = function(lean), function(rows)
+        if isinstance(found, nn.Module):
+            found, expected = found.state_dict().values(), expected.state_dict().values()
+        for ours, theirs in zip(found, expected, strict=True):
+            assert type(ours) is type(theirs)
+            assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))
+
+
+def test_lean_rows_are_plain_to_everything_that_does_not_look_for_nan(monkeypatch):
+    monkeypatch.setattr(lean_rows, "_CHUNK", 4)
+    rows = torch.randn(6, 2, 3)
+    lean = LeanRows.of(rows)
+    for result in (lean[:2], lean + 1, torch.cat([lean, lean]), lean.mean(), lean[0], lean * lean):
+        assert type(result) is torch.Tensor
+    flat = lean.reshape(6, -1)
+    assert not torch.isnan(flat).any(dim=1).any()
+    assert torch.equal(torch.isinf(flat), torch.zeros(6, 6, dtype=torch.bool))
+    assert torch.equal(torch.isnan(flat) | torch.isinf(flat), torch.zeros(6, 6, dtype=torch.bool))
+    assert torch.equal(lean[torch.tensor([5, 0])], rows[torch.tensor([5, 0])])
+    assert torch.equal(lean[lean[:, 0, 0] > 0], rows[rows[:, 0, 0] > 0])
+
+
 @pytest.mark.slow
-def test_the_typed_form_needs_at_most_half_of_large_data():
+@pytest.mark.parametrize(("way", "bar"), [("sbi form", 1.0), ("typed form", 0.35)])
+def test_large_data_need_little_memory_beyond_them(way, bar):
     options = SimpleNamespace(batch_size=4_096, device="cpu", threads=1)
-    found = scaling.in_own_process(options, "typed form", 1_000_000, 50, 100)
-    assert found["beyond"] <= scaling.BAR * found["data"]
+    found = scaling.in_own_process(options, way, 1_000_000, 50, 100)
+    assert found["beyond"] <= bar * found["data"]

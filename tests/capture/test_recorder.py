@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 from torch import fx
 
 from sbi_ignite.capture import recorder
-from sbi_ignite.capture.guards import NotTraceable
+from sbi_ignite.capture.guards import NotTraceable, Writable
+from sbi_ignite.capture.operations import operation
 from sbi_ignite.capture.passes.index_put import without_waiting
 from sbi_ignite.capture.passes.one_by_one import prepare_to_run_one_by_one
 from sbi_ignite.capture.verification import _same_bits
@@ -24,6 +26,35 @@ def test_a_recording_draws_anew_from_the_same_generator(record):
     torch.manual_seed(7)
     assert torch.equal(first, torch.randn(3))
     assert torch.equal(second, torch.randn(3))
+
+
+def test_a_recording_holds_no_values_that_the_computation_has_let_go(record):
+    alive = []
+
+    def doubled_often(x):
+        seen = []
+        for _ in range(20):
+            x = x + x
+            seen.append(weakref.ref(x))
+            x = x * x.sigmoid()  # whose address the next results take
+        alive.append(sum(value() is not None for value in seen))
+        return [x]
+
+    x = torch.randn(3)
+    expected = doubled_often(x)
+    graph = record(doubled_often, [x.clone()])
+    assert alive == [0, 0]
+    assert torch.equal(graph([x])[0], expected[0])
+
+
+def test_memory_that_a_foreign_tensor_took_over_is_not_written_to():
+    writable, made = Writable([]), torch.zeros(3)
+    add, fill = operation(torch.ops.aten.add.Tensor), operation(torch.ops.aten.fill_.Scalar)
+    writable.add(made, add, ())
+    writable.check("fill_", fill, (made, 1.0), {})
+    writable.discard(made)
+    with pytest.raises(NotTraceable, match="not the network's"):
+        writable.check("fill_", fill, (made, 1.0), {})
 
 
 WITH_NUMBERS = {

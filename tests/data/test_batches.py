@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
+from sbi_ignite.data import in_memory
 from sbi_ignite.data.in_memory import (
     BatchIndices,
     OrderedBatches,
     SbiOrderBatches,
     ShuffledBatches,
     even_bounds,
+    looked_up,
     permutation,
 )
 from sbi_ignite.data.split import check_split, split_rows
@@ -29,6 +31,23 @@ SOURCES = {
     "shuffled": lambda: ShuffledBatches((ROWS,), CHOSEN, 4, seed=5),
     "ordered": lambda: OrderedBatches((ROWS,), CHOSEN, 4),
 }
+
+
+def test_an_order_takes_the_memory_of_its_permutation_and_is_let_go_before_the_next(monkeypatch):
+    monkeypatch.setattr(in_memory, "_LOOKED_UP_AT_ONCE", 7)
+    places = torch.randperm(100)
+    expected, memory = torch.arange(5, 105)[places], places.data_ptr()
+    order = looked_up(torch.arange(5, 105), places)
+    assert torch.equal(order, expected)
+    assert order.data_ptr() == memory
+    source = SOURCES["shuffled"]()
+    for _ in source:
+        pass
+    draw, held = source._order, []
+    monkeypatch.setattr(source, "_order", lambda: held.append(len(source.rows)) or draw())
+    next(iter(source))
+    assert held == [0]
+    assert len(source.rows) == 3
 
 
 @given(st.integers(1, 200), st.integers(1, 50))
