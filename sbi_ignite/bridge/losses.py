@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sbi_ignite.bridge.lines import SbiLossArgsVF, private
-from sbi_ignite.kernels.embedding import embedding_once
+from sbi_ignite.kernels.embedding import embedding_once, has_parameters
 from sbi_ignite.methods.base import Classifier, ClassifierLogits, Loss, ProposalLogProb
 from sbi_ignite.methods.table import known_class, method_of
 from sbi_ignite.world import ONE, World
@@ -91,11 +91,7 @@ class SbiTrainerView:
     def _embedding_once(self, num_rows: int) -> AbstractContextManager[None]:
         """Embed every x once, not once for each of its atoms, where bits may differ from sbi's."""
         embedding = getattr(private(self.trainer).network, "embedding_net", None)
-        if (
-            self.as_sbi
-            or not isinstance(embedding, nn.Module)
-            or next(embedding.parameters(), None) is None
-        ):
+        if self.as_sbi or not has_parameters(embedding):
             return nullcontext()
         return embedding_once(embedding, num_rows)
 

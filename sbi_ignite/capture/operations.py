@@ -59,6 +59,7 @@ class Operation(NamedTuple):
         schema: Its full schema, as text.
         arguments: Its arguments, in order.
         written: The positions of those that it writes to.
+        aliased: The positions of those that it writes to, or whose memory results may share.
         results: The types of its results.
         returns_views: Whether its schema says that results share memory with arguments.
         draws: Whether it draws random numbers.
@@ -71,6 +72,7 @@ class Operation(NamedTuple):
     schema: str
     arguments: tuple[Argument, ...]
     written: tuple[int, ...]
+    aliased: tuple[int, ...]
     results: tuple[Any, ...]
     returns_views: bool
     draws: bool
@@ -107,6 +109,7 @@ def operation(function: OpOverload) -> Operation:
         str(schema),
         arguments,
         written=tuple(i for i, argument in enumerate(arguments) if argument.is_written),
+        aliased=tuple(i for i, a in enumerate(arguments) if a.is_written or a.is_shared),
         results=tuple(returned.type for returned in schema.returns),
         returns_views=any(returned.alias_info is not None for returned in schema.returns),
         draws=torch.Tag.nondeterministic_seeded in function.tags,

@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -157,8 +158,14 @@ def without_modes() -> AbstractContextManager[Any]:
 
 def in_backward_pass() -> bool:
     """Return whether autograd is computing gradients at this moment, in this thread."""
-    task: Callable[[], int] | None = found("torch._C._current_graph_task_id")
+    task = _graph_task()
     return task is not None and task() != NO_BACKWARD_PASS
+
+
+@cache
+def _graph_task() -> Callable[[], int] | None:
+    """Return torch's function, looked up once: it is called for every operation."""
+    return found("torch._C._current_graph_task_id")
 
 
 def schema_of(operation: OpOverload) -> Any:

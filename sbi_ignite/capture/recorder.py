@@ -47,7 +47,10 @@ WAITS = frozenset(
 
 
 def record(
-    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], own: Iterable[Tensor] = ()
+    function: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    own: Iterable[Tensor] = (),
+    with_code: bool = True,
 ) -> tuple[Recording, fx.Graph]:
     """Run a function once and return what it did.
 
@@ -55,6 +58,7 @@ def record(
         function: Tensors in, tensors out; it may go through autograd.
         inputs: The tensors to call it with.
         own: Tensors that it may write to.
+        with_code: Whether the recording will be compared with others.
 
     Returns:
         What is known about the recording, and its graph, which an executor takes.
@@ -81,7 +85,8 @@ def record(
     changed = changing(graph)
     merge_equal(graph, changed)
     part_outputs(graph, bases(graph))
-    lines = [f"{n.name} = {n.target} {n.args} {n.kwargs}" for n in graph.nodes]
+    nodes = graph.nodes if with_code else ()
+    lines = [f"{n.name} = {n.target} {n.args} {n.kwargs}" for n in nodes]
     recording = Recording(
         tuple(captured.values()),
         constants,

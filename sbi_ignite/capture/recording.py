@@ -16,7 +16,7 @@ class Recording:
         captured: The tensors that it reads, and may write to, besides its inputs.
         constants: The positions of those that may be on any device: the computation made them from
             numbers, as indices or values to put somewhere, so nothing else can reach them.
-        code: The computation as text, equal for equal computations.
+        code: The computation as text, equal for equal computations; "" if nobody compares it.
         guarded: Whether it made decisions based on values: the last output, a bool of shape (),
             says whether they would be the same again.
         writes: Whether it writes to captured tensors.

@@ -262,7 +262,9 @@ class Tracing:
         if shape.recording is None or (self.rules.record_twice and shape.proofs == 1):
             tensors = [_apart(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
             with freed_at_once():
-                recording, graph = record(recordable, tensors, own=own_tensors(self.model))
+                compared = self.rules.record_twice or self.rules.fuse
+                own = own_tensors(self.model)
+                recording, graph = record(recordable, tensors, own, with_code=compared)
                 if shape.recording is not None and not recording.same_as(shape.recording):
                     raise NotTraceable("it is another computation from batch to batch")
                 shape.recording = recording

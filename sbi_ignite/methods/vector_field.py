@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sbi_ignite.exceptions import SettingsError
+from sbi_ignite.kernels.embedding import embedding_once, has_parameters
 from sbi_ignite.methods.base import Loss, LossArgs, Method, TrainerView
 from sbi_ignite.settings import EarlyStopping, Origin
 
@@ -82,10 +84,13 @@ class VectorFieldLoss:
     Attributes:
         calibration_kernel: x of shape (batch, ...) to weights of shape (batch,).
         times: Times of the validation loss, shape (num_times,), where the batches are.
+        embeds_once: Whether validation embeds every x once and not at every time, which may round
+            otherwise.
     """
 
     calibration_kernel: Callable[[Tensor], Tensor]
     times: Tensor
+    embeds_once: bool = False
 
     def __call__(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
         """Return losses at one random time per row, shape (batch,)."""
@@ -99,7 +104,15 @@ class VectorFieldLoss:
         theta = theta.repeat(num_times, *[1] * (theta.ndim - 1))
         x = x.repeat(num_times, *[1] * (x.ndim - 1))
         times = self.times.repeat_interleave(size, dim=0)
-        return self.calibration_kernel(x) * model.loss(theta, x, times=times)
+        with self._embedding_once(model, size):
+            losses = model.loss(theta, x, times=times)
+        return self.calibration_kernel(x) * losses
+
+    def _embedding_once(self, model: Any, num_rows: int) -> AbstractContextManager[None]:
+        embedding = getattr(model, "embedding_net", None)
+        if not self.embeds_once or not has_parameters(embedding):
+            return nullcontext()
+        return embedding_once(embedding, num_rows, in_blocks=True)
 
 
 def _loss(trainer: TrainerView) -> Loss | None:
@@ -107,7 +120,8 @@ def _loss(trainer: TrainerView) -> Loss | None:
     args = trainer.arguments
     if not (trainer.first_round or args.force_first_round_loss):
         return None
-    return VectorFieldLoss(args.calibration_kernel, args.times.to(trainer.device))
+    times = args.times.to(trainer.device)
+    return VectorFieldLoss(args.calibration_kernel, times, embeds_once=not trainer.as_sbi)
 
 
 def _rows_met(keywords: Mapping[str, Any], first_round: bool) -> int | None:

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from sbi.neural_nets import posterior_nn
+from sbi.neural_nets import posterior_flow_nn, posterior_nn, posterior_score_nn
 from sbi.utils import BoxUniform
 from torch import nn
 
-from sbi_ignite import NPE, TrainConfig
+from sbi_ignite import FMPE, NPE, NPSE, TrainConfig
 from sbi_ignite.kernels.embedding import embedding_once
+from sbi_ignite.methods.vector_field import VectorFieldLoss
 from tests.small import SBI_WARNS
 
 pytestmark = SBI_WARNS
@@ -106,3 +107,66 @@ def test_sbis_form_embeds_as_sbi_does():
     embedding.rows.clear()
     trainer.train(max_num_epochs=1, training_batch_size=20)
     assert max(embedding.rows) == 200
+
+
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_rows_that_are_repeated_together_are_told_from_rows_beside_each_other(in_blocks):
+    net = nn.Linear(3, 4)
+    repeated = X.repeat(5, 1) if in_blocks else X.repeat_interleave(5, dim=0)
+    with embedding_once(net, len(X), in_blocks):
+        found = net(repeated)
+    torch.testing.assert_close(found, net(repeated))
+
+
+class Validated(nn.Linear):
+    """Keeps how many rows it is given while it is validated."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.rows: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            self.rows.append(len(x))
+        return super().forward(x)
+
+
+BUILDERS = {FMPE: (posterior_flow_nn, {}, 1), NPSE: (posterior_score_nn, {"sde_type": "ve"}, 2)}
+"""Makers of a builder, their arguments, and how often a loss asks the network."""
+
+
+@pytest.mark.parametrize("trainer", BUILDERS)
+@pytest.mark.parametrize("typed", [False, True])
+def test_a_vector_field_is_validated_on_all_rows_of_which_each_is_embedded_once(trainer, typed):
+    build, arguments, asked = BUILDERS[trainer]
+    embedding = Validated()
+    prior = BoxUniform(-torch.ones(2), torch.ones(2))
+    inference = trainer(
+        prior, build("mlp", embedding_net=embedding, **arguments), show_progress_bars=False
+    )
+    theta = prior.sample((200,))
+    inference.append_simulations(theta, torch.cat([theta, theta[:, :1]], 1))
+    embedding.train()
+    if typed:
+        inference.train(TrainConfig(max_epochs=2, batch_size=30, seed=1))
+        epochs, rows, times = 2, 20, 1
+    else:
+        inference.train(max_num_epochs=1, training_batch_size=15)
+        epochs, rows, times = 2, 15, 10
+    seen = sum(embedding.rows) // asked
+    assert seen == epochs * rows * times
+
+
+@pytest.mark.parametrize("trainer", BUILDERS)
+def test_the_validation_loss_of_a_vector_field_is_that_of_rows_embedded_at_every_time(trainer):
+    build, arguments, _ = BUILDERS[trainer]
+    theta, x = torch.randn(50, 2), torch.randn(50, 3)
+    net = build("mlp", embedding_net=nn.Linear(3, 2), **arguments)(theta, x).eval()
+    nn.init.normal_(net.net.output_layer.weight)
+    times = torch.linspace(0.05, 0.95, 10)
+    losses = []
+    for once in (False, True):
+        torch.manual_seed(3)
+        loss = VectorFieldLoss(lambda x: torch.ones(len(x)), times, embeds_once=once)
+        losses.append(loss.validate(net, (theta, x)))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-4)

@@ -85,6 +85,8 @@ class Script:
         self._graph: Any = torch._C.Graph()
         self._values: dict[fx.Node, Any] = {}
         self._lists: dict[fx.Node, list[Any]] = {}
+        self._constants: dict[tuple[str, str], Any] = {}
+        self._known: set[tuple[Any, ...]] = set()
 
     def translate(self, graph: fx.Graph) -> Any:
         """Return the graph in TorchScript's form; its result is one tuple.
@@ -128,6 +130,27 @@ class Script:
         for value, kind in zip(results, about.results, strict=True):
             if not isinstance(kind, torch._C.TensorType):  # which they are to begin with
                 value.setType(kind)
+        # Which overload TorchScript finds follows from the kinds of the arguments.
+        key = (node.target, *map(_kind, given))
+        if key not in self._known:
+            self._check(node, about, pairs, result)
+            self._known.add(key)
+        if len(results) == 1 and isinstance(about.results[0], torch._C.ListType):
+            results = self._unpacked(results[0], node)
+            self._lists[node] = results
+        elif len(results) > 1:
+            self._lists[node] = results
+        else:
+            self._values[node] = results[0] if results else None
+
+    def _check(
+        self, node: fx.Node, about: Operation, pairs: Sequence[tuple[Any, Any]], result: Any
+    ) -> None:
+        """Refuse an operation for which TorchScript would call another one.
+
+        Raises:
+            NotTraceable: If it would, or knows none.
+        """
         try:
             found = result.schema()
         except RuntimeError:
@@ -142,13 +165,6 @@ class Script:
         )
         if not same:
             raise NotTraceable(f"TorchScript has no {node.target}")
-        if len(results) == 1 and isinstance(about.results[0], torch._C.ListType):
-            results = self._unpacked(results[0], node)
-            self._lists[node] = results
-        elif len(results) > 1:
-            self._lists[node] = results
-        else:
-            self._values[node] = results[0] if results else None
 
     def _unpacked(self, value: Any, node: fx.Node) -> list[Any]:
         """Return the items of a list of tensors, as many as the graph uses."""
@@ -162,14 +178,31 @@ class Script:
             return self._values[value]
         wanted = kind.getElementType() if isinstance(kind, torch._C.OptionalType) else kind
         if value is None or not isinstance(wanted, torch._C.ListType):
-            return self._graph.insertConstant(_constant(value, wanted))
+            return self._constant(_constant(value, wanted))
         items = list(value) if isinstance(value, list | tuple) else [value]
         of = wanted.getElementType()
         if items and not any(item is None or isinstance(item, fx.Node) for item in items):
-            return self._graph.insertConstant([_constant(item, of) for item in items])
+            return self._constant([_constant(item, of) for item in items])
         listed = self._append("prim::ListConstruct", [self._input(item, of) for item in items])
         listed.output().setType(wanted)
         return listed.output()
+
+    def _constant(self, value: Any) -> Any:
+        """Return a constant; equal ones are inserted once, before whatever uses them."""
+        if isinstance(value, Tensor):
+            return self._graph.insertConstant(value)
+        items = value if isinstance(value, list) else [value]
+        key = repr(value), repr([type(item) for item in items])
+        if key not in self._constants:
+            self._constants[key] = self._graph.insertConstant(value)
+        return self._constants[key]
+
+
+def _kind(value: Any) -> Any:
+    """Return what tells an argument of an operation from others of another type."""
+    if isinstance(value, list | tuple):
+        return (type(value), *map(_kind, value))
+    return type(value)
 
 
 def _outputs(node: Any, number: int) -> list[Any]:

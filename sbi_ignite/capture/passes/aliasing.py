@@ -37,9 +37,9 @@ def aliases(node: fx.Node) -> tuple[fx.Node | None, list[fx.Node]]:
         return source if isinstance(source, fx.Node) and _returns_views(source) else None, []
     shared: fx.Node | None = None
     targets: list[fx.Node] = []
-    for position, argument in enumerate(operation(node.target).arguments):
-        if not (argument.is_shared or argument.is_written):
-            continue
+    about = operation(node.target)
+    for position in about.aliased:
+        argument = about.arguments[position]
         value = argument.given(position, node.args, node.kwargs)
         items = value if isinstance(value, list | tuple) else [value]
         nodes = [item for item in items if isinstance(item, fx.Node)]
