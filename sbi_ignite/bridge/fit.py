@@ -42,6 +42,8 @@ from sbi_ignite.exceptions import ArgumentError, DataError, NonFiniteLossError
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.handlers.rules.base import Rule
+from sbi_ignite.kernels.linear import NarrowProducts
+from sbi_ignite.kernels.softplus import ContiguousSoftplus
 from sbi_ignite.kernels.splines import (
     has_splines,
     replaceable_splines,
@@ -172,11 +174,14 @@ def fit(
     steps = Steps(train_step, validation_step, traceable, same_draws=bool(met))
 
     splines = nullcontext()
+    on_cpu = torch.device(own.device).type == "cpu"
     rounds_otherwise = not config.sbi_compat or config.precision != "32"
     if rounds_otherwise and has_splines(net):
         loss, splines = InContext(loss, splines_for_all_values), replaceable_splines()
-    if rounds_otherwise and has_tanh(net) and torch.device(own.device).type == "cpu":
+    if rounds_otherwise and has_tanh(net) and on_cpu:
         loss = InContext(loss, TanhBySigmoid)
+    if not config.sbi_compat and traceable and on_cpu:
+        loss = InContext(InContext(loss, NarrowProducts), ContiguousSoftplus)
     split = (train_batches, val_batches)
     hooks = SbiHooks(
         trainer, call, state, rules, best, place, steps, summarization_kwargs or {}, split

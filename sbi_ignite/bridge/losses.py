@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from types import BuiltinFunctionType, FunctionType
@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from sbi_ignite.bridge.lines import SbiLossArgsVF, private
-from sbi_ignite.kernels.embedding import embedding_once, has_parameters
+from sbi_ignite.kernels.embedding import contexts_once, embedding_once, has_parameters
 from sbi_ignite.methods.base import Classifier, ClassifierLogits, Loss, ProposalLogProb
+from sbi_ignite.methods.contrasts import AtomsInOneOrder
 from sbi_ignite.methods.table import known_class, method_of
 from sbi_ignite.world import ONE, World
 
@@ -83,10 +84,21 @@ class SbiTrainerView:
         def proposal_log_prob(theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:
             # Fields are passed as they are: sbi copies the proposal, network included, for every
             # batch.
-            with self._embedding_once(len(x)):
+            with self._faster(len(x)):
                 return own.proposal_log_prob(theta, x, masks, args.proposal)
 
         return proposal_log_prob
+
+    @contextmanager
+    def _faster(self, num_rows: int) -> Iterator[None]:
+        """Draw atoms, and compute what they have in common, faster than sbi; not in sbi's form."""
+        with ExitStack() as stack:
+            stack.enter_context(self._embedding_once(num_rows))
+            own = private(self.trainer)
+            if not self.as_sbi and own.loss_and_proposal_are_sbis_own:
+                stack.enter_context(AtomsInOneOrder())
+                stack.enter_context(contexts_once(own.network, num_rows))
+            yield
 
     def _embedding_once(self, num_rows: int) -> AbstractContextManager[None]:
         """Embed every x once, not once for each of its atoms, where bits may differ from sbi's."""

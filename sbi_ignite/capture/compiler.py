@@ -94,8 +94,17 @@ class Compiler:
         self._steps: Tracing | None = None
         self.stacked: Report | None = None
 
-    def gradients(self, optimizer: Optimizer) -> Gradients:
-        """Return what computes losses and gradients of training batches."""
+    def gradients(
+        self,
+        optimizer: Optimizer,
+        hand_over: Callable[[Tensor, Sequence[Tensor]], bool] = lambda gradient, parameters: False,
+    ) -> Gradients:
+        """Return what computes losses and gradients of training batches.
+
+        Args:
+            optimizer: Has the parameters.
+            hand_over: Stores gradients that lie side by side, see `FlatOptimizer.hand_over`.
+        """
         eager = EagerGradients(self._model, self._train)
         if self._replaced:
             if self._mode != "off":
@@ -118,7 +127,7 @@ class Compiler:
         if self._mode == "inductor" and self._on_cuda:
             self._refuse("steps are compiled for the CPU only; on a GPU they run as CUDA graphs")
         self._steps = self._tracing(self._train, self._sure_steps, fuse)
-        return TracedGradients(eager, parameters, self._steps)
+        return TracedGradients(eager, parameters, self._steps, hand_over)
 
     def losses(self) -> LossFunction:
         """Return what computes the losses of validation batches, without gradients."""

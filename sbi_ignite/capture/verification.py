@@ -42,9 +42,11 @@ from sbi_ignite.capture.report import Compiled, Report, SlowerWays
 from sbi_ignite.capture.rules import TracingRules
 from sbi_ignite.concurrency import others_may_draw, others_train
 from sbi_ignite.freed_memory import return_freed_memory
+from sbi_ignite.optim.memory_layout import Aligned
 from sbi_ignite.random_state import random_states, set_random_states
 
 Outputs = list[Tensor | None]
+HandOver = Callable[[Tensor, Sequence[Tensor]], bool]
 
 MAX_SHAPES = 16
 """Maximum number of batch shapes to track; batches of further shapes are left alone."""
@@ -64,7 +66,15 @@ PAUSE = 8
 
 @dataclass
 class _Shape:
-    """What is known about the batches of one shape."""
+    """What is known about the batches of one shape.
+
+    Attributes:
+        parameters: The leaves whose gradients are asked for.
+        used: For each output that is asked for, whether there is one.
+        given: The parameters that have a part in the loss.
+        places: Where their gradients lie in the one tensor in which a recording returns them; None
+            if it returns them one by one.
+    """
 
     is_large: bool = False
     seen: int = 0
@@ -73,6 +83,8 @@ class _Shape:
     is_exact: bool = True
     parameters: tuple[Tensor, ...] = ()
     used: tuple[bool, ...] = ()
+    given: tuple[Tensor, ...] = ()
+    places: Aligned | None = None
     proofs: int = 0
     misses: int = 0
     eager_seconds: float = math.inf
@@ -179,8 +191,8 @@ class Tracing:
         enough = shape.proofs >= self.rules.proofs
         return enough and not (self.rules.must_pay and shape.is_slower)
 
-    def replay(self, shape: _Shape, leaves: Sequence[Any]) -> Outputs | None:
-        """Return what the recording gives; None if it is not proven or does not hold."""
+    def replay(self, shape: _Shape, leaves: Sequence[Any]) -> list[Tensor] | None:
+        """Return what the recording returns; None if it is not proven or does not hold."""
         if shape.recording is None or not self._is_proven(shape):
             return None
         outputs = _run(shape, leaves)
@@ -274,7 +286,8 @@ class Tracing:
             before.restore()
             shape.make_room()
         with _timed(leaves) as seconds:
-            replayed = _run(shape, leaves)
+            run = _run(shape, leaves)
+        replayed = None if run is None else _by_parameter(shape, run)
         if replayed is None:
             raise NotTraceable("decisions inside it depend on the values in a batch")
         if not shape.is_exact and not self._is_close(outputs, replayed, after):
@@ -381,12 +394,18 @@ class TracedGradients:
         eager: The computation that they must equal.
         parameters: Returns the leaves whose gradients are needed.
         tracing: The recordings.
+        hand_over: See `FlatOptimizer.hand_over`.
     """
 
     def __init__(
-        self, eager: EagerGradients, parameters: Callable[[], Sequence[Tensor]], tracing: Tracing
+        self,
+        eager: EagerGradients,
+        parameters: Callable[[], Sequence[Tensor]],
+        tracing: Tracing,
+        hand_over: HandOver = lambda gradient, parameters: False,
     ) -> None:
         self._eager, self._parameters, self._tracing = eager, parameters, tracing
+        self._hand_over = hand_over
 
     @property
     def eager(self) -> EagerGradients:
@@ -418,8 +437,14 @@ class TracedGradients:
         if outputs is None:
             return self._eager(batch)
         losses, *gradients = outputs
-        assert losses is not None
-        return losses, partial(hand_over, shape.parameters, gradients)
+        if shape.places is None:
+            return losses, partial(hand_over, shape.given, gradients)
+        return losses, partial(self._store, shape.given, gradients[0], shape.places)
+
+    def _store(self, parameters: Sequence[Tensor], gradient: Tensor, places: Aligned) -> None:
+        """Store gradients that lie side by side."""
+        if not self._hand_over(gradient, parameters):
+            hand_over(parameters, places.parted(gradient))
 
     def _proved(self, batch: Any, shape: _Shape, leaves: list[Any]) -> tuple[Tensor, Backward]:
         """Return what the eager computation gives, and compare the recording with it."""
@@ -434,13 +459,17 @@ class TracedGradients:
                 return None  # the step ends with an error, or is undone when its loss is read
             gradients = gradients_of(parameters, backward)
             result.append((losses, partial(hand_over, parameters, gradients)))
+            pairs = zip(parameters, gradients, strict=True)
+            shape.given = tuple(parameter for parameter, g in pairs if g is not None)
+            shape.places = _places_for(shape.given) if self.rules.fuse else None
             return [losses, *gradients]
 
         def recordable(*tensors: Tensor) -> list[Tensor]:
             rebuilt = _rebuilt(batch, leaves, tensors)
             losses, gradients = losses_and_gradients(self._eager, parameters, rebuilt)
             shape.used = (True, *(gradient is not None for gradient in gradients))
-            return [losses, *(g for g in gradients if g is not None)]
+            given = [gradient for gradient in gradients if gradient is not None]
+            return [losses, *(given if shape.places is None else [shape.places.joined(given)])]
 
         replayed = self._tracing.prove(shape, leaves, eager, recordable)
         if replayed is None:
@@ -489,8 +518,7 @@ class TracedLosses:
         if self._tracing.is_due(shape):
             return self._proved(model, batch, shape, leaves)
         outputs = self._tracing.replay(shape, leaves)
-        losses = outputs[0] if outputs is not None else None
-        return self._loss(model, batch) if losses is None else losses
+        return self._loss(model, batch) if outputs is None else outputs[0]
 
     def _proved(self, model: Any, batch: Any, shape: _Shape, leaves: list[Any]) -> Tensor:
         result: list[Tensor] = []
@@ -679,8 +707,8 @@ def _kind(leaf: Any) -> Any:
     return type(leaf), repr(leaf)
 
 
-def _run(shape: _Shape, leaves: Sequence[Any]) -> Outputs | None:
-    """Return what a recording gives; or None, with the random state restored."""
+def _run(shape: _Shape, leaves: Sequence[Any]) -> list[Tensor] | None:
+    """Return what a recording returns; or None, with the random state restored."""
     assert shape.recording is not None
     assert shape.run is not None
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -689,6 +717,14 @@ def _run(shape: _Shape, leaves: Sequence[Any]) -> Outputs | None:
     if before is not None and not outputs.pop():
         before()
         return None
+    return outputs
+
+
+def _by_parameter(shape: _Shape, outputs: Sequence[Tensor]) -> Outputs:
+    """Return losses and gradients, None for parameters that have no part in the loss."""
+    if shape.places is not None:
+        losses, flat = outputs
+        outputs = [losses, *shape.places.parted(flat)]
     flow = iter(outputs)
     return [next(flow) if used else None for used in shape.used]
 
@@ -712,6 +748,16 @@ def _rebuilt(batch: Any, leaves: Sequence[Any], tensors: Sequence[Tensor]) -> An
     flow = iter(tensors)
     filled = [next(flow) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     return pytree.tree_unflatten(filled, pytree.tree_structure(batch))
+
+
+def _places_for(parameters: Sequence[Tensor]) -> Aligned | None:
+    """Return where gradients of these lie side by side; None if they are not of one kind."""
+    kinds = {(p.device.type, p.dtype, p.layout, p.is_contiguous()) for p in parameters}
+    on_cpu = kinds <= {("cpu", dtype, torch.strided, True) for dtype in _EXACT}
+    return Aligned(parameters) if on_cpu and len(kinds) == 1 else None
+
+
+_EXACT = (torch.float32, torch.float64)
 
 
 def gradients_of(parameters: Sequence[Tensor], backward: Backward) -> list[Tensor | None]:

@@ -20,7 +20,7 @@ class FlatGradients(Protocol):
         """Return all gradients as one tensor; None if that is not possible."""
         ...
 
-    def scale_gradients(self, gradients: Sequence[Tensor], factor: Tensor) -> None:
+    def scale_gradients(self, gradients: Sequence[Tensor], factor: float | Tensor) -> None:
         """Multiply all gradients by a number."""
         ...
 
@@ -88,7 +88,7 @@ class GradientClipping:
         norm = _total_norm(gradients) if flat is None else torch.linalg.vector_norm(flat)
         if max_norm is None:
             return norm
-        factor = max_norm / (norm + 1e-6)
+        factor = _factor(norm, max_norm)
         if factor >= 1.0:
             return norm
         if self._flat is None:  # NaN scales too, as in torch
@@ -105,6 +105,23 @@ class GradientClipping:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the sums."""
         self._norms, self._steps = state["norms"], state["steps"]
+
+
+def _factor(norm: Tensor, max_norm: float) -> float | Tensor:
+    """Return what torch's `clip_grad_norm_` multiplies gradients by; NaN if the norm is NaN.
+
+    It is computed in the norm's precision, as there: by numpy, whose numbers take a tenth of the
+    time of tensors, if numpy has that precision.
+
+    Args:
+        norm: On the CPU, shape ().
+        max_norm: The largest norm.
+    """
+    if norm.dtype not in (torch.float32, torch.float64):
+        return max_norm / (norm + 1e-6)
+    value = norm.numpy()[()]
+    number = type(value)
+    return float(number(1.0) / (value + number(1e-6)) * number(max_norm))
 
 
 def _total_norm(gradients: list[Tensor]) -> Tensor:

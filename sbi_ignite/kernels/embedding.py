@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from nflows.transforms.made import MADE
 from torch import Tensor, nn
 
 
@@ -30,7 +31,6 @@ def embedding_once(embedding: nn.Module, num_rows: int, in_blocks: bool = False)
         ...     net(x.repeat_interleave(10, dim=0)).shape
         torch.Size([40, 3])
     """
-    own = vars(embedding).get("forward")  # of a user who has replaced it on this very object
     plain = embedding.forward
 
     def forward(x: Tensor) -> Tensor:
@@ -42,13 +42,60 @@ def embedding_once(embedding: nn.Module, num_rows: int, in_blocks: bool = False)
             return embedded.repeat(times, *[1] * (embedded.ndim - 1))
         return plain(x[::times]).repeat_interleave(times, dim=0)
 
-    embedding.forward = forward
+    with _computed_by(embedding, forward):
+        yield
+
+
+@contextmanager
+def contexts_once(net: nn.Module, num_rows: int) -> Iterator[None]:
+    """Let masked autoregressive networks of nflows compute each of several equal contexts once.
+
+    What a network makes of its context is a fifth of its operations: as `embedding_once`, for what
+    comes after the embedding.
+
+    Args:
+        net: Has such networks as parts. The contexts that they are given may have several times
+            `num_rows` rows, equal ones beside each other.
+        num_rows: Rows that differ.
+    """
+    with ExitStack() as stack:
+        for part in net.modules():
+            if type(part) is MADE and hasattr(part, "context_layer"):
+                stack.enter_context(_computed_by(part, _made_forward(part, num_rows)))
+        yield
+
+
+def _made_forward(made: Any, num_rows: int) -> Callable[..., Tensor]:
+    """Return nflows' `MADE.forward` for contexts that may be repeated."""
+    plain = made.forward
+
+    def forward(inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        times, rest = divmod(len(inputs), num_rows)
+        if context is None or len(context) != len(inputs) or times < 2 or rest:
+            return plain(inputs, context)
+        of_context = made.activation(made.context_layer(context[::times]))
+        hidden = made.initial_layer(inputs).unflatten(0, (num_rows, times))
+        hidden = (hidden + of_context.unsqueeze(1)).flatten(0, 1)
+        if not made.use_residual_blocks:
+            hidden = made.activation(hidden)
+        for block in made.blocks:
+            hidden = block(hidden, context)
+        return made.final_layer(hidden)
+
+    return forward
+
+
+@contextmanager
+def _computed_by(part: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Let another function compute a part of a network inside the block."""
+    own = vars(part).get("forward")  # of a user who has replaced it on this very object
+    part.forward = forward
     try:
         yield
     finally:
-        del embedding.forward
+        del part.forward
         if own is not None:
-            embedding.forward = own
+            part.forward = own
 
 
 def has_parameters(embedding: Any) -> bool:

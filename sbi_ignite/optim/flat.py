@@ -176,12 +176,12 @@ class FlatOptimizer:
         flat = places.joined(tensors)
         return flat, places.parted(flat)
 
-    def scale_gradients(self, gradients: Sequence[Tensor], factor: Tensor) -> None:
+    def scale_gradients(self, gradients: Sequence[Tensor], factor: float | Tensor) -> None:
         """Multiply the parameters' gradients, and the copy that `flat_gradient` made of them.
 
         Args:
             gradients: All gradients that exist.
-            factor: A number, shape ().
+            factor: A number, or a tensor of shape ().
         """
         scaled = self._memory is not None and self._memory.scale(gradients, factor)
         if not scaled:
@@ -324,12 +324,15 @@ class _FlatMemory:
         return True
 
     @torch.no_grad()
-    def scale(self, gradients: Sequence[Tensor], factor: Tensor) -> bool:
+    def scale(self, gradients: Sequence[Tensor], factor: float | Tensor) -> bool:
         """Scale the flat gradient, if it was made from these, and let parameters use its parts."""
         if not self._is_gathered(gradients):
             return False
         self._gradient.mul_(factor)
-        self._give_parts()
+        if self._gathered is not None and self._gathered[0] is self._slots:
+            self._note(self._slots)
+        else:
+            self._give_parts()
         return True
 
     def _give_parts(self) -> None:

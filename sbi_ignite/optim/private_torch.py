@@ -87,8 +87,8 @@ def copy_each(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         tensor.copy_(value)
 
 
-def multiply_each(tensors: Sequence[Tensor], factor: Tensor) -> None:
-    """Multiply tensors in place by a tensor of shape ()."""
+def multiply_each(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
+    """Multiply tensors in place by a number."""
     together = getattr(torch, "_foreach_mul_", None)
     if together is not None:
         together(tensors, factor)

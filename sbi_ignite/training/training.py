@@ -296,7 +296,7 @@ def assemble(
     add_up = summed
     if as_sbi:
         add_up = partial(summed_as_sbi, mean_over=getattr(loss_fn, "mean_over", None))
-    gradients = compiler.gradients(optimizer)
+    gradients = compiler.gradients(optimizer, stepping.hand_over)
     check = partial(check_gradients, model, optimizer, config.clip_max_norm)
     train_step = TrainStep(gradients, stepping, device, add_up, epochs.now, check)
     engine = make_engine(signals.guard_step(hooks.steps.train) or together.guard_step(train_step))

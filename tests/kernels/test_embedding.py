@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from nflows.transforms.made import MADE
 from sbi.neural_nets import posterior_flow_nn, posterior_nn, posterior_score_nn
 from sbi.utils import BoxUniform
 from torch import nn
 
 from sbi_ignite import FMPE, NPE, NPSE, TrainConfig
-from sbi_ignite.kernels.embedding import embedding_once
+from sbi_ignite.kernels.embedding import contexts_once, embedding_once
 from sbi_ignite.methods.vector_field import VectorFieldLoss
 from tests.small import SBI_WARNS
 
@@ -63,6 +64,45 @@ def test_the_network_is_afterwards_as_it_was_also_after_an_error():
     with embedding_once(net, 6):
         assert torch.equal(net(X.repeat_interleave(2, dim=0))[::2], X + 1)
     assert net.forward is own
+
+
+def flow(**options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return posterior_nn("maf", hidden_features=8, **options)(torch.randn(20, 2), torch.randn(20, 3))
+
+
+def losses_and_gradients(net: Any, theta: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:
+    losses = net.loss(theta, x)
+    weights = torch.linspace(-1, 1, len(losses))
+    return [losses, *torch.autograd.grad((losses * weights).sum(), list(net.parameters()))]
+
+
+@pytest.mark.parametrize("times", [1, 2, 10])
+@pytest.mark.parametrize("residual", [False, True])
+def test_flows_give_the_same_for_contexts_that_are_computed_once(times, residual):
+    net = flow()
+    parts = [part for part in net.modules() if type(part) is MADE]
+    for part in parts if residual else ():
+        part.use_residual_blocks = True
+    seen: list[int] = []
+    for part in parts:
+        part.context_layer.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    theta, x = torch.randn(6 * times, 2), X.repeat_interleave(times, dim=0)
+    expected = losses_and_gradients(net, theta, x)
+    seen.clear()
+    with contexts_once(net, len(X)):
+        found = losses_and_gradients(net, theta, x)
+    assert seen == [6] * len(parts)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not any("forward" in vars(part) for part in net.modules())
+
+
+def test_contexts_of_other_numbers_of_rows_are_computed_as_ever():
+    net, theta = flow(), torch.randn(7, 2)
+    x = torch.randn(7, 3)
+    expected = net.loss(theta, x)
+    with contexts_once(net, 6):
+        assert torch.equal(net.loss(theta, x), expected)
 
 
 def second_round(embedding: nn.Module, density_estimator: Any) -> Any:

@@ -39,7 +39,7 @@ from sbi_ignite.capture.recording import Recording
 from sbi_ignite.capture.report import in_a_line, logger
 from sbi_ignite.processor import about_processor
 
-LIBRARY, DIGEST, VERDICT = "step.so", "step.sha256", "not-faster.txt"
+LIBRARY, CALLS, DIGEST, VERDICT = "step.so", "step.json", "step.sha256", "not-faster.txt"
 RUNS = 7
 """Runs after which the faster way is known."""
 MEANT_FOR_PEOPLE = re.compile(r"No working C\+\+ compiler|Compiler: .* is not found")
@@ -148,10 +148,12 @@ def _library(recording: Recording, graph: fx.Graph, tensors: Sequence[Tensor]) -
         kept.mkdir(parents=True)
         try:
             compile_ahead(copied(graph), tensors, folder / LIBRARY, OPTIONS)
-            # Beside the library may be what it needs to call operations without a C interface.
-            for path in folder.iterdir():
-                if path.name == LIBRARY or path.suffix == ".json":
-                    path.rename(kept / path.name)
+            (folder / LIBRARY).rename(kept / LIBRARY)
+            # What it needs to call operations without a C interface, if there are any, is looked
+            # for beside it by its own name, but written by that of its source.
+            for path in folder.glob("*.json"):
+                if not path.stem.endswith("_metadata"):
+                    path.rename(kept / CALLS)
             (kept / DIGEST).write_text(_digest(kept / LIBRARY))
             shutil.rmtree(place, ignore_errors=True)
             kept.rename(place)
