@@ -163,9 +163,10 @@ class Stack:
         return Stack(left, self._capture, self._rounding)
 
     @property
-    def rows(self) -> list[Tensor]:
-        """Where each member's parameters are read, shape (num_numbers,); after the first step."""
-        return [] if self._rows is None else list(self._rows.values.unbind(0))
+    def values(self) -> Tensor:
+        """Where all parameters are read, shape (num_members, num_numbers); once it is prepared."""
+        assert self._rows is not None
+        return self._rows.values
 
     @property
     def parameters(self) -> list[list[Tensor]]:
@@ -181,10 +182,8 @@ class Stack:
         """Return whether all recordings are still those of the networks as they are."""
         return all(r.holds() for member in self.members for r in member._recorded.values())
 
-    def step(
-        self, batches: Sequence[Sequence[Tensor]], refresh: bool = True
-    ) -> list[tuple[Tensor, Tensor] | None]:
-        """Return the losses of each member, and its gradients as one tensor.
+    def step(self, batches: Sequence[Sequence[Tensor]], refresh: bool = True) -> Computed:
+        """Return losses and gradients of all members.
 
         Random numbers are drawn from the states of each member.
 
@@ -193,8 +192,7 @@ class Stack:
             refresh: Whether parameters that members have elsewhere are copied to the rows.
 
         Returns:
-            Losses, shape (batch,) or (), and gradients, shape (num_numbers,), per member; None for
-            one whose loss decides otherwise for this batch, whose random states are then as before.
+            Losses and gradients. The random states of a member that has none are as before.
 
         Raises:
             NotTraceable: If the members cannot be stacked, or not for such batches.
@@ -217,20 +215,18 @@ class Stack:
 
     def _run(
         self, shape: _Shape, batches: Sequence[Sequence[Tensor]], refresh: bool = True
-    ) -> list[tuple[Tensor, Tensor] | None]:
+    ) -> Computed:
         assert self._rows is not None
         if refresh:
             self._rows.refresh()
         inputs, undo = self._drawn(shape, batches)
         found = shape.run([torch.stack(tensors) for tensors in zip(*inputs, strict=True)])
-        both: list[tuple[Tensor, Tensor] | None] = list(
-            zip(found[0].unbind(0), found[1].unbind(0), strict=True)
-        )
-        if shape.guarded and not all(held := found[2].tolist()):
-            for k in (k for k, holds in enumerate(held) if not holds):
-                both[k] = None
-                undo[k]()
-        return both
+        if not shape.guarded:
+            return Computed(*found)
+        missed = tuple(k for k, holds in enumerate(found[2].tolist()) if not holds)
+        for k in missed:
+            undo[k]()
+        return Computed(*found[:2], missed)
 
     def _drawn(
         self, shape: _Shape, batches: Sequence[Sequence[Tensor]]
@@ -322,7 +318,8 @@ class Stack:
         found = self._run(shape, batches)
         for member, state in zip(self.members, before, strict=True):
             member.random.load_state_dict(state)
-        for k, (member, batch, given) in enumerate(zip(self.members, batches, found, strict=True)):
+        for k, (member, batch) in enumerate(zip(self.members, batches, strict=True)):
+            given = found[k]
             with member.random.in_force():
                 alone, backward = member.eager(tuple(batch))
             member.random.load_state_dict(before[k])
@@ -332,6 +329,26 @@ class Stack:
             values = [given[0], *self.parted(given[1])]
             if not are_close([alone.detach(), *expected], values, self._rounding):
                 raise NotTraceable("a stacked step differs from those of each member alone")
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Losses and gradients of all members of a stack.
+
+    Attributes:
+        losses: Shape (num_members, batch) or (num_members,).
+        gradients: Shape (num_members, num_numbers).
+        missed: The members whose losses decide otherwise for this batch, so that their rows mean
+            nothing.
+    """
+
+    losses: Tensor
+    gradients: Tensor
+    missed: Sequence[int] = ()
+
+    def __getitem__(self, k: int) -> tuple[Tensor, Tensor] | None:
+        """Return losses and gradients of one member; None if it has none."""
+        return None if k in self.missed else (self.losses[k], self.gradients[k])
 
 
 @dataclass(frozen=True)

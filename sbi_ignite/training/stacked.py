@@ -20,12 +20,14 @@ from sbi_ignite.capture.guards import NotTraceable
 from sbi_ignite.capture.stacking import Member, Stack, kinds_of
 from sbi_ignite.capture.verification import TracedGradients, gradients_of
 from sbi_ignite.data.in_memory import InMemoryBatches
+from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.handlers.signals import hold_together
 from sbi_ignite.handlers.stop_mid_epoch import ends_epoch
 from sbi_ignite.kernels.denormals import denormals_as_zeros
 from sbi_ignite.optim.flat import FlatOptimizer
 from sbi_ignite.random_state import OwnRandomState
 from sbi_ignite.summary import TrainingSummary
+from sbi_ignite.training.joint_update import JointUpdate
 from sbi_ignite.training.run import in_turns
 from sbi_ignite.training.steps import on_device
 from sbi_ignite.training.training import Training
@@ -233,7 +235,7 @@ class _Member(InTurns):
 
 
 class _Slot:
-    """Gradients of a member: those that were computed for it, or else its own.
+    """What there is for a member's step: the step itself, or its gradients, or nothing.
 
     Args:
         own: Computes its steps alone.
@@ -243,11 +245,21 @@ class _Slot:
     def __init__(self, own: TracedGradients, stepping: FlatOptimizer) -> None:
         self.own, self._stepping = own, stepping
         self._given: tuple[Any, Tensor, Backward] | None = None
+        self._taken: StepOutput | None = None
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was computed for the step that is waiting."""
-        return self._given is None
+        """Whether there is nothing for the step that is waiting."""
+        return self._given is None and self._taken is None
+
+    def note(self, output: StepOutput) -> None:
+        """Keep what came of the step that is waiting, which has been taken."""
+        self._taken = output
+
+    def taken(self) -> StepOutput | None:
+        """Return what came of the step that is waiting; None if it is still to be taken."""
+        output, self._taken = self._taken, None
+        return output
 
     def give(
         self,
@@ -288,6 +300,7 @@ class _Steps:
     def __init__(self, members: Sequence[_Member], stacking: Stacking) -> None:
         self._stacking, self._rounds, self._changes = stacking, 0, 0
         self._stack: Stack | None = None
+        self._update: JointUpdate | None = None
         self._stacked: list[_Member] = []
         self._epochs: list[int] = []
         self._made: dict[int, Member] = {}
@@ -304,7 +317,7 @@ class _Steps:
             groups = training.optimizer.param_groups
             stepped = [p for group in groups for p in group["params"]]
             self._made[id(member)] = Member(step.gradients, stepped, training.random)
-            step.gradients = member.slot
+            step.gradients, step.taken = member.slot, member.slot.taken
 
     def compute(self, waiting: Sequence[_Member]) -> Sequence[_Member]:
         """Compute the steps that members wait with, or leave each to its member.
@@ -342,8 +355,15 @@ class _Steps:
             stack.prepare(batches)
             self._choose(stack, waiting, batches)
             self._stack, self._stacked = stack, list(waiting)
-        for k, (member, found) in enumerate(zip(waiting, stack.step(batches), strict=True)):
-            if found is not None and member.slot is not None:
+        computed = stack.step(batches)
+        assert self._update is not None
+        outputs = self._update.take(batches, computed)
+        for k, (member, output) in enumerate(zip(waiting, outputs, strict=True)):
+            found = computed[k]
+            assert member.slot is not None
+            if output is not None:
+                member.slot.note(output)
+            elif found is not None:
                 member.slot.give(batches[k], *found, stack.parameters[k], stack.parted)
 
     def _follow(self, waiting: Sequence[_Member]) -> None:
@@ -384,9 +404,10 @@ class _Steps:
                 raise NotTraceable(because)
         self._stacking.accept(because)
         how = f"by {stack.executor}, {len(waiting)} networks at once"
-        for member, row in zip(waiting, stack.rows, strict=True):
-            member.training.stepping.move_to(row)
-            member.training.compiler.stacked = Report("stacked", how)
+        trainings = [member.training for member in waiting]
+        self._update = JointUpdate(trainings, stack.parameters, stack.values)
+        for training in trainings:
+            training.compiler.stacked = Report("stacked", how)
 
 
 def _behind_others(waiting: Sequence[_Member]) -> list[_Member]:
