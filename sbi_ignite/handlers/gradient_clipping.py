@@ -116,23 +116,30 @@ class GradientClipping:
 
 
 @torch.no_grad()
-def clip_rows(gradients: Tensor, max_norm: float | None) -> Tensor:
-    """Scale rows in place so that the 2-norm of each is at most `max_norm`.
+def clip_rows(gradients: Tensor, max_norm: float | None, out: Tensor) -> Tensor:
+    """Copy rows so that the 2-norm of each is at most `max_norm`.
 
     Args:
         gradients: Shape (num_rows, num_numbers).
         max_norm: Largest norm that is left alone; None: measure only.
+        out: Where to write them, of the same shape.
 
     Returns:
         Norms before, shape (num_rows,).
 
     Example:
-        >>> clip_rows(torch.tensor([[3.0, 4.0], [0.6, 0.8]]), max_norm=2.0)
+        >>> clipped = torch.zeros(2, 2)
+        >>> clip_rows(torch.tensor([[3.0, 4.0], [0.6, 0.8]]), 2.0, out=clipped)
         tensor([5., 1.])
+        >>> clipped
+        tensor([[1.2000, 1.6000],
+                [0.6000, 0.8000]])
     """
     norms = torch.linalg.vector_norm(gradients, dim=1)
-    if max_norm is not None:
-        gradients.mul_((max_norm / (norms + 1e-6)).clamp_(max=1.0)[:, None])
+    if max_norm is None:
+        out.copy_(gradients)
+    else:
+        torch.mul(gradients, (max_norm / (norms + 1e-6)).clamp_(max=1.0)[:, None], out=out)
     return norms
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from sbi_ignite.optim.flat import FlatOptimizer, FlatTensors
 from sbi_ignite.optim.private_torch import (
@@ -91,14 +91,19 @@ class FlatRows:
             mark_as_stepped(optimizer.optimizer)
 
     def _alike(self) -> list[tuple[bool, dict[str, Any], list[int]]]:
-        """Return the places of optimizers with equal numbers, and these numbers."""
+        """Return the kinds of steps, their numbers, and the places of optimizers that take them."""
         found: dict[Any, list[int]] = {}
         for place, optimizer in enumerate(self._optimizers):
-            found.setdefault(_kind(optimizer.optimizer), []).append(place)
-        return [(kind[0], dict(kind[1]), places) for kind, places in found.items()]
+            group = _group(optimizer)
+            kind = (decouples_decay(optimizer.optimizer), *_NUMBERS(group), *group["betas"])
+            found.setdefault(kind, []).append(place)
+        firsts = [(kind[0], self._optimizers[places[0]], places) for kind, places in found.items()]
+        return [(kind, adam_numbers(_group(first)), places) for kind, first, places in firsts]
 
 
-def _kind(optimizer: Optimizer) -> tuple[bool, tuple[tuple[str, Any], ...]]:
-    """Return all that decides about a step besides tensors."""
-    numbers = adam_numbers(optimizer.param_groups[0])
-    return decouples_decay(optimizer), tuple(numbers.items())
+_NUMBERS = operator.itemgetter("lr", "eps", "weight_decay", "maximize")
+"""What decides about a step besides tensors and betas."""
+
+
+def _group(optimizer: FlatOptimizer) -> dict[str, Any]:
+    return optimizer.optimizer.param_groups[0]

@@ -50,19 +50,19 @@ class JointUpdate:
             What came of each step; None for all if they are left to the members.
         """
         outputs = summed_each(computed.losses, num_rows(batches[0]))
-        are_finite = all(isinstance(o.loss, Tensor) or math.isfinite(o.loss) for o in outputs)
+        are_read = not isinstance(outputs[0].loss, Tensor)
+        are_finite = not are_read or all(math.isfinite(output.loss_sum) for output in outputs)
         if computed.missed or not are_finite or not self._is_ready():
             return [None] * len(batches)
-        self._rows.gradients.copy_(computed.gradients)
         (max_norm,) = self._max_norms
-        norms = clip_rows(self._rows.gradients, max_norm).unbind(0)
+        norms = clip_rows(computed.gradients, max_norm, out=self._rows.gradients)
         self._rows.step()
-        taken: list[StepOutput | None] = []
-        for k, (training, output) in enumerate(zip(self._trainings, outputs, strict=True)):
-            training.clipping.note(norms[k])
-            now, losses = training.epochs.now, computed.losses[k]
-            taken.append(checked(output, training.engine, now, batches[k], losses))
-        return taken
+        for training, norm in zip(self._trainings, norms.unbind(0), strict=True):
+            training.clipping.note(norm)
+        if are_read:
+            return list(outputs)
+        each = zip(outputs, self._trainings, batches, computed.losses.unbind(0), strict=True)
+        return [checked(output, t.engine, t.epochs.now, *rest) for output, t, *rest in each]
 
     def _is_ready(self) -> bool:
         """Return whether all steps are alike; between epochs, anything may have changed."""

@@ -211,9 +211,8 @@ class _Member(InTurns):
         left_alone = self.slot is None or self.slot.is_empty
         return left_alone or self._draws_inside or ends_epoch(self.training.engine)
 
-    @property
     def batch(self) -> Any:
-        """The batch of the step that it waits with."""
+        """Return the batch of the step that it waits with, where it is computed."""
         state = self.training.engine.state
         state.batch = on_device(state.batch, self.training.device)
         return state.batch
@@ -331,10 +330,11 @@ class _Steps:
             return waiting
         if not self._refused:
             try:
-                behind = _behind_others(waiting)
+                batches = [member.batch() for member in waiting]
+                behind = _behind_others(waiting, batches)
                 if behind:
                     return behind
-                self._compute(waiting)
+                self._compute(waiting, batches)
             except NotTraceable as reason:
                 self._refused = str(reason)
         if self._refused:
@@ -343,10 +343,9 @@ class _Steps:
                 member.go_on_alone()
         return waiting
 
-    def _compute(self, waiting: Sequence[_Member]) -> None:
+    def _compute(self, waiting: Sequence[_Member], batches: Sequence[Any]) -> None:
         """Compute a step of all members, unless it is not yet known whether this pays."""
         self._follow(waiting)
-        batches = [member.batch for member in waiting]
         stack = self._stack
         if stack is None:
             if self._stacking.wanted == "auto" and not self._are_ready(waiting):
@@ -410,13 +409,13 @@ class _Steps:
             training.compiler.stacked = Report("stacked", how)
 
 
-def _behind_others(waiting: Sequence[_Member]) -> list[_Member]:
+def _behind_others(waiting: Sequence[_Member], batches: Sequence[Any]) -> list[_Member]:
     """Return the members that have to catch up, so that all have batches of one shape.
 
     The batches of an epoch may differ by a row. Members that are resumed may stand at different
     places of their epochs.
     """
-    if len({kinds_of(member.batch) for member in waiting}) == 1:
+    if len(set(map(kinds_of, batches))) == 1:
         return []
     places = [member.place for member in waiting]
     last = max(places)
