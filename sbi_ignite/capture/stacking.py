@@ -215,11 +215,6 @@ class Stack:
         self._rows: _Rows | None = None
         self.executor = ""
 
-    def without(self, leaving: Sequence[int]) -> Stack:
-        """Return a stack of the other members; what was recorded of them is used again."""
-        left = [member for i, member in enumerate(self.members) if i not in leaving]
-        return Stack(left, self._capture, self._rounding)
-
     @property
     def values(self) -> Tensor:
         """Where all parameters are read, shape (num_members, num_numbers); once it is prepared."""
@@ -279,12 +274,11 @@ class Stack:
             self._rows.refresh()
         inputs, undo = self._drawn(shape, batches)
         found = shape.run([torch.stack(tensors) for tensors in zip(*inputs, strict=True)])
-        if not shape.guarded:
-            return Computed(*found)
-        missed = tuple(k for k, holds in enumerate(found[2].tolist()) if not holds)
+        held = found[2].tolist() if shape.guarded else ()
+        missed = tuple(k for k, holds in enumerate(held) if not holds)
         for k in missed:
             undo[k]()
-        return Computed(*found[:2], missed)
+        return Computed(found[0], found[1], missed)
 
     def _drawn(
         self, shape: _Shape, batches: Sequence[Sequence[Tensor]]

@@ -265,12 +265,13 @@ class _FlatMemory:
         self._gathered: tuple[Sequence[Tensor], object] | None = None
         self._known_as: Sequence[Tensor] | None = None
         values = self._places.joined(self._own)
-        moments = (
+        first_moments, second_moments = (
             self._places.joined([self._state[p][name] for p in self._parameters])
             for name in _MOMENTS
         )
         steps = torch.stack([self._state[p]["step"] for p in self._parameters])
-        self.tensors = FlatTensors(values, torch.zeros_like(values), *moments, steps)
+        gradient = torch.zeros_like(values)
+        self.tensors = FlatTensors(values, gradient, first_moments, second_moments, steps)
         if home is not None and all(map(_alike, home, self.tensors)):
             for place, tensor in zip(home, self.tensors, strict=True):
                 place.copy_(tensor)

@@ -39,7 +39,7 @@ class JointUpdate:
         self._epochs: list[int] = []
         self._ready = False
 
-    def take(self, batches: Sequence[Any], computed: Computed) -> list[StepOutput | None]:
+    def take(self, batches: Sequence[Any], computed: Computed) -> Sequence[StepOutput | None]:
         """Take the step of every member, or of none.
 
         Args:
@@ -60,9 +60,12 @@ class JointUpdate:
         for training, norm in zip(self._trainings, norms.unbind(0), strict=True):
             training.clipping.note(norm)
         if are_read:
-            return list(outputs)
+            return outputs
         each = zip(outputs, self._trainings, batches, computed.losses.unbind(0), strict=True)
-        return [checked(output, t.engine, t.epochs.now, *rest) for output, t, *rest in each]
+        return [
+            checked(output, training.engine, training.epochs.now, batch, losses)
+            for output, training, batch, losses in each
+        ]
 
     def _is_ready(self) -> bool:
         """Return whether all steps are alike; between epochs, anything may have changed."""

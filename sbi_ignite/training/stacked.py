@@ -34,9 +34,9 @@ from sbi_ignite.training.training import Training
 from sbi_ignite.training.turns import Call, InTurns, Pauses, called, check_directories, ends_all
 from sbi_ignite.world import ONE
 
-WORTH_IT = 0.75
-"""Largest share of the time of single steps that a stacked one may take to be chosen: what is
-around them costs a little more in turns."""
+WORTH_IT = 0.9
+"""Largest share of the time of single steps that a stacked one may take to be chosen. Clipping and
+optimizers cost less in a stack too; what is missing to 1 pays for recording it."""
 
 READY_AFTER = 60
 """Steps after which "auto" measures, although not all members repeat recordings of their own."""
