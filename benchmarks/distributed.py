@@ -2,8 +2,10 @@
 
 One process with one thread against two with one thread each, both training on the same simulations
 with the same global batch: NPE with a convolutional embedding of images of 64 x 64 pixels, and NPE
-with a maf. They take turns; compared are seconds per epoch, without the first. Beside it: what one
-exchange of gradients takes, by the size of the network.
+with a maf. They take turns; compared are seconds per epoch, without the first. Beside it: one
+process that a launcher has started; two that train apart, each on its half of the rows with half of
+the batch, which is what this machine allows without agreeing; and what one exchange of gradients
+takes, by the size of the network.
 
     python -m benchmarks.distributed [--rounds 3] [--epochs 4] [--rows 8192]
 
@@ -22,15 +24,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import Result, Table, conclude, options_of, parse
+from benchmarks.measuring import (
+    Result,
+    Spread,
+    Table,
+    Timing,
+    alternate,
+    conclude,
+    options_of,
+    parse,
+    ratios,
+)
 
 TASKS = ("cnn", "maf")
 BATCHES = {"cnn": 1_024, "maf": 4_096}
 WANTED = {"cnn": 1.8, "maf": 1.7}
 SIZES = (10_000, 100_000, 1_000_000)
+ALONE, LAUNCHED, TOGETHER, APART = "1 process", "1, launched", "together", "apart"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,33 +58,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[list[str]] = []
     numbers: dict[str, Any] = {}
     for task in options.tasks:
-        ratios, seconds = [], {1: [], options.processes: []}
-        for turn in range(options.rounds):
-            order = (1, options.processes) if turn % 2 == 0 else (options.processes, 1)
-            now = {n: train_in(n, task, options.epochs, options.rows) for n in order}
-            ratios.append(now[1] / now[options.processes])
-            for number, value in now.items():
-                seconds[number].append(value)
-        numbers[task] = {"ratio": statistics.median(ratios), "ratios": ratios, "seconds": seconds}
-        rows.append(
-            [
-                task,
-                f"{BATCHES[task]:,}",
-                f"{statistics.median(seconds[1]):.3f}",
-                f"{statistics.median(seconds[options.processes]):.3f}",
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})",
-                f"{WANTED[task]}",
-            ]
-        )
+
+        def epoch(way: str, task: str = task) -> Timing:
+            seconds = train_in(way, options.processes, task, options.epochs, options.rows)
+            return Timing(seconds, seconds)
+
+        ways = {way: partial(epoch, way) for way in (ALONE, LAUNCHED, TOGETHER, APART)}
+        found = alternate(ways, options.rounds)
+        numbers[task] = {way: [timing.wall for timing in timings] for way, timings in found.items()}
+        for way, timings in found.items():
+            rows.append(
+                [
+                    task,
+                    f"{BATCHES[task]:,}",
+                    way if way in (ALONE, LAUNCHED) else f"{options.processes}, {way}",
+                    f"{Spread.of(timing.wall for timing in timings):.3f}",
+                    f"{ratios(found[ALONE], timings):.2f}",
+                    {TOGETHER: f"{WANTED[task]}", LAUNCHED: "0.99"}.get(way, ""),
+                ]
+            )
     exchanges = exchange_in(options.processes)
     numbers["exchange_microseconds"] = exchanges
-    heads = ["task", "batch", "1 process, s", f"{options.processes} processes, s", "ratio", "bound"]
+    heads = ["task", "batch", "processes", "s per epoch", "times as fast", "bound"]
     exchanged = [[f"{int(size):,}", f"{value:.0f}"] for size, value in exchanges.items()]
     result = Result(
         script="distributed",
         question="What do two processes bring, and what does it cost to agree?",
         tables=[
-            Table(heads, rows, "Seconds per epoch, one thread each"),
+            Table(
+                heads,
+                rows,
+                f"Seconds per epoch of {options.rows:,} rows, one thread each",
+                "Apart: each on its part of the rows with its part of the batch, without agreeing.",
+            ),
             Table(
                 ["numbers in the network", "microseconds"],
                 exchanged,
@@ -82,27 +102,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     conclude(result, options)
 
 
-def train_in(processes: int, task: str, epochs: int, rows: int) -> float:
-    """Return the median seconds of an epoch in so many processes with one thread each."""
-    told = launched(processes, "train", task, str(epochs), str(rows))
+def train_in(way: str, processes: int, task: str, epochs: int, rows: int) -> float:
+    """Return the median seconds of an epoch, one thread each."""
+    number = processes if way in (TOGETHER, APART) else 1
+    parts = processes if way == APART else 1
+    arguments = ("train", task, str(epochs), str(rows // parts), str(BATCHES[task] // parts))
+    told = launched(number, *arguments, launch=way in (LAUNCHED, TOGETHER))
     return float(statistics.median(json.loads(told)[1:]))
 
 
 def exchange_in(processes: int) -> dict[str, float]:
     """Return the microseconds of one exchange, by the size of the network."""
-    return dict(json.loads(launched(processes, "exchange")))
+    return dict(json.loads(launched(processes, "exchange", launch=True)))
 
 
-def launched(processes: int, *arguments: str) -> str:
-    """Run this script's worker in several processes, and return what the first one tells."""
+def launched(processes: int, *arguments: str, launch: bool) -> str:
+    """Run this script's worker in several processes, and return what the first one tells.
+
+    Args:
+        processes: How many.
+        *arguments: What the worker shall do.
+        launch: Tell them of each other, as a launcher does.
+    """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         workers = []
         for rank in range(processes):
-            known = {"OMP_NUM_THREADS": "1", "ANSWER": str(answer)}
-            if processes > 1:
+            known = {"OMP_NUM_THREADS": "1"} | ({"ANSWER": str(answer)} if rank == 0 else {})
+            if launch:
                 known |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
                 known |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             command = [sys.executable, "-m", "benchmarks.distributed", "--worker", *arguments]
@@ -117,11 +146,11 @@ def work(arguments: Sequence[str]) -> None:
     """Do what one of the processes is there for."""
     what, *rest = arguments
     answer = measured_exchange() if what == "exchange" else measured_epochs(*rest)
-    if os.environ.get("RANK", "0") == "0":
+    if "ANSWER" in os.environ:
         Path(os.environ["ANSWER"]).write_text(json.dumps(answer))
 
 
-def measured_epochs(task: str, epochs: str, rows: str) -> list[float]:
+def measured_epochs(task: str, epochs: str, rows: str, batch_size: str) -> list[float]:
     """Train, and return the seconds of every epoch."""
     import torch
     from sbi.neural_nets import posterior_nn
@@ -143,7 +172,7 @@ def measured_epochs(task: str, epochs: str, rows: str) -> list[float]:
         network = posterior_nn("maf")
     trainer = NPE(prior, density_estimator=network, show_progress_bars=False)
     trainer.append_simulations(theta, x)
-    trainer.train(TrainConfig(batch_size=BATCHES[task], max_epochs=int(epochs) + 1, seed=1))
+    trainer.train(TrainConfig(batch_size=int(batch_size), max_epochs=int(epochs) + 1, seed=1))
     summary = trainer.training_summary
     assert summary is not None
     return list(summary.epoch_durations_sec)

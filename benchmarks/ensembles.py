@@ -277,7 +277,10 @@ def quality_part(options: Any) -> tuple[list[Table], dict[str, Any]]:
                 lines.append([name, f"{rows:,}", way, *cells])
             numbers[f"{name}, {rows}"] = found
     header = ["task", "simulations", "networks", "held-out loss", "coverage off", "lean"]
-    title = f"Median (range) over {options.seeds} seeds of simulations and training"
+    title = (
+        f"NPE with a {options.judged_network}: median (range) over {options.seeds} seeds of "
+        "simulations and training"
+    )
     return [Table(header, lines, title, "Gain: one minus several, seed by seed.")], numbers
 
 
@@ -285,7 +288,7 @@ def _trained(task: Any, rows: int, seed: int, options: Any) -> dict[str, list[An
     """Return the networks of an ensemble by every way of training."""
     theta, x = task.pairs(rows, seed=seed)
     make: Callable[[], Any] = lambda: NPE(  # noqa: E731 # sent to workers
-        task.prior, "nsf", show_progress_bars=False, tracker=Nowhere()
+        task.prior, options.judged_network, show_progress_bars=False, tracker=Nowhere()
     ).append_simulations(theta, x)
     asked: dict[str, dict[str, Any]] = {
         "recipe": {"config": TrainConfig.fast(max_epochs=options.max_epochs)},
@@ -313,6 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     parser.add_argument("--stacked-rows", type=int, default=3_000)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[50, 100, 200])
     parser.add_argument("--tasks", nargs="+", default=["two_moons", "slcp"])
+    parser.add_argument("--judged-network", default="maf", help="sbi's default is a maf")
     parser.add_argument("--simulations", type=int, nargs="+", default=[1_000, 10_000])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fresh", type=int, default=1_000, help="pairs to judge by")

@@ -7,7 +7,8 @@ The peers, each with the defaults of its own documentation and in a process of t
 `--python` names: BayesFlow on JAX, LAMPE, flowjax. Beside them sbi, and sbi_ignite's typed form.
 Columns: seconds of training, seconds of import and compilation before it where they can be told
 apart, mean negative log-probability of fresh pairs (nats; lower is better). A second table times
-one step of a masked autoregressive flow of about equal size at batch 200. A peer that is not
+one step of a masked autoregressive flow of about equal size at batch 200, in turns; `--tasks` with
+nothing after it leaves out the first. A peer that is not
 installed is named and left out.
 """
 
@@ -109,7 +110,27 @@ def sbi_and_ours(
     return found
 
 
-def our_step(rounds: int, compile: str = "auto") -> dict[str, float]:
+def steps_in_turn(options: Any, data: Path) -> dict[str, dict[str, Any]]:
+    """Return ms of one step of each package in each round, and numbers of parameters."""
+    ways: dict[str, Callable[[], dict[str, Any]]] = {
+        "sbi_ignite, typed form": our_step,
+        "sbi_ignite, typed form, inductor": lambda: our_step("inductor"),
+    }
+    if "flowjax" in options.peers:
+        ways["flowjax"] = lambda: peer(options, "flowjax", STEPS, data)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
+    for turn in range(options.rounds):
+        for name in list(ways)[:: 1 if turn % 2 == 0 else -1]:
+            found[name].append(ways[name]())
+    return {
+        name: rounds[0]
+        if any("missing" in step for step in rounds)
+        else {**rounds[0], "ms": [step["ms"] for step in rounds]}
+        for name, rounds in found.items()
+    }
+
+
+def our_step(compile: str = "auto", epochs: int = 5) -> dict[str, Any]:
     """Return ms of one step, the median over epochs, of the typed form at batch 200.
 
     Its 100 steps an epoch are divided into the whole epoch, with a validation of 400 rows.
@@ -120,7 +141,7 @@ def our_step(rounds: int, compile: str = "auto") -> dict[str, float]:
     trainer = sbi_ignite.inference.NPE(prior, "maf", show_progress_bars=False, tracker=Nowhere())
     trainer.append_simulations(theta, theta + 0.3 * torch.randn_like(theta))
     config = TrainConfig(
-        max_epochs=8 + rounds, batch_size=200, validation_fraction=400 / 20_400, compile=compile
+        max_epochs=8 + epochs, batch_size=200, validation_fraction=400 / 20_400, compile=compile
     )
     trainer.train(config, early_stopping=EarlyStopping.never())
     spans = trainer.training_summary.epoch_durations_sec[8:]
@@ -149,10 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> Result:
             found = sbi_and_ours(task, pairs, held_out, options)
             found |= {name: peer(options, name, "train", data) for name in options.peers}
             numbers["trainings"][task_name] = found
-        for name, mode in {"typed form": "auto", "typed form, inductor": "inductor"}.items():
-            numbers["steps"][f"sbi_ignite, {name}"] = our_step(options.rounds, mode)
-        if "flowjax" in options.peers:
-            numbers["steps"]["flowjax"] = peer(options, "flowjax", STEPS, data)
+        numbers["steps"] = steps_in_turn(options, data)
     result = Result(
         "peers", (__doc__ or "").splitlines()[0], _tables(numbers), _missing(numbers), numbers
     )
@@ -167,15 +185,26 @@ def _tables(numbers: dict[str, Any]) -> list[Table]:
         for name, f in found.items()
         if "missing" not in f
     ]
+    timed = {name: found for name, found in numbers["steps"].items() if "missing" not in found}
+    base = timed.get("flowjax", {}).get("ms")
     steps = [
-        [name, f"{found['ms']:.2f}", f"{found['parameters']:,}"]
-        for name, found in numbers["steps"].items()
-        if "missing" not in found
+        [
+            name,
+            f"{Spread.of(found['ms']):.2f}",
+            f"{Spread.of(a / b for a, b in zip(found['ms'], base, strict=True)):.2f}"
+            if base
+            else "",
+            f"{found['parameters']:,}",
+        ]
+        for name, found in timed.items()
     ]
     return [
         Table(["task", "package", "training, s", "set-up, s", "nats"], trainings, "Trainings"),
         Table(
-            ["package", "ms per step", "parameters"], steps, "A step, batch 200, theta and x (5,)"
+            ["package", "ms per step", "of flowjax's time", "parameters"],
+            steps,
+            "A step, batch 200, theta and x (5,)",
+            "The packages take turns; ratios are those within a round.",
         ),
     ]
 

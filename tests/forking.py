@@ -277,17 +277,10 @@ def _prepare(
 if __name__ == "__main__":
     import gc
     import runpy
-    import warnings
     from types import ModuleType
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import sbi.inference  # noqa: F401
-        import torch
+    import tests.preload  # noqa: F401
 
-        import sbi_ignite.inference
-        import sbi_ignite.training.run  # noqa: F401
-    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
     _kind, _what = _prepare(**_serve(sys.argv[1]))

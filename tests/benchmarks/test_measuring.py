@@ -17,7 +17,7 @@ from benchmarks.measuring import (
     slope,
     timed,
 )
-from benchmarks.report import page
+from benchmarks.report import joined, page
 
 
 def test_ways_take_turns_and_who_goes_first_changes():
@@ -62,6 +62,24 @@ def test_a_result_survives_its_file_and_stands_on_the_page(tmp_path):
     text = page([result])
     for part in ("## How fast is it?", "| new | 1  |", "Lower is better.", "One note.", "torch"):
         assert part in text
+
+
+def test_parts_of_a_script_are_joined():
+    def part(name, **changes):
+        table = Table(["task", "loss"], [[name, "1"]], "Quality", "Lower is better.")
+        numbers = {"quality": {name: [1.0]}, name: 1}
+        return Result("s", "How good?", [table], ["A note."], numbers, command=name, **changes)
+
+    both = joined([part("a"), part("b")])
+    assert [table.rows for table in both.tables] == [[["a", "1"], ["b", "1"]]]
+    assert both.numbers == {"quality": {"a": [1.0], "b": [1.0]}, "a": 1, "b": 1}
+    assert both.notes == ["A note."]
+    assert both.command == "a`, `b"
+    with pytest.raises(ValueError, match="measured quality once more"):
+        joined([part("a"), part("a")])
+    elsewhere = {**both.machine, "processor": "another"}
+    with pytest.raises(ValueError, match="another processor than a"):
+        joined([part("a"), part("b", machine=elsewhere)])
 
 
 def test_a_device_that_is_not_there_is_said(monkeypatch):

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import against, ensembles, epoch_time, measuring, peers, scaling
+from benchmarks import (
+    against,
+    distributed,
+    ensembles,
+    epoch_time,
+    measuring,
+    out_of_core,
+    peers,
+    scaling,
+)
 from tests.small import SBI_WARNS
 
 pytestmark = SBI_WARNS
@@ -115,6 +124,26 @@ def test_ensembles_are_timed_and_judged(tmp_path):
     assert two["loss"] < one["loss"]  # by Jensen's inequality, whatever the networks
     with pytest.raises(SystemExit):
         ensembles.main(["--part", "time", "--write"])
+
+
+@pytest.mark.slow
+def test_many_processes_are_compared_with_one(tmp_path):
+    file = tmp_path / "distributed.json"
+    sizes = ["--rounds", "1", "--epochs", "1", "--rows", "400", "--tasks", "maf"]
+    distributed.main([*sizes, "--json", str(file)])
+    ways = [distributed.ALONE, distributed.LAUNCHED, distributed.TOGETHER, distributed.APART]
+    assert list(numbers(file)["maf"]) == ways
+    assert min(numbers(file)["exchange_microseconds"].values()) > 0
+
+
+@pytest.mark.slow
+def test_files_are_compared_with_memory_in_every_part(tmp_path):
+    file = tmp_path / "files.json"
+    sizes = ["--gigabytes", "0.05", "--rounds", "1", "--rows-in-memory", "2048"]
+    out_of_core.main([*sizes, "--simulations", "500", "--epochs", "1", "--json", str(file)])
+    found = numbers(file)
+    assert {"peak of NPE", "to memory", "to sequential", "loss from a file"} <= set(found)
+    assert found["rows/s of .npy pair"].keys() == {"memory", "random", "blocks"}
 
 
 def test_coverage_is_right_for_a_posterior_that_is_right():

@@ -120,7 +120,7 @@ def test_z_scoring_is_that_of_all_training_rows(tmp_path, method, z_score):
         buffers.append(dict(parts))
     assert buffers[0].keys() == buffers[1].keys()
     for name, value in buffers[0].items():
-        torch.testing.assert_close(buffers[1][name], value, rtol=2e-6, atol=1e-6, msg=name)
+        torch.testing.assert_close(buffers[1][name], value, rtol=1e-6, atol=1e-6)
 
 
 def test_trainers_hold_no_rows(tmp_path):

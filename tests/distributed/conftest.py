@@ -1,4 +1,4 @@
-"""End the server of processes with the module whose tests it serves."""
+"""End the server of processes with the tests that it serves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from multiprocessing import forkserver
 import pytest
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True, scope="package")
 def _no_server_for_other_tests() -> Iterator[None]:
     """`patch_sbi()` warns of a running server, whose processes it does not reach."""
     yield

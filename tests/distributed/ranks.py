@@ -6,16 +6,21 @@ import multiprocessing
 import os
 import pickle
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.distributed.preload"])
+_context.set_forkserver_preload(["tests.preload"])
+_ROOT = Path(__file__).parents[2]
+_preloaded = "tests.preload" in sys.modules
+"""Whether this process, if it is one of them, was forked from a server that could import it."""
 
 
 @dataclass
@@ -49,6 +54,7 @@ def start(
     folder.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
+    _start_server()
     ranks = []
     for rank in range(size):
         known = {"OMP_NUM_THREADS": "1", **variables}
@@ -65,6 +71,16 @@ def start(
         process.start()
         ranks.append(Rank(process, folder, rank))
     return ranks
+
+
+def _start_server() -> None:
+    """Start the server where it finds the tests: it looks for them in its own folder alone."""
+    here = Path.cwd()
+    os.chdir(_ROOT)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.chdir(here)
 
 
 def together(
@@ -97,6 +113,7 @@ def _run(
     variables: dict[str, str],
     args: Sequence[Any],
 ) -> None:
+    assert _preloaded
     os.environ.update(variables)
     os.chdir(folder)
     import torch
