@@ -1,9 +1,10 @@
 """Compute the steps of several networks of one make at once: one recorded step for all of them.
 
-Small networks spend most of a step on starting operations. A stack records the step of each network
-by itself, sees that all recordings are the same computation, and batches its operations over the
-networks. Products of matrices are then summed in another order, so that results are equal up to
-rounding only; this is checked on the first batches of every shape.
+Small networks spend most of a step on starting operations. A stack records the step of one network,
+sees that the others are the same computation (by comparing them, or else by recording them too),
+and batches its operations over the networks. Products of matrices are then summed in another order,
+so that results are equal up to rounding only; this is checked for every network on the first
+batches of every shape.
 """
 
 from __future__ import annotations

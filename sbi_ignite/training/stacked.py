@@ -89,9 +89,10 @@ def run_stacked(
     """Run trainings in lockstep, with one recorded step for all, and leave the best weights.
 
     Each keeps its own batches, random states, rules, best weights, schedule, run directory and
-    loggers; only losses and gradients are computed together, and validation by each itself. One
-    that ends leaves the stack; the last one goes on alone. Results are those of `run` up to
-    rounding, which grows in the course of a training as any rounding does.
+    loggers. Losses and gradients are computed together, and clipping and the steps of fused Adam
+    and AdamW are done at once; each does all else itself, such as validation. One that ends leaves
+    the stack; the last one goes on alone. Results are those of `run` up to rounding, which grows in
+    the course of a training as any rounding does.
 
     Time limits and durations of epochs are of the clock, and include the turns of the others.
 
