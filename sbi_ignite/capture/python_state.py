@@ -141,7 +141,7 @@ def _items(container: Any) -> Iterable[Any]:
     if isinstance(container, list | tuple | set | frozenset):
         return container
     if isinstance(container, FunctionType):
-        return _parts(container)
+        return parts_of_function(container)
     return chain(container, container.values())
 
 
@@ -206,10 +206,10 @@ def _digest(array: np.ndarray[Any, Any]) -> tuple[Any, ...]:
 
 def _function(function: FunctionType, held: dict[int, Any], depth: int) -> Iterable[Any]:
     """Look at what a function closes over, and at the names of its module that it uses."""
-    return [_look(part, held, depth) for part in _parts(function)]
+    return [_look(part, held, depth) for part in parts_of_function(function)]
 
 
-def _parts(function: FunctionType) -> Iterator[Any]:
+def parts_of_function(function: FunctionType) -> Iterator[Any]:
     """Yield the objects that a function can reach, in a fixed order."""
     for cell in function.__closure__ or ():
         try:

@@ -94,6 +94,7 @@ def record(
         guarded=len(recorder.guards) > 0,
         writes=any(node.op == "placeholder" for node in changed),
         waits=any(node.target in WAITS for node in graph.nodes),
+        made=frozenset(position for position, node in enumerate(captured) if node in made),
     )
     return recording, graph
 

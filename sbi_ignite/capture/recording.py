@@ -21,6 +21,7 @@ class Recording:
             says whether they would be the same again.
         writes: Whether it writes to captured tensors.
         waits: Whether it has an operation that waits for the device that computes it.
+        made: The positions of tensors that the computation itself has made from numbers.
     """
 
     captured: tuple[Tensor, ...]
@@ -29,6 +30,7 @@ class Recording:
     guarded: bool
     writes: bool
     waits: bool
+    made: frozenset[int] = frozenset()
 
     def same_as(self, other: Recording) -> bool:
         """Return whether two recordings are of the same computation on the same tensors."""

@@ -1,13 +1,15 @@
 """Compute the steps of several networks of one make at once: one recorded step for all of them.
 
-Small networks spend most of a step on starting operations. A stack records the step of each network
-by itself, sees that all recordings are the same computation, and batches its operations over the
-networks. Products of matrices are then summed in another order, so that results are equal up to
-rounding only; this is checked on the first batches of every shape.
+Small networks spend most of a step on starting operations. A stack records the step of one network,
+sees that the others are the same computation (by comparing them, or else by recording them too),
+and batches its operations over the networks. Products of matrices are then summed in another order,
+so that results are equal up to rounding only; this is checked for every network on the first
+batches of every shape.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from sbi_ignite.capture.counterparts import counterparts
 from sbi_ignite.capture.executors import Executor, Run, executors_for
 from sbi_ignite.capture.gradients import EagerGradients
 from sbi_ignite.capture.guards import NotTraceable
@@ -75,11 +78,20 @@ class Member:
         every = [*self.stepped, *self.gradients.parameters()]
         return [p for p in {id(p): p for p in every}.values() if p.requires_grad]
 
-    def recorded(self, key: Any, batch: Sequence[Tensor]) -> _Recorded:
-        """Return the step for batches of one shape, recorded once."""
+    def recorded(
+        self, key: Any, batch: Sequence[Tensor], like: _Recorded | None = None
+    ) -> _Recorded:
+        """Return the step for batches of one shape, recorded once.
+
+        Args:
+            key: Names the shape.
+            batch: Such a batch.
+            like: The step of another network, which is taken over if this one's is the same.
+        """
         found = self._recorded.get(key)
         if found is None or not found.holds():
-            found = self._recorded[key] = _Recorded.of(self, batch)
+            taken_over = None if like is None else like.taken_over(self, batch)
+            found = self._recorded[key] = taken_over or _Recorded.of(self, batch)
         return found
 
 
@@ -88,17 +100,21 @@ class _Recorded:
     """The recorded step of a network by itself.
 
     Attributes:
+        member: The network.
         recording: What is known about it.
         graph: Its graph, with losses and gradients as outputs, and last, if the recording is
             guarded, whether it holds.
         parameters: The parameters that have gradients.
+        drawing: The graph of what draws; None if there is nothing to draw.
         draw: Draws the random numbers of a step, which are further inputs of the graph; None if
             there are none.
     """
 
+    member: Member
     recording: Recording
     graph: fx.Graph
     parameters: list[Tensor]
+    drawing: fx.Graph | None
     draw: Run | None
     _python: Fingerprint
     _fixed: list[tuple[Tensor, object]]
@@ -128,14 +144,57 @@ class _Recorded:
             raise NotTraceable("its steps write to the network's buffers, as batch norms do")
         if not used:
             raise NotTraceable("its loss has no gradients")
-        trained = set(map(id, used))
+        return cls._of(member, recording, graph, used, without_draws(graph), python, batch)
+
+    @classmethod
+    def _of(
+        cls,
+        member: Member,
+        recording: Recording,
+        graph: fx.Graph,
+        parameters: list[Tensor],
+        drawing: fx.Graph | None,
+        python: Fingerprint,
+        batch: Sequence[Tensor],
+    ) -> _Recorded:
+        trained = set(map(id, parameters))
         fixed = [(t, version_of(t)) for t in recording.captured if id(t) not in trained]
-        drawn = without_draws(graph)
         draw = None
-        if drawn is not None:
+        if drawing is not None:
             nothing = replace(recording, guarded=False, waits=False)
-            draw = prepared(executors_for(False), nothing, drawn, batch)[0]
-        return cls(recording, graph, used, draw, python, fixed)
+            draw = prepared(executors_for(False), nothing, drawing, batch)[0]
+        return cls(member, recording, graph, parameters, drawing, draw, python, fixed)
+
+    def taken_over(self, member: Member, batch: Sequence[Tensor]) -> _Recorded | None:
+        """Return the step of another network, given that it does the same with its own tensors.
+
+        Recording it would take ten times as long.
+
+        Args:
+            member: The other network.
+            batch: One of its batches.
+
+        Returns:
+            Its step; None if it has to be recorded to know.
+
+        Raises:
+            NotTraceable: If it cannot be stacked.
+        """
+        refuse_hooks(member.model)
+        if type(member.eager.loss) is not type(self.member.eager.loss):
+            return None
+        python = Fingerprint(*member.gradients.roots)
+        its = counterparts(self.member.gradients.roots, member.gradients.roots)
+        mine, made = self.recording.captured, self.recording.made
+        if its is None or any(i not in made and id(t) not in its for i, t in enumerate(mine)):
+            return None
+        if not _are_same([its.get(id(p)) for p in self.member.parameters], member.parameters):
+            return None  # an optimizer has them in another order, or only some of them
+        captured = tuple(t if i in made else its[id(t)] for i, t in enumerate(mine))
+        recording = replace(self.recording, captured=captured)
+        check_recording(recording, member.model, member.parameters)
+        parameters = [its[id(p)] for p in self.parameters]
+        return self._of(member, recording, self.graph, parameters, self.drawing, python, batch)
 
     def holds(self) -> bool:
         """Return whether nothing has changed but the values of parameters that are trained."""
@@ -157,15 +216,11 @@ class Stack:
         self._rows: _Rows | None = None
         self.executor = ""
 
-    def without(self, leaving: Sequence[int]) -> Stack:
-        """Return a stack of the other members; what was recorded of them is used again."""
-        left = [member for i, member in enumerate(self.members) if i not in leaving]
-        return Stack(left, self._capture, self._rounding)
-
     @property
-    def rows(self) -> list[Tensor]:
-        """Where each member's parameters are read, shape (num_numbers,); after the first step."""
-        return [] if self._rows is None else list(self._rows.values.unbind(0))
+    def values(self) -> Tensor:
+        """Where all parameters are read, shape (num_members, num_numbers); once it is prepared."""
+        assert self._rows is not None
+        return self._rows.values
 
     @property
     def parameters(self) -> list[list[Tensor]]:
@@ -181,10 +236,8 @@ class Stack:
         """Return whether all recordings are still those of the networks as they are."""
         return all(r.holds() for member in self.members for r in member._recorded.values())
 
-    def step(
-        self, batches: Sequence[Sequence[Tensor]], refresh: bool = True
-    ) -> list[tuple[Tensor, Tensor] | None]:
-        """Return the losses of each member, and its gradients as one tensor.
+    def step(self, batches: Sequence[Sequence[Tensor]], refresh: bool = True) -> Computed:
+        """Return losses and gradients of all members.
 
         Random numbers are drawn from the states of each member.
 
@@ -193,8 +246,7 @@ class Stack:
             refresh: Whether parameters that members have elsewhere are copied to the rows.
 
         Returns:
-            Losses, shape (batch,) or (), and gradients, shape (num_numbers,), per member; None for
-            one whose loss decides otherwise for this batch, whose random states are then as before.
+            Losses and gradients. The random states of a member that has none are as before.
 
         Raises:
             NotTraceable: If the members cannot be stacked, or not for such batches.
@@ -217,20 +269,17 @@ class Stack:
 
     def _run(
         self, shape: _Shape, batches: Sequence[Sequence[Tensor]], refresh: bool = True
-    ) -> list[tuple[Tensor, Tensor] | None]:
+    ) -> Computed:
         assert self._rows is not None
         if refresh:
             self._rows.refresh()
         inputs, undo = self._drawn(shape, batches)
         found = shape.run([torch.stack(tensors) for tensors in zip(*inputs, strict=True)])
-        both: list[tuple[Tensor, Tensor] | None] = list(
-            zip(found[0].unbind(0), found[1].unbind(0), strict=True)
-        )
-        if shape.guarded and not all(held := found[2].tolist()):
-            for k in (k for k, holds in enumerate(held) if not holds):
-                both[k] = None
-                undo[k]()
-        return both
+        held = found[2].tolist() if shape.guarded else ()
+        missed = tuple(k for k, holds in enumerate(held) if not holds)
+        for k in missed:
+            undo[k]()
+        return Computed(found[0], found[1], missed)
 
     def _drawn(
         self, shape: _Shape, batches: Sequence[Sequence[Tensor]]
@@ -252,10 +301,10 @@ class Stack:
     @torch.no_grad()
     def _recorded(self, key: Any, batches: Sequence[Sequence[Tensor]]) -> _Shape:
         """Record one step of all members."""
-        pairs = zip(self.members, batches, strict=True)
+        pairs = zip(self.members[1:], batches[1:], strict=True)
         with torch.enable_grad():
-            recorded = [member.recorded(key, batch) for member, batch in pairs]
-        first = recorded[0]
+            first = self.members[0].recorded(key, batches[0])
+            recorded = [first, *(member.recorded(key, batch, first) for member, batch in pairs)]
         if any(other.recording.code != first.recording.code for other in recorded):
             raise NotTraceable("the members' networks are different computations")
         if self._rows is None:
@@ -322,7 +371,8 @@ class Stack:
         found = self._run(shape, batches)
         for member, state in zip(self.members, before, strict=True):
             member.random.load_state_dict(state)
-        for k, (member, batch, given) in enumerate(zip(self.members, batches, found, strict=True)):
+        for k, (member, batch) in enumerate(zip(self.members, batches, strict=True)):
+            given = found[k]
             with member.random.in_force():
                 alone, backward = member.eager(tuple(batch))
             member.random.load_state_dict(before[k])
@@ -332,6 +382,26 @@ class Stack:
             values = [given[0], *self.parted(given[1])]
             if not are_close([alone.detach(), *expected], values, self._rounding):
                 raise NotTraceable("a stacked step differs from those of each member alone")
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Losses and gradients of all members of a stack.
+
+    Attributes:
+        losses: Shape (num_members, batch) or (num_members,).
+        gradients: Shape (num_members, num_numbers).
+        missed: The members whose losses decide otherwise for this batch, so that their rows mean
+            nothing.
+    """
+
+    losses: Tensor
+    gradients: Tensor
+    missed: Sequence[int] = ()
+
+    def __getitem__(self, k: int) -> tuple[Tensor, Tensor] | None:
+        """Return losses and gradients of one member; None if it has none."""
+        return None if k in self.missed else (self.losses[k], self.gradients[k])
 
 
 @dataclass(frozen=True)
@@ -418,10 +488,7 @@ class _Rows:
 
     def are_of(self, parameters: Sequence[Sequence[Tensor]]) -> bool:
         """Return whether these are the same parameters."""
-        return all(
-            len(mine) == len(theirs) and all(a is b for a, b in zip(mine, theirs, strict=True))
-            for mine, theirs in zip(self.parameters, parameters, strict=True)
-        )
+        return all(map(_are_same, self.parameters, parameters))
 
     def joined(self, gradients: Sequence[Tensor]) -> Tensor:
         """Return gradients of all networks as rows, laid out as the parameters are."""
@@ -440,6 +507,11 @@ class _Rows:
             first, last = parameters[0].data_ptr(), parameters[-1].data_ptr()
             if (first, last) != (parts[0].data_ptr(), parts[-1].data_ptr()):
                 copy_each(parts, [p.detach() for p in parameters])
+
+
+def _are_same(first: Sequence[Any], second: Sequence[Any]) -> bool:
+    """Return whether these are the same objects."""
+    return len(first) == len(second) and all(map(operator.is_, first, second))
 
 
 def kinds_of(batch: Any) -> Any:

@@ -264,7 +264,7 @@ def train_ensemble(
         threads: Threads of torch per member.
         stacked: Whether to compute the steps of all members at once, which is faster where starting
             operations takes longer than arithmetic: with small networks, and on a GPU. True does so
-            where possible; "auto" times both ways and stacks if that is clearly faster. Losses and
+            where possible; "auto" times both ways and stacks if that is faster. Losses and
             gradients are then those of single training up to float32 rounding, so that networks are
             equal to those of single training in the first steps, and as good later; members still
             have batches, stopping, best weights, schedule, files and loggers of their own, and

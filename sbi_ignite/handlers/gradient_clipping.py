@@ -65,6 +65,15 @@ class GradientClipping:
         """Mean norm before clipping over the steps of the epoch; NaN before the first."""
         return float(self._norms) / self._steps if self._steps else float("nan")
 
+    def note(self, norm: Tensor) -> None:
+        """Count a step whose gradients were clipped elsewhere.
+
+        Args:
+            norm: Their norm before, shape ().
+        """
+        self._norms = self._norms + norm
+        self._steps += 1
+
     def _reset(self) -> None:
         self._norms, self._steps = 0.0, 0
 
@@ -74,12 +83,11 @@ class GradientClipping:
             return  # torch computes no norm of sparse gradients, and no clipping was asked for
         # The sum stays on the device: reading it here would wait for the device in every step.
         if self._on_cpu and gradients:
-            self._norms = self._norms + self._clip_on_cpu(gradients, self.max_norm)
+            self.note(self._clip_on_cpu(gradients, self.max_norm))
         elif self.max_norm is None:
-            self._norms = self._norms + get_total_norm(gradients)
+            self.note(get_total_norm(gradients))
         else:
-            self._norms = self._norms + clip_grad_norm_(self._parameters, max_norm=self.max_norm)
-        self._steps += 1
+            self.note(clip_grad_norm_(self._parameters, max_norm=self.max_norm))
 
     @torch.no_grad()
     def _clip_on_cpu(self, gradients: list[Tensor], max_norm: float | None) -> Tensor:
@@ -122,6 +130,34 @@ def _factor(norm: Tensor, max_norm: float) -> float | Tensor:
     value = norm.numpy()[()]
     number = type(value)
     return float(number(1.0) / (value + number(1e-6)) * number(max_norm))
+
+
+@torch.no_grad()
+def clip_rows(gradients: Tensor, max_norm: float | None, out: Tensor) -> Tensor:
+    """Copy rows so that the 2-norm of each is at most `max_norm`.
+
+    Args:
+        gradients: Shape (num_rows, num_numbers).
+        max_norm: Largest norm that is left alone; None: measure only.
+        out: Where to write them, of the same shape.
+
+    Returns:
+        Norms before, shape (num_rows,).
+
+    Example:
+        >>> clipped = torch.zeros(2, 2)
+        >>> clip_rows(torch.tensor([[3.0, 4.0], [0.6, 0.8]]), 2.0, out=clipped)
+        tensor([5., 1.])
+        >>> clipped
+        tensor([[1.2000, 1.6000],
+                [0.6000, 0.8000]])
+    """
+    norms = torch.linalg.vector_norm(gradients, dim=1)
+    if max_norm is None:
+        out.copy_(gradients)
+    else:
+        torch.mul(gradients, (max_norm / (norms + 1e-6)).clamp_(max=1.0)[:, None], out=out)
+    return norms
 
 
 def _total_norm(gradients: list[Tensor]) -> Tensor:

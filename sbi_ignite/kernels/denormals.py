@@ -28,8 +28,7 @@ def denormals_as_zeros(wanted: bool = True) -> Iterator[None]:
         ...     (torch.tensor([1e-40]) * 1).item()
         0.0
     """
-    before = are_zeros()
-    if not wanted or before or not torch.set_flush_denormal(True):
+    if not wanted or are_zeros() or not torch.set_flush_denormal(True):
         yield
         return
     try:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from sbi_ignite.optim.memory_layout import ALIGNED, Aligned
 from sbi_ignite.optim.private_torch import (
+    adam_numbers,
     adam_step,
     copy_each,
     decouples_decay,
@@ -37,6 +38,24 @@ _logger = logging.getLogger("sbi_ignite.optim")
 _GRADIENT = operator.attrgetter("grad")
 _ADDRESS = torch.Tensor.data_ptr
 _TORCH = f"{Path(torch.__file__).parent}/"
+
+
+class FlatTensors(NamedTuple):
+    """Where the numbers of an optimizer lie side by side.
+
+    Attributes:
+        values: The parameters, shape (num_numbers,).
+        gradient: Their gradients, of the same shape.
+        first: Adam's first moments, of the same shape.
+        second: Its second moments, of the same shape.
+        steps: How many steps each parameter has taken, shape (num_parameters,).
+    """
+
+    values: Tensor
+    gradient: Tensor
+    first: Tensor
+    second: Tensor
+    steps: Tensor
 
 
 class FlatOptimizer:
@@ -69,7 +88,7 @@ class FlatOptimizer:
         self.optimizer = optimizer
         self._memory: _FlatMemory | None = None
         self._possible = False
-        self._values: Tensor | None = None
+        self._home: FlatTensors | None = None
         self.slower = ""
         self._note_slower(slower_steps(optimizer))
 
@@ -119,27 +138,44 @@ class FlatOptimizer:
             self._memory = None
         # Before its first step, a torch optimizer has no state that could be moved.
         if self._memory is None and self._possible and self.optimizer.state:
-            self._memory = _FlatMemory.of(self.optimizer, self._values)
+            self._memory = _FlatMemory.of(self.optimizer, self._home)
             self._possible = self._memory is not None
             if self._memory is None:
                 self._note_slower(_unfamiliar(self.optimizer))
             # A CUDA graph knows parameters by their addresses: they move back there.
-            self._values = None if self._memory is None else self._memory.values
+            self._home = None if self._memory is None else self._memory.tensors
         gradient = None if self._memory is None else self._memory.gather()
         if gradient is None and self._memory is not None:
             self._leave()
         return gradient
 
-    def move_to(self, values: Tensor) -> None:
-        """Let parameters lie in this memory, from the next step on that finds it fitting.
+    def move_to(self, home: FlatTensors) -> None:
+        """Let all numbers lie in these tensors, from the next step on that finds them fitting.
 
         Args:
-            values: Contiguous, shape (num_numbers,).
+            home: Contiguous tensors.
         """
         if self._memory is not None:
             self._memory.give_back()
             self._memory = None
-        self._values = values
+        self._home = home
+
+    def lies_in(self, home: FlatTensors, parameters: Sequence[Tensor]) -> bool:
+        """Return whether others may take fused steps on these tensors in place of `step`.
+
+        Args:
+            home: What it was told to move to.
+            parameters: Those that are to step, in the order of the optimizer; all of them must
+                have gradients, in `home`.
+        """
+        memory = self._memory
+        return (
+            memory is not None
+            and self.fused
+            and all(map(operator.is_, memory.tensors, home))
+            and memory.is_of(parameters)
+            and memory.shows_gradient()
+        )
 
     def hand_over(self, gradient: Tensor, parameters: Sequence[Tensor]) -> bool:
         """Store gradients that lie side by side as `joined` lays tensors; they are copied.
@@ -164,7 +200,7 @@ class FlatOptimizer:
             Shape (num_numbers,); None if they do not lie together, or others lie among them.
         """
         memory = self._memory
-        return memory.values if memory is not None and memory.is_of(parameters) else None
+        return memory.tensors.values if memory is not None and memory.is_of(parameters) else None
 
     def joined(self, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return a copy of tensors, laid out as the parameters of the same shapes are.
@@ -197,7 +233,7 @@ class FlatOptimizer:
         """Give parameters their own memory back, for good."""
         if self._memory is not None:
             self._memory.give_back()
-        self._memory, self._possible, self._values = None, False, None
+        self._memory, self._possible, self._home = None, False, None
 
 
 class _FlatMemory:
@@ -206,11 +242,15 @@ class _FlatMemory:
     Args:
         optimizer: Adam or AdamW, with a state.
         parameters: The parameters.
-        values: Memory of an earlier move, to move into again where it fits.
+        home: Memory to move into where it fits.
+
+    Attributes:
+        group: The optimizer's group of parameters.
+        tensors: Where everything lies.
     """
 
     def __init__(
-        self, optimizer: Optimizer, parameters: Sequence[Tensor], values: Tensor | None
+        self, optimizer: Optimizer, parameters: Sequence[Tensor], home: FlatTensors | None
     ) -> None:
         self._optimizer, self._parameters = optimizer, list(parameters)
         self.group, self._state = optimizer.param_groups[0], optimizer.state
@@ -222,24 +262,27 @@ class _FlatMemory:
         self._several = first.is_cuda and foreach
         self._places = Aligned(self._parameters)
         self._own = [p.data for p in self._parameters]
-        self._steps = torch.stack([self._state[p]["step"] for p in self._parameters])
         self._gathered: tuple[Sequence[Tensor], object] | None = None
         self._known_as: Sequence[Tensor] | None = None
-        self.values = self._places.joined(self._own)
-        if values is not None and _alike(values, self.values):
-            self.values = values.copy_(self.values)
-        self._moments = [
+        values = self._places.joined(self._own)
+        first_moments, second_moments = (
             self._places.joined([self._state[p][name] for p in self._parameters])
             for name in _MOMENTS
-        ]
-        self._gradient = torch.zeros_like(self.values)
-        self._slots = self._places.parted(self._gradient)
+        )
+        steps = torch.stack([self._state[p]["step"] for p in self._parameters])
+        gradient = torch.zeros_like(values)
+        self.tensors = FlatTensors(values, gradient, first_moments, second_moments, steps)
+        if home is not None and all(map(_alike, home, self.tensors)):
+            for place, tensor in zip(home, self.tensors, strict=True):
+                place.copy_(tensor)
+            self.tensors = home
+        self._slots = self._places.parted(self.tensors.gradient)
         self._move_in()
         self._first = self._parameters[0], self._state[self._parameters[0]]
         self._addresses = [p.data_ptr() for p in self._parameters]
 
     @classmethod
-    def of(cls, optimizer: Optimizer, values: Tensor | None = None) -> _FlatMemory | None:
+    def of(cls, optimizer: Optimizer, home: FlatTensors | None = None) -> _FlatMemory | None:
         """Return the memory for an optimizer; None if it cannot step on flat tensors."""
         if not _is_elementwise(optimizer):
             return None
@@ -248,17 +291,18 @@ class _FlatMemory:
         if not (_can_lie_together(parameters) and all({"step", *_MOMENTS} == {*s} for s in states)):
             return None
         one_count = len({float(state["step"]) for state in states}) == 1
-        return cls(optimizer, parameters, values) if one_count else None
+        return cls(optimizer, parameters, home) if one_count else None
 
     def _move_in(self) -> None:
         """Let parameters and their state point into the flat tensors."""
-        views = map(self._places.parted, (self.values, *self._moments))
+        values, _, first, second, steps = self.tensors
+        views = map(self._places.parted, (values, first, second))
         for i, (parameter, value, *moments) in enumerate(
             zip(self._parameters, *views, strict=True)
         ):
             parameter.data = value
             state = self._state[parameter]
-            state["step"] = self._steps[i]
+            state["step"] = steps[i]
             state.update(zip(_MOMENTS, moments, strict=True))
 
     def in_use(self) -> bool:
@@ -278,19 +322,28 @@ class _FlatMemory:
         same = len(parameters) == len(self._parameters)
         return same and all(map(operator.is_, parameters, self._parameters)) and self.in_use()
 
+    def shows_gradient(self) -> bool:
+        """Say whether a plain step would be one on the flat gradient, whatever is in it."""
+        gradients = map(_GRADIENT, self._parameters)
+        return all(map(operator.is_, gradients, self._slots)) and not self._is_out_of_reach()
+
+    def _is_out_of_reach(self) -> bool:
+        """Return whether a plain step would do something else than one on flat tensors."""
+        return any(p.grad is not None for p in self._others) or is_watched(self._optimizer)
+
     def gather(self) -> Tensor | None:
         """Return the gradients as one tensor; None if a plain step would do something else."""
         gradients = list(map(_GRADIENT, self._parameters))
-        if any(p.grad is not None for p in self._others) or is_watched(self._optimizer):
+        if self._is_out_of_reach():
             return None
         if self._is_gathered(gradients):
-            return self._gradient
+            return self.tensors.gradient
         if any(g is None or g.layout != torch.strided for g in gradients):
             return None
         with torch.no_grad():
             copy_each(self._slots, gradients)
         self._note(gradients)
-        return self._gradient
+        return self.tensors.gradient
 
     def _note(self, gradients: Sequence[Tensor]) -> None:
         """Remember which gradients the flat gradient is a copy of."""
@@ -300,7 +353,7 @@ class _FlatMemory:
         """Return what changes whenever one of these is written to."""
         # Parts of one tensor count as it does.
         own = gradients is self._slots
-        return version_of(self._gradient) if own else list(map(version_of, gradients))
+        return version_of(self.tensors.gradient) if own else list(map(version_of, gradients))
 
     def _is_gathered(self, gradients: Sequence[Tensor | None]) -> bool:
         """Return whether the flat gradient is a copy of these as they are now."""
@@ -319,7 +372,7 @@ class _FlatMemory:
             self._known_as = parameters
         if any(map(operator.is_not, map(_GRADIENT, self._parameters), repeat(None))):
             return False
-        self._gradient.copy_(gradient)
+        self.tensors.gradient.copy_(gradient)
         self._give_parts()
         return True
 
@@ -328,7 +381,7 @@ class _FlatMemory:
         """Scale the flat gradient, if it was made from these, and let parameters use its parts."""
         if not self._is_gathered(gradients):
             return False
-        self._gradient.mul_(factor)
+        self.tensors.gradient.mul_(factor)
         if self._gathered is not None and self._gathered[0] is self._slots:
             self._note(self._slots)
         else:
@@ -344,24 +397,13 @@ class _FlatMemory:
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
         """Take the step of torch's Adam or AdamW."""
-        group = self.group
-        beta1, beta2 = group["betas"]
-        numbers = {
-            "amsgrad": False,
-            "beta1": beta1,
-            "beta2": beta2,
-            "lr": group["lr"],
-            "weight_decay": group["weight_decay"],
-            "eps": group["eps"],
-            "maximize": group["maximize"],
-        }
-        tensors = ([self.values], [gradient], [self._moments[0]], [self._moments[1]], [])
+        values, _, first, second, steps = self.tensors
         adam_step(
-            tensors,
-            self._steps,
-            numbers,
+            ([values], [gradient], [first], [second], []),
+            steps,
+            adam_numbers(self.group),
             decoupled=decouples_decay(self._optimizer),
-            fused=bool(group["fused"]),
+            fused=bool(self.group["fused"]),
             several=self._several,
         )
         self._gathered = None

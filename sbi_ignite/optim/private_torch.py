@@ -138,6 +138,20 @@ def decouples_decay(stepped: Optimizer) -> bool:
     return bool(group.get("decoupled_weight_decay", isinstance(stepped, AdamW)))
 
 
+def adam_numbers(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a group of Adam's or AdamW's, by torch's names for arguments."""
+    beta1, beta2 = group["betas"]
+    return {
+        "amsgrad": False,
+        "beta1": beta1,
+        "beta2": beta2,
+        "lr": group["lr"],
+        "weight_decay": group["weight_decay"],
+        "eps": group["eps"],
+        "maximize": group["maximize"],
+    }
+
+
 def adam_step(
     tensors: Sequence[list[Tensor]],
     steps: Tensor,
@@ -156,7 +170,7 @@ def adam_step(
         fused: Whether to use the fused kernel.
         several: Whether to handle several tensors at a time.
     """
-    kernel = getattr(torch, "_fused_adamw_" if decoupled else "_fused_adam_", None)
+    kernel = fused_kernel(decoupled)
     if fused and kernel is not None:
         # This is what torch's own function does in the end, in a third of the time.
         steps.add_(1)
@@ -168,6 +182,11 @@ def adam_step(
     function: Callable[..., None] = adamw if decoupled and not _ADAM_DOES_BOTH else adam
     function(*tensors, [steps[0]], **options)
     steps.fill_(steps[0])
+
+
+def fused_kernel(decoupled: bool) -> Callable[..., None] | None:
+    """Return the kernel of a fused step, which takes lists of tensors; None if torch has none."""
+    return getattr(torch, "_fused_adamw_" if decoupled else "_fused_adam_", None)
 
 
 _ADAM_DOES_BOTH = "decoupled_weight_decay" in inspect.signature(adam).parameters

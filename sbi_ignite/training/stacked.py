@@ -20,21 +20,23 @@ from sbi_ignite.capture.guards import NotTraceable
 from sbi_ignite.capture.stacking import Member, Stack, kinds_of
 from sbi_ignite.capture.verification import TracedGradients, gradients_of
 from sbi_ignite.data.in_memory import InMemoryBatches
+from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.handlers.signals import hold_together
 from sbi_ignite.handlers.stop_mid_epoch import ends_epoch
 from sbi_ignite.kernels.denormals import denormals_as_zeros
 from sbi_ignite.optim.flat import FlatOptimizer
 from sbi_ignite.random_state import OwnRandomState
 from sbi_ignite.summary import TrainingSummary
+from sbi_ignite.training.joint_update import JointUpdate
 from sbi_ignite.training.run import in_turns
 from sbi_ignite.training.steps import on_device
 from sbi_ignite.training.training import Training
 from sbi_ignite.training.turns import Call, InTurns, Pauses, called, check_directories, ends_all
 from sbi_ignite.world import ONE
 
-WORTH_IT = 0.75
-"""Largest share of the time of single steps that a stacked one may take to be chosen: what is
-around them costs a little more in turns."""
+WORTH_IT = 0.9
+"""Largest share of the time of single steps that a stacked one may take to be chosen. Clipping and
+optimizers cost less in a stack too; what is missing to 1 pays for recording it."""
 
 READY_AFTER = 60
 """Steps after which "auto" measures, although not all members repeat recordings of their own."""
@@ -87,9 +89,10 @@ def run_stacked(
     """Run trainings in lockstep, with one recorded step for all, and leave the best weights.
 
     Each keeps its own batches, random states, rules, best weights, schedule, run directory and
-    loggers; only losses and gradients are computed together, and validation by each itself. One
-    that ends leaves the stack; the last one goes on alone. Results are those of `run` up to
-    rounding, which grows in the course of a training as any rounding does.
+    loggers. Losses and gradients are computed together, and clipping and the steps of fused Adam
+    and AdamW are done at once; each does all else itself, such as validation. One that ends leaves
+    the stack; the last one goes on alone. Results are those of `run` up to rounding, which grows in
+    the course of a training as any rounding does.
 
     Time limits and durations of epochs are of the clock, and include the turns of the others.
 
@@ -209,9 +212,8 @@ class _Member(InTurns):
         left_alone = self.slot is None or self.slot.is_empty
         return left_alone or self._draws_inside or ends_epoch(self.training.engine)
 
-    @property
     def batch(self) -> Any:
-        """The batch of the step that it waits with."""
+        """Return the batch of the step that it waits with, where it is computed."""
         state = self.training.engine.state
         state.batch = on_device(state.batch, self.training.device)
         return state.batch
@@ -233,7 +235,7 @@ class _Member(InTurns):
 
 
 class _Slot:
-    """Gradients of a member: those that were computed for it, or else its own.
+    """What there is for a member's step: the step itself, or its gradients, or nothing.
 
     Args:
         own: Computes its steps alone.
@@ -243,11 +245,21 @@ class _Slot:
     def __init__(self, own: TracedGradients, stepping: FlatOptimizer) -> None:
         self.own, self._stepping = own, stepping
         self._given: tuple[Any, Tensor, Backward] | None = None
+        self._taken: StepOutput | None = None
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was computed for the step that is waiting."""
-        return self._given is None
+        """Whether there is nothing for the step that is waiting."""
+        return self._given is None and self._taken is None
+
+    def note(self, output: StepOutput) -> None:
+        """Keep what came of the step that is waiting, which has been taken."""
+        self._taken = output
+
+    def taken(self) -> StepOutput | None:
+        """Return what came of the step that is waiting; None if it is still to be taken."""
+        output, self._taken = self._taken, None
+        return output
 
     def give(
         self,
@@ -288,6 +300,7 @@ class _Steps:
     def __init__(self, members: Sequence[_Member], stacking: Stacking) -> None:
         self._stacking, self._rounds, self._changes = stacking, 0, 0
         self._stack: Stack | None = None
+        self._update: JointUpdate | None = None
         self._stacked: list[_Member] = []
         self._epochs: list[int] = []
         self._made: dict[int, Member] = {}
@@ -304,7 +317,7 @@ class _Steps:
             groups = training.optimizer.param_groups
             stepped = [p for group in groups for p in group["params"]]
             self._made[id(member)] = Member(step.gradients, stepped, training.random)
-            step.gradients = member.slot
+            step.gradients, step.taken = member.slot, member.slot.taken
 
     def compute(self, waiting: Sequence[_Member]) -> Sequence[_Member]:
         """Compute the steps that members wait with, or leave each to its member.
@@ -318,10 +331,11 @@ class _Steps:
             return waiting
         if not self._refused:
             try:
-                behind = _behind_others(waiting)
+                batches = [member.batch() for member in waiting]
+                behind = _behind_others(waiting, batches)
                 if behind:
                     return behind
-                self._compute(waiting)
+                self._compute(waiting, batches)
             except NotTraceable as reason:
                 self._refused = str(reason)
         if self._refused:
@@ -330,10 +344,9 @@ class _Steps:
                 member.go_on_alone()
         return waiting
 
-    def _compute(self, waiting: Sequence[_Member]) -> None:
+    def _compute(self, waiting: Sequence[_Member], batches: Sequence[Any]) -> None:
         """Compute a step of all members, unless it is not yet known whether this pays."""
         self._follow(waiting)
-        batches = [member.batch for member in waiting]
         stack = self._stack
         if stack is None:
             if self._stacking.wanted == "auto" and not self._are_ready(waiting):
@@ -342,8 +355,15 @@ class _Steps:
             stack.prepare(batches)
             self._choose(stack, waiting, batches)
             self._stack, self._stacked = stack, list(waiting)
-        for k, (member, found) in enumerate(zip(waiting, stack.step(batches), strict=True)):
-            if found is not None and member.slot is not None:
+        computed = stack.step(batches)
+        assert self._update is not None
+        outputs = self._update.take(batches, computed)
+        for k, (member, output) in enumerate(zip(waiting, outputs, strict=True)):
+            found = computed[k]
+            assert member.slot is not None
+            if output is not None:
+                member.slot.note(output)
+            elif found is not None:
                 member.slot.give(batches[k], *found, stack.parameters[k], stack.parted)
 
     def _follow(self, waiting: Sequence[_Member]) -> None:
@@ -384,18 +404,19 @@ class _Steps:
                 raise NotTraceable(because)
         self._stacking.accept(because)
         how = f"by {stack.executor}, {len(waiting)} networks at once"
-        for member, row in zip(waiting, stack.rows, strict=True):
-            member.training.stepping.move_to(row)
-            member.training.compiler.stacked = Report("stacked", how)
+        trainings = [member.training for member in waiting]
+        self._update = JointUpdate(trainings, stack.parameters, stack.values)
+        for training in trainings:
+            training.compiler.stacked = Report("stacked", how)
 
 
-def _behind_others(waiting: Sequence[_Member]) -> list[_Member]:
+def _behind_others(waiting: Sequence[_Member], batches: Sequence[Any]) -> list[_Member]:
     """Return the members that have to catch up, so that all have batches of one shape.
 
     The batches of an epoch may differ by a row. Members that are resumed may stand at different
     places of their epochs.
     """
-    if len({kinds_of(member.batch) for member in waiting}) == 1:
+    if len(set(map(kinds_of, batches))) == 1:
         return []
     places = [member.place for member in waiting]
     last = max(places)

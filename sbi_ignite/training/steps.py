@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -51,6 +51,7 @@ class TrainStep:
         summed: How the losses of a batch add up, `summed` or `summed_as_sbi`.
         now: Returns current epoch and iteration, for errors.
         check_gradients: Called after the first backward pass.
+        taken: Asked before every step what came of it, if others have taken it already.
     """
 
     gradients: Gradients
@@ -59,10 +60,14 @@ class TrainStep:
     summed: Callable[[Tensor, Any], StepOutput]
     now: Callable[[], tuple[int, int]]
     check_gradients: Callable[[], None] | None = None
+    taken: Callable[[], StepOutput | None] = lambda: None
     _first: bool = field(default=True, init=False, repr=False)
 
     def __call__(self, engine: Engine, batch: Any) -> StepOutput:
         """Take one step and return the sum of the losses."""
+        taken = self.taken()
+        if taken is not None:
+            return taken
         self.optimizer.zero_grad()
         batch = on_device(batch, self.device)
         if self._first:
@@ -178,6 +183,21 @@ def summed(losses: Tensor, batch: Any) -> StepOutput:
         return StepOutput(read_if_at_hand(losses.sum()), losses.numel())
     rows = num_rows(batch)
     return StepOutput(read_if_at_hand(losses), rows, times=rows)
+
+
+def summed_each(losses: Tensor, rows: int) -> list[StepOutput]:
+    """Sum the losses of several batches as `summed` does those of one.
+
+    Args:
+        losses: Those of each batch in turn, shape (num_batches, batch), or their means, shape
+            (num_batches,).
+        rows: Rows of a batch.
+    """
+    sums = losses.sum(dim=1) if losses.ndim > 1 else losses.detach()
+    each: Iterable[float | Tensor] = sums.unbind(0) if reads_later(sums.device) else sums.tolist()
+    if losses.ndim > 1:
+        return [StepOutput(loss, losses.shape[1]) for loss in each]
+    return [StepOutput(loss, rows, times=rows) for loss in each]
 
 
 def summed_as_sbi(

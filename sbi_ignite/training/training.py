@@ -82,6 +82,7 @@ class Training:
         state: Epoch, losses, stop reason: what callbacks see.
         epochs: Counts, validates, keeps the history.
         train_loss: Mean training loss of the epoch.
+        clipping: Clips gradients.
         train_step: Takes its steps; None if other code does.
         engine: The ignite engine that trains.
         loggers: All loggers as one.
@@ -115,6 +116,7 @@ class Training:
     state: TrainingState
     epochs: Epochs
     train_loss: EpochMean
+    clipping: GradientClipping
     train_step: TrainStep | None
     engine: Engine
     loggers: Loggers
@@ -379,6 +381,7 @@ def assemble(
         state=state,
         epochs=epochs,
         train_loss=train_loss,
+        clipping=clipping,
         train_step=train_step if hooks.steps.train is None else None,
         engine=engine,
         loggers=loggers,

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from sbi_ignite.handlers.events import TrainingEvents
-from sbi_ignite.handlers.gradient_clipping import GradientClipping
+from sbi_ignite.handlers.gradient_clipping import GradientClipping, clip_rows
 from sbi_ignite.optim.flat import FlatOptimizer
 
 SHAPES = [(1,), (17, 3), (), (129,), (64, 33)]
@@ -111,3 +111,28 @@ def test_with_a_flat_gradient_the_norm_is_the_same_and_the_step_sees_what_was_cl
         assert flat.flat_gradient() is not None
     for a, b in zip(expected, ours, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("max_norm", [None, 5.0])
+def test_rows_are_clipped_each_as_a_flat_gradient_of_its_own(max_norm):
+    """Bit for bit, so that it does not matter which steps a network takes with others."""
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.tensor([1e-3, 0.03, 1.0, 40.0, float("nan"), float("inf")])
+    rows = scales[:, None] * torch.randn(len(scales), 1072, generator=generator)
+    expected, norms = [], []
+    for row in rows:
+        parameter = nn.Parameter(torch.zeros_like(row))
+        parameter.grad = row.clone()
+        flat = FlatOptimizer(torch.optim.Adam([parameter], fused=True))
+        with flat.lent_memory():
+            flat.step()
+            parameter.grad = row.clone()
+            clipping = GradientClipping([parameter], max_norm, flat)
+            clip(clipping)
+            assert flat.flat_gradient() is not None
+        expected.append(parameter.grad)
+        norms.append(clipping.mean_norm)
+    clipped = torch.zeros_like(rows)
+    found = clip_rows(rows, max_norm, clipped)
+    assert found.tolist() == pytest.approx(norms, rel=0, abs=0, nan_ok=True)
+    torch.testing.assert_close(clipped, torch.stack(expected), rtol=0, atol=0, equal_nan=True)

@@ -11,11 +11,19 @@ import torch
 from ignite.engine import Events
 from torch import nn
 
-from sbi_ignite import ArgumentError, CheckpointConfig, TrainConfig, TrainingSummary
+from sbi_ignite import (
+    ArgumentError,
+    CheckpointConfig,
+    NonFiniteLossError,
+    TrainConfig,
+    TrainingSummary,
+)
+from sbi_ignite.capture import stacking
 from sbi_ignite.data.foreign import ForeignBatches
 from sbi_ignite.data.in_memory import ShuffledBatches
 from sbi_ignite.handlers.stop_mid_epoch import stop_after_batch
 from sbi_ignite.settings import resolve
+from sbi_ignite.training.joint_update import JointUpdate
 from sbi_ignite.training.run import in_turns, run
 from sbi_ignite.training.stacked import Stacking, run_stacked
 from sbi_ignite.training.training import Training, assemble
@@ -135,6 +143,81 @@ def test_a_network_that_changes_between_epochs_is_recorded_anew():
     for one, other in zip(together, alone, strict=True):
         run(other)
         assert close(one, other)
+
+
+def test_one_recorded_step_does_for_all_that_are_the_same_computation(monkeypatch):
+    recorded: list[Any] = []
+    of = stacking._Recorded.of.__func__
+
+    def spied(cls: Any, member: Any, batch: Any) -> Any:
+        recorded.append(member.model)
+        return of(cls, member, batch)
+
+    monkeypatch.setattr(stacking._Recorded, "of", classmethod(spied))
+    together = [assembled(number) for number in range(3)]
+    assert {s.executor for s in run_all(together)} == {"stacked"}
+    assert recorded == [together[0].model] * 2  # for each of two shapes of batches
+    recorded.clear()
+    other = [assembled(number) for number in range(2)]
+    other[1].model.note = "unlike the other"  # type: ignore[assignment] # any attribute
+    assert {s.executor for s in run_all(other)} == {"stacked"}
+    assert recorded == [training.model for training in other] * 2
+
+
+@pytest.mark.parametrize("max_norm", [0.05, None])
+def test_steps_that_are_taken_together_are_those_that_each_would_take(max_norm, monkeypatch):
+    """With gradients that are clipped, rates that change, and one member further than others."""
+
+    def made(number: int) -> Training:
+        training = assembled(number)
+        training.clipping.max_norm = max_norm
+        rate = training.optimizer.param_groups[0]
+
+        def change() -> None:
+            rate["lr"] *= 0.8 if number else 0.95
+
+        training.engine.add_event_handler(Events.ITERATION_COMPLETED, change)
+        return training
+
+    found: list[list[Any]] = []
+    take = JointUpdate.take
+
+    def spied(self: Any, *args: Any) -> Any:
+        found.append(take(self, *args))
+        return found[-1]
+
+    monkeypatch.setattr(JointUpdate, "take", spied)
+    together = [made(number) for number in range(3)]
+    run_all(together)
+    taken = [outputs[0] is not None for outputs in found]
+    assert taken == [False] * taken.count(False) + [True] * taken.count(True)
+    assert taken.count(True) >= len(taken) - 3
+    monkeypatch.setattr(JointUpdate, "take", lambda self, batches, _: [None] * len(batches))
+    singly = [made(number) for number in range(3)]
+    run_all(singly)
+    for one, other in zip(together, singly, strict=True):
+        assert all(map(torch.equal, one.model.parameters(), other.model.parameters()))
+        assert one.state.history.gradient_norm == other.state.history.gradient_norm
+        assert one.state.history.training_loss == other.state.history.training_loss
+        pairs = zip(one.model.parameters(), other.model.parameters(), strict=True)
+        for p, q in pairs:
+            mine, its = one.optimizer.state[p], other.optimizer.state[q]
+            assert all(torch.equal(mine[name], its[name]) for name in its)
+
+
+def test_a_loss_that_is_not_finite_ends_its_member_only():
+    x = X.clone()
+    x[7] = torch.inf
+    together = [assembled(0), assembled(1, batches=ShuffledBatches((x, Y), torch.arange(41), 9, 1))]
+    alone = [assembled(0), assembled(1, batches=ShuffledBatches((x, Y), torch.arange(41), 9, 1))]
+    outcomes = run_stacked(together, Stacking(True))
+    run(alone[0])
+    assert close(together[0], alone[0])
+    with pytest.raises(NonFiniteLossError) as error:
+        run(alone[1])
+    assert isinstance(outcomes[1], NonFiniteLossError)
+    assert str(outcomes[1]) == str(error.value)
+    assert close(together[1], alone[1])
 
 
 def test_two_trainings_in_one_directory_are_refused(tmp_path):
