@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
@@ -51,7 +51,7 @@ def embedding_once(embedding: nn.Module, num_rows: int, in_blocks: bool = False)
             embedding.forward = own
 
 
-def has_parameters(embedding: Any) -> bool:
+def has_parameters(embedding: Any) -> TypeGuard[nn.Module]:
     """Return whether an embedding is a network with weights; others cost nothing.
 
     Example:
