@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 from nflows.transforms.made import MADE
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ def _computed_by(part: nn.Module, forward: Callable[..., Tensor]) -> Iterator[No
             part.forward = own
 
 
-def has_parameters(embedding: Any) -> bool:
+def has_parameters(embedding: Any) -> TypeGuard[nn.Module]:
     """Return whether an embedding is a network with weights; others cost nothing.
 
     Example:
