@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -128,7 +128,7 @@ def _factor(norm: Tensor, max_norm: float) -> float | Tensor:
     if norm.dtype not in (torch.float32, torch.float64):
         return max_norm / (norm + 1e-6)
     value = norm.numpy()[()]
-    number: Callable[[float], Any] = type(value)
+    number: Any = type(value)
     return float(number(1.0) / (value + number(1e-6)) * number(max_norm))
 
 

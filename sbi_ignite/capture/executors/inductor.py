@@ -198,6 +198,7 @@ def _digest(path: Path) -> str:
 def _key(recording: Recording, tensors: Sequence[Tensor]) -> str:
     """Return what tells a compiled step from all others."""
     parts = (
+        (LIBRARY, CALLS),  # what earlier versions put beside libraries has other names
         recording.code,
         [(tuple(t.shape), t.stride(), str(t.dtype)) for t in tensors],
         sorted(OPTIONS.items()),
