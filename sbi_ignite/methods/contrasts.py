@@ -101,8 +101,13 @@ class AtomsInOneOrder(TorchFunctionMode):
 
     sbi's atomic loss draws the other rows that each row is contrasted with by equal weights of
     shape (batch, batch), which takes a tenth of a step. As in `InBatchContrasts`, the others of a
-    row are as random as before; over the batch, each row is met equally often.
+    row are as random as before; over the batch, each row is met equally often. Only the first such
+    draw is replaced: those after it are the network's.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._has_drawn = False
 
     def __torch_function__(
         self,
@@ -112,7 +117,9 @@ class AtomsInOneOrder(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.multinomial and len(args) == 1 and _draws_others(args[0], **kwargs):
+        is_draw = func is torch.multinomial and not self._has_drawn and len(args) == 1
+        if is_draw and _draws_others(args[0], **kwargs):
+            self._has_drawn = True
             return met_in_one_order(len(args[0]), kwargs["num_samples"], args[0].device)
         return func(*args, **kwargs)
 
