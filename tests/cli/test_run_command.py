@@ -14,7 +14,7 @@ import pytest
 
 from tests import forking
 from tests.cli.terminal import INSTALLED, in_terminal, piped
-from tests.small import python_path
+from tests.small import environment, python_path
 
 SHOW = """\
 import json, sys
@@ -82,9 +82,18 @@ def test_an_error_is_the_traceback_of_python_without_typers(script):
 
 
 def test_ctrl_c_ends_a_script_as_under_python(script):
-    """By the signal itself, with python's own traceback, not as "Aborted!"."""
+    """By the signal itself, with python's own traceback, not as "Aborted!".
+
+    A python of its own: torch._dynamo, once imported, makes python exit with 1 instead.
+    """
     script.write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
-    process = forking.start("-c", INSTALLED, "run", str(script))
+    process = subprocess.Popen(
+        [sys.executable, "-c", INSTALLED, "run", str(script)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "here\n"
     time.sleep(0.1)

@@ -55,7 +55,10 @@ def alarms(runs: int, **kwargs: float) -> int:
     return sum(check(seed, **kwargs).verdict != "fine" for seed in range(runs))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("num_simulations", "false_alarm"), [(50, 0.05), (300, 0.05), (300, 0.2)])
+@pytest.mark.parametrize(
+    ("num_simulations", "false_alarm"),
+    [(50, 0.05), (300, 0.05), pytest.param(300, 0.2, marks=pytest.mark.slow)],
+)
 def test_a_calibrated_posterior_is_called_otherwise_no_more_often_than_stated(
     num_simulations: int, false_alarm: float
 ):

@@ -237,6 +237,7 @@ def test_a_warning_is_told_of_the_member_that_has_warned():
         ensemble(members=3, config=FEW, stacked=True, callbacks=[Warns(seeds(0))])
 
 
+@pytest.mark.slow
 def test_in_workers_there_are_as_many_stacks_as_jobs():
     found = ensemble(members=4, config=FEW, n_jobs=2, stacked=True)
     assert were_stacked(found)
@@ -312,7 +313,10 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("reason", REFUSED)
+@pytest.mark.parametrize(
+    "reason",
+    [pytest.param(r, marks=[pytest.mark.slow] * ("inductor" in r)) for r in REFUSED],
+)
 @pytest.mark.filterwarnings("ignore:.*Maximum number of epochs", "ignore:.*compile='inductor'")
 def test_what_cannot_be_stacked_is_trained_singly_with_one_warning_that_says_why(reason):
     asked = {"members": 2, **REFUSED[reason]}

@@ -40,6 +40,7 @@ def loss_in(output: str) -> float:
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
+@pytest.mark.slow
 def test_the_example_gives_one_result_with_one_process_and_with_two(tmp_path):
     alone = forking.run(str(SCRIPT), *BUDGET).stdout
     together = output_of(tmp_path, *LAUNCHER, str(SCRIPT), *BUDGET)

@@ -80,7 +80,11 @@ nbformat.write(notebook, "executed.ipynb")
 BUDGET = {"NUM_SIMULATIONS": "300", "MAX_EPOCHS": "2"}
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+@pytest.mark.parametrize(
+    "notebook",
+    [NOTEBOOKS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in NOTEBOOKS[1:])],
+    ids=name,
+)
 def test_a_notebook_runs_with_a_small_budget(notebook: Path, tmp_path: Path) -> None:
     """By a real kernel; only its two constants are changed."""
     text = notebook.read_text(encoding="utf-8")

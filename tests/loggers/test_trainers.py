@@ -348,6 +348,7 @@ def test_mlflow_holds_the_settings_of_every_round(tmp_path: Path) -> None:
     assert "call-3.train.batch_size" not in found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("patient")
 def test_mlflow_keeps_what_only_a_later_round_has_set_under_that_round(tmp_path: Path) -> None:
     """The first round did not have it, so it must not stand among the first round's."""

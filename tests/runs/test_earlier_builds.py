@@ -32,7 +32,7 @@ def copied(build: str, name: str, place: Path) -> Path:
 
 
 def check(found: dict, expected: dict, exact: bool) -> None:
-    """Compare results, up to rounding where another processor or torch may round differently."""
+    """Compare results, up to rounding where processor, torch or build may round differently."""
     if exact:
         assert found == expected
         return
@@ -58,7 +58,9 @@ def test_a_killed_run_continues_as_with_the_build_that_wrote_it(build, form, tmp
     epochs_done = len(load_run(run).metrics)
     trainer = train(form, run)
     assert 0 < trainer.training_summary.resumed_from_epoch <= epochs_done
-    check(result(trainer), expected[form], exact=expected["conditions"] == conditions())
+    # The typed form may take other arithmetic from one build to the next; sbi's form may not.
+    exact = form == "sbi" and expected["conditions"] == conditions()
+    check(result(trainer), expected[form], exact)
 
 
 @pytest.mark.parametrize(("build", "form"), FORMS_OF_BUILDS)
