@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import (
+    FOLDER,
     Result,
     Spread,
     Table,
@@ -135,7 +136,8 @@ def launched(processes: int, *arguments: str, launch: bool) -> str:
                 known |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
                 known |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             command = [sys.executable, "-m", "benchmarks.distributed", "--worker", *arguments]
-            workers.append(subprocess.Popen(command, env={**os.environ, **known}))
+            environment = {**os.environ, **known}
+            workers.append(subprocess.Popen(command, env=environment, cwd=FOLDER.parent))
         codes = [worker.wait() for worker in workers]
         if any(codes):
             raise RuntimeError(f"worker processes ended with {codes}")

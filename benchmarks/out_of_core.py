@@ -30,6 +30,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor, nn
 
 from benchmarks.measuring import (
+    FOLDER,
     Result,
     Spread,
     Table,
@@ -155,9 +156,11 @@ def memory_part(result: Result, folder: Path, gigabytes: float) -> None:
     rows = []
     for method in ("NPE", "FMPE"):
         peaks = []
-        for source in ([], ["--folder", str(path)]):
+        for source in ([], ["--folder", str(path.resolve())]):
             command = [sys.executable, "-m", "benchmarks.out_of_core", "--peak-of", method]
-            done = subprocess.run([*command, *source], check=True, capture_output=True, text=True)
+            done = subprocess.run(
+                [*command, *source], check=True, capture_output=True, text=True, cwd=FOLDER.parent
+            )
             peaks.append(json.loads(done.stdout.splitlines()[-1]))
         held, peak = (found["peak"] for found in peaks)
         found = {"held": held, "added": peak - held, "seconds": peaks[1]["seconds"]}

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,14 +43,15 @@ from sbi_ignite.exceptions import ArgumentError, DataError, NonFiniteLossError
 from sbi_ignite.handlers.best_weights import BestWeights
 from sbi_ignite.handlers.epoch_mean import StepOutput
 from sbi_ignite.handlers.rules.base import Rule
-from sbi_ignite.kernels.linear import NarrowProducts
-from sbi_ignite.kernels.softplus import ContiguousSoftplus
+from sbi_ignite.kernels.linear import NARROW
+from sbi_ignite.kernels.replacing import Replacing, Ways
+from sbi_ignite.kernels.softplus import CONTIGUOUS
 from sbi_ignite.kernels.splines import (
     has_splines,
     replaceable_splines,
     splines_for_all_values,
 )
-from sbi_ignite.kernels.tanh import TanhBySigmoid, has_tanh
+from sbi_ignite.kernels.tanh import BY_SIGMOID, has_tanh
 from sbi_ignite.methods.base import Loss
 from sbi_ignite.methods.nre import BalancedRatioLoss
 from sbi_ignite.optim.make import make_optimizer
@@ -178,10 +180,12 @@ def fit(
     rounds_otherwise = not config.sbi_compat or config.precision != "32"
     if rounds_otherwise and has_splines(net):
         loss, splines = InContext(loss, splines_for_all_values), replaceable_splines()
-    if rounds_otherwise and has_tanh(net) and on_cpu:
-        loss = InContext(loss, TanhBySigmoid)
-    if not config.sbi_compat and traceable and on_cpu:
-        loss = InContext(InContext(loss, NarrowProducts), ContiguousSoftplus)
+    ways: Ways = BY_SIGMOID if rounds_otherwise and has_tanh(net) and on_cpu else {}
+    # Splines call so many functions that looking at each costs eager steps more than it saves.
+    if not config.sbi_compat and traceable and on_cpu and not has_splines(net):
+        ways = {**ways, **NARROW, **CONTIGUOUS}
+    if ways:
+        loss = InContext(loss, partial(Replacing, ways))
     split = (train_batches, val_batches)
     hooks = SbiHooks(
         trainer, call, state, rules, best, place, steps, summarization_kwargs or {}, split

@@ -9,34 +9,19 @@ the typed form only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from sbi_ignite.kernels.replacing import Ways
 
 FEW = 16
 """Columns from which on a product is as fast as its transpose."""
 _TYPES = (torch.float32, torch.float64)
 
 
-class NarrowProducts(TorchFunctionMode):
-    """Compute linear layers by the faster products inside the block."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is nn.functional.linear and not kwargs and _is_narrow(*args):
-            return linear(*args)
-        return func(*args, **(kwargs or {}))
-
-
-def _is_narrow(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+def _is_narrow(x: Tensor, weight: Tensor) -> bool:
     return (
         weight.ndim == 2
         and 1 < min(weight.shape) < FEW
@@ -98,3 +83,11 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     if 1 < b.shape[1] < FEW and b.shape[1] < len(a):
         return (b.t() @ a.t()).t()
     return a @ b
+
+
+def _linear_or_not(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    return linear(x, weight, bias) if _is_narrow(x, weight) else NotImplemented
+
+
+NARROW: Ways = {nn.functional.linear: _linear_or_not}
+"""Linear layers by the faster products, see `Replacing`."""

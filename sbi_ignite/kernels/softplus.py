@@ -8,30 +8,24 @@ side may round the last bit otherwise, so this is used in the typed form only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from sbi_ignite.kernels.replacing import Ways
 
 
-class ContiguousSoftplus(TorchFunctionMode):
-    """Compute softplus of contiguous copies inside the block.
+def _softplus(x: Tensor, *more: Any) -> Any:
+    return NotImplemented if x.is_contiguous() else nn.functional.softplus(x.contiguous(), *more)
 
-    Example:
-        >>> import torch
-        >>> with ContiguousSoftplus():
-        ...     torch.nn.functional.softplus(torch.zeros(2, 2).t()).is_contiguous()
-        True
-    """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is nn.functional.softplus and args and isinstance(args[0], Tensor):
-            args = (args[0].contiguous(), *args[1:])
-        return func(*args, **(kwargs or {}))
+CONTIGUOUS: Ways = {nn.functional.softplus: _softplus}
+"""softplus of contiguous copies, see `Replacing`.
+
+Example:
+    >>> import torch
+    >>> from sbi_ignite.kernels.replacing import Replacing
+    >>> with Replacing(CONTIGUOUS):
+    ...     torch.nn.functional.softplus(torch.zeros(2, 2).t()).is_contiguous()
+    True
+"""

@@ -8,12 +8,12 @@ so it is used in the typed form only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from sbi_ignite.kernels.replacing import Ways
 
 _TANH = (torch.tanh, Tensor.tanh, nn.functional.tanh)
 _EXACT_ENOUGH = (torch.float32, torch.float64)
@@ -26,21 +26,6 @@ def has_tanh(net: nn.Module) -> bool:
         isinstance(part, nn.Tanh) or any(vars(part).get("activation") is way for way in _TANH)
         for part in net.modules()
     )
-
-
-class TanhBySigmoid(TorchFunctionMode):
-    """Compute tanh via the sigmoid inside the block."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func in _TANH and not kwargs and args[0].dtype in _EXACT_ENOUGH:
-            return tanh(args[0])
-        return func(*args, **(kwargs or {}))
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -69,3 +54,11 @@ class _Tanh(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
         return torch.ops.aten.tanh_backward(gradients[0], y)
+
+
+def _tanh_or_not(x: Any) -> Any:
+    return tanh(x) if x.dtype in _EXACT_ENOUGH else NotImplemented
+
+
+BY_SIGMOID: Ways = dict.fromkeys(_TANH, _tanh_or_not)
+"""Every way to ask for tanh, see `Replacing`."""

@@ -129,7 +129,7 @@ def test_ensembles_are_timed_and_judged(tmp_path):
 @pytest.mark.slow
 def test_many_processes_are_compared_with_one(tmp_path):
     file = tmp_path / "distributed.json"
-    sizes = ["--rounds", "1", "--epochs", "1", "--rows", "400", "--tasks", "maf"]
+    sizes = ["--rounds", "1", "--epochs", "1", "--rows", "10000", "--tasks", "maf"]
     distributed.main([*sizes, "--json", str(file)])
     ways = [distributed.ALONE, distributed.LAUNCHED, distributed.TOGETHER, distributed.APART]
     assert list(numbers(file)["maf"]) == ways

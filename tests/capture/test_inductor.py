@@ -6,6 +6,7 @@ import itertools
 import logging
 import shutil
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from sbi_ignite.bridge.in_context import InContext
 from sbi_ignite.capture.executors import inductor
 from sbi_ignite.capture.executors.inductor import Inductor
 from sbi_ignite.capture.guards import NotTraceable
-from sbi_ignite.kernels.tanh import TanhBySigmoid
+from sbi_ignite.kernels.replacing import Replacing
+from sbi_ignite.kernels.tanh import BY_SIGMOID
 from tests.capture.recorded import recorded
 from tests.capture.test_verification import BATCHES, check_equal, mlp, squared, trained
 
@@ -216,7 +218,7 @@ def test_operations_without_a_c_interface_are_called(cache):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", [squared, InContext(squared, TanhBySigmoid)])
+@pytest.mark.parametrize("loss", [squared, InContext(squared, partial(Replacing, BY_SIGMOID))])
 def test_every_shape_of_batch_is_compiled(loss):
     """Also what the typed form computes in its own way."""
     batches = [*BATCHES, [part[:5] for part in BATCHES[0]]]

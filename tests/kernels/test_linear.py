@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from sbi.neural_nets import posterior_nn
@@ -12,8 +14,9 @@ import sbi_ignite.inference
 from sbi_ignite import TrainConfig
 from sbi_ignite.bridge.in_context import InContext
 from sbi_ignite.kernels import linear as module
-from sbi_ignite.kernels.linear import NarrowProducts, linear
-from sbi_ignite.kernels.softplus import ContiguousSoftplus
+from sbi_ignite.kernels.linear import NARROW, linear
+from sbi_ignite.kernels.replacing import Replacing
+from sbi_ignite.kernels.softplus import CONTIGUOUS
 from tests.small import SBI_WARNS
 
 pytestmark = SBI_WARNS
@@ -77,7 +80,7 @@ def test_functions_of_functions_take_it():
 def test_other_layers_and_coarse_numbers_are_left_to_torch(monkeypatch):
     monkeypatch.setattr(module, "linear", lambda *of: pytest.fail("taken"))
     x = torch.randn(8, 20)
-    with NarrowProducts():
+    with Replacing(NARROW):
         nn.Linear(20, 20)(x)
         nn.Linear(20, 1)(x)
         nn.Linear(20, 4)(x[0])
@@ -90,8 +93,8 @@ def test_softplus_is_torchs_up_to_rounding_wherever_numbers_lie():
     x = torch.linspace(-30, 30, 2000).view(1000, 2)[:, 0].requires_grad_()
     found = []
     for inside in (False, True):
-        loss = InContext(lambda model, batch: nn.functional.softplus(batch), ContiguousSoftplus)
-        y = loss(None, x) if inside else nn.functional.softplus(x)
+        with Replacing(CONTIGUOUS if inside else {}):
+            y = nn.functional.softplus(x)
         found.append((y, *torch.autograd.grad(y.sum(), x)))
     for ours, torchs in zip(*reversed(found), strict=True):
         torch.testing.assert_close(ours, torchs, rtol=1e-6, atol=1e-12)
@@ -129,7 +132,7 @@ def test_gradients_of_flows_are_as_exact_as_torchs_own(flow):
     def gradients(loss, *batch) -> list[Tensor]:
         return list(torch.autograd.grad(loss(net, batch).mean(), parameters))
 
-    ours = gradients(InContext(InContext(loss, NarrowProducts), ContiguousSoftplus), theta, x)
+    ours = gradients(InContext(loss, partial(Replacing, {**NARROW, **CONTIGUOUS})), theta, x)
     torchs = gradients(loss, theta, x)
     net.double()
     exact = gradients(loss, theta.double(), x.double())

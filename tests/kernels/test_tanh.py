@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import sbi_ignite.inference
 from sbi_ignite import TrainConfig
 from sbi_ignite.bridge.in_context import InContext
 from sbi_ignite.kernels import tanh as module
-from sbi_ignite.kernels.tanh import TanhBySigmoid, has_tanh, tanh
+from sbi_ignite.kernels.replacing import Replacing
+from sbi_ignite.kernels.tanh import BY_SIGMOID, has_tanh, tanh
 from tests.small import SBI_WARNS
 
 pytestmark = SBI_WARNS
@@ -42,6 +44,9 @@ def test_what_is_not_a_number_stays_so():
     torch.testing.assert_close(tanh(x), torch.tanh(x), equal_nan=True)
 
 
+by_sigmoid = partial(Replacing, BY_SIGMOID)
+
+
 class Noting:
     """A loss that computes tanh in every way there is."""
 
@@ -52,7 +57,7 @@ class Noting:
 
 @pytest.mark.parametrize("validates", [False, True])
 def test_every_way_to_ask_for_tanh_is_answered(validates):
-    loss = InContext(Noting(), TanhBySigmoid)
+    loss = InContext(Noting(), by_sigmoid)
     x = torch.randn(1000)
     found = loss.validate(None, x) if validates else loss(None, x)
     assert all(torch.equal(way, tanh(x)) for way in found)
@@ -65,12 +70,12 @@ def test_a_loss_validates_in_its_own_way():
             return torch.tanh(batch) + 1
 
     x = torch.randn(10)
-    assert torch.equal(InContext(Other(), TanhBySigmoid).validate(None, x), tanh(x) + 1)
+    assert torch.equal(InContext(Other(), by_sigmoid).validate(None, x), tanh(x) + 1)
 
 
 def test_coarse_numbers_are_left_to_torch():
     x = torch.linspace(-1, 1, 50, dtype=torch.bfloat16)
-    assert torch.equal(InContext(Noting(), TanhBySigmoid)(None, x)[0], torch.tanh(x))
+    assert torch.equal(InContext(Noting(), by_sigmoid)(None, x)[0], torch.tanh(x))
 
 
 def trainer(**how):
