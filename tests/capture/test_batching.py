@@ -115,3 +115,26 @@ def test_several_networks_at_once_get_what_each_gets_alone(function):
     for k in range(NETWORKS):
         alone: Any = function(*(t[k].clone() for t in inputs))
         torch.testing.assert_close(found[k], alone.detach())
+
+
+@pytest.mark.parametrize("index", [5, -6])
+@pytest.mark.parametrize("writes_there", [False, True])
+def test_places_that_do_not_exist_are_refused_as_by_torch(index, writes_there):
+    """Also where another row would have such a number."""
+
+    def function(a: Tensor, columns: Tensor) -> Tensor:
+        rows = torch.arange(2)
+        if writes_there:
+            return a.index_put((rows, columns), torch.zeros(2))
+        return a[rows, columns]
+
+    a, columns = torch.randn(NETWORKS, 5, 5), torch.zeros(NETWORKS, 2, dtype=torch.int64)
+    recording, graph = record(lambda *each: [function(*each)], [a[0], columns[0]])
+    compute = batched(graph, [False] * len(recording.captured) + [True, True])
+    true = torch.ones(NETWORKS, dtype=torch.bool)
+    (found,) = compute(true, [*recording.captured, a, columns])
+    alone = [function(*each) for each in zip(a, columns, strict=True)]
+    torch.testing.assert_close(found, torch.stack(alone))
+    columns[1, 0] = index
+    with pytest.raises((IndexError, RuntimeError)):
+        compute(true, [*recording.captured, a, columns])

@@ -165,9 +165,12 @@ def _indexed(
         return None
     if len({len(index) for index in given}) > 1:
         return None
-    places = given[0].new_zeros(())
+    places, exist = given[0].new_zeros(()), torch.tensor(True)
     for index, size in zip(given, of.shape[kept:], strict=True):
-        places = places * size + index.remainder(size)  # which may be negative
+        # Negative ones count from the end.
+        places = places * size + torch.where(index < 0, index + size, index)
+        exist = exist & (index < size) & (index >= -size)
+    places = torch.where(exist, places, -1)  # which torch refuses, as it does the index itself
     shape = (*of.shape[:kept], len(given[0]))
     places = places.expand(shape)
     if values is None:
