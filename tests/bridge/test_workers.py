@@ -68,6 +68,7 @@ def shown(folder: Path, text: str, *arguments: str, **variables: str):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_an_ensemble_by_joblib_is_trained_by_sbi_ignite_in_its_workers(tmp_path):
     """With the variables' settings, in directories that are found again, with the same numbers."""
     first, again, here = shown(tmp_path, ENSEMBLE)
