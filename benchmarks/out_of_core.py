@@ -55,6 +55,7 @@ from sbi_ignite import (
 )
 from sbi_ignite.data import on_disk
 from sbi_ignite.data.files import hdf5
+from sbi_ignite.data.files.base import BLOCK_BYTES
 from sbi_ignite.data.in_memory import ShuffledBatches
 from sbi_ignite.data.on_disk import BUFFER_BYTES, OnDiskBatches
 from sbi_ignite.data.table import StoredPart
@@ -455,18 +456,18 @@ def write(path: Path, theta: Tensor, x: Tensor, chunk_rows: int | None = None) -
 def plan(num_rows: int) -> list[str]:
     """Return what a file of so many rows would cost, computed from how it is read."""
     size = num_rows * ROW_BYTES
-    blocks = size // 2**18
+    blocks = size // BLOCK_BYTES
     buffers = -(-size // BUFFER_BYTES)
     return [
         f"Planned, not run: {num_rows:,} rows of {ROW_BYTES:,} bytes are {size / 1e12:.2f} TB in "
-        f"{blocks:,} chunks of 256 kB. A pass reads each chunk once, one seek each where the disk "
+        f"{blocks:,} blocks of 512 kB. A pass reads each block once, one seek each where the disk "
         f"has a head (about {blocks * 0.008 / 3600:.0f} h of seeks at 8 ms, none worth counting "
-        f"on flash), in {buffers:,} buffers of {blocks // buffers} chunks; chunks that are drawn "
+        f"on flash), in {buffers:,} buffers of {blocks // buffers} blocks; blocks that are drawn "
         "together are read in the order of the file.",
-        f"Memory: two buffers of {BUFFER_BYTES / 2**20:.0f} MiB, and 8 bytes a row each for the "
+        f"Memory: three buffers of {BUFFER_BYTES / 2**20:.0f} MiB, and 8 bytes a row each for the "
         f"numbers of the rows as they were split and in ascending order, that is "
         f"{2 * 8 * num_rows / 1e9:.1f} GB at {num_rows:,} rows, whatever the size of a row. With "
-        "several processes, each reads all chunks and keeps its share of every batch.",
+        "several processes, each reads all blocks and keeps its share of every batch.",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from copy import copy
@@ -21,7 +22,7 @@ from sbi_ignite.exceptions import ArgumentError
 from sbi_ignite.random_state import draws_of
 
 BUFFER_BYTES = 2**26
-"""Size of a buffer, in which whole blocks of a file are mixed; two of them are in memory."""
+"""Size of a buffer, in which whole blocks of a file are mixed; three of them are in memory."""
 
 KEPT_BYTES = 2**26
 """Rows for validation stay in memory up to this size."""
@@ -33,6 +34,8 @@ _Item = TypeVar("_Item")
 
 _Batch = tuple[NDArray[np.int64], tuple[Tensor, ...]]
 """Row numbers, and the rows."""
+
+_NOTHING: _Batch = np.empty(0, dtype=np.int64), ()
 
 
 class OnDiskBatches:
@@ -87,6 +90,7 @@ class OnDiskBatches:
         self._handed_out = self._skip = 0
         self._pass = -1
         self._blocks: Blocks | None = None
+        self._arrays: ReusedArrays | None = None
         self._kept: tuple[NDArray[np.int64], tuple[Tensor, ...]] | None = None
 
     @property
@@ -184,33 +188,35 @@ class OnDiskBatches:
         start = bounds[first] if first < len(bounds) else 0
         skipped = int(np.searchsorted(begins, start, side="right")) - 1
 
-        def read() -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], tuple[Tensor, ...]]]:
+        if self._arrays is None:
+            self._arrays = ReusedArrays(lambda: self.table.empty(blocks.most_rows))
+        arrays = self._arrays
+
+        def read() -> Iterator[_Batch]:
             for i in range(max(0, skipped), len(groups)):
                 ascending = np.sort(blocks.rows_of(groups[i]))
-                order = permutation(len(ascending), seed, number, i).numpy()
-                yield ascending, order, self.table.read(ascending)
+                rows = ascending[permutation(len(ascending), seed, number, i).numpy()]
+                # Rows go from their block to their place in the order, so that a batch is a slice.
+                yield rows, self.table.read(rows, into=arrays.unused(len(rows)))
 
         def cut() -> Generator[_Batch, None, None]:
             buffers = prefetched(read, 1)
             try:
                 at = int(begins[max(0, skipped)])
-                ascending, order, tensors = next(buffers, (None, None, ()))
+                order, tensors = next(buffers, _NOTHING)
                 for begin, end in list(pairwise(bounds))[first:]:
                     numbers, pieces = [], []
                     while begin < end:
-                        if order is None or ascending is None:
-                            raise RuntimeError("a pass has fewer rows than its batches")
                         if begin >= at + len(order):
                             at += len(order)
-                            ascending = order = None
-                            tensors = ()
-                            ascending, order, tensors = next(buffers, (None, None, ()))
-                            continue
-                        stop = min(end, at + len(order))
-                        inside = order[begin - at : stop - at]
-                        numbers.append(ascending[inside])
-                        pieces.append(tuple(t[torch.from_numpy(inside)] for t in tensors))
-                        begin = stop
+                            order, tensors = _NOTHING
+                            order, tensors = next(buffers, _NOTHING)
+                            if not len(order):
+                                raise RuntimeError("a pass has fewer rows than its batches")
+                        inside = slice(begin - at, min(end - at, len(order)))
+                        numbers.append(order[inside])
+                        pieces.append(tuple(tensor[inside] for tensor in tensors))
+                        begin = at + inside.stop
                     rows = np.concatenate(numbers)
                     batch = pieces[0]
                     if len(pieces) > 1:
@@ -255,6 +261,7 @@ class OnDiskBatches:
             )
         shard = copy(self)
         shard._rank, shard._num_ranks = rank, num_ranks
+        shard._arrays = None
         return shard
 
     def select(self, indices: Tensor) -> bool:
@@ -264,7 +271,7 @@ class OnDiskBatches:
             indices: Row numbers, shape (num_rows,), as many as before.
         """
         self.indices = indices.cpu()
-        self._blocks = self._kept = None
+        self._blocks = self._arrays = self._kept = None
         return True
 
     def state_dict(self) -> dict[str, Any]:
@@ -285,6 +292,9 @@ class Blocks:
         starts: The first row of every block, shape (num_blocks,).
         indices: The rows in use.
         buffer_rows: Rows in a buffer, about.
+
+    Attributes:
+        most_rows: No buffer of any pass has more rows.
     """
 
     def __init__(
@@ -295,6 +305,8 @@ class Blocks:
         used = np.flatnonzero(bounds[1:] > bounds[:-1])
         self._begin, self._end = bounds[:-1][used], bounds[1:][used]
         self._num_buffers = max(1, min(len(used), -(-len(indices) // buffer_rows)))
+        blocks_together = -(-len(used) // self._num_buffers)
+        self.most_rows = int(np.sort(self._end - self._begin)[-blocks_together:].sum())
 
     def drawn(self, seed: int, number: int) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
         """Return where buffers of a pass begin, and the blocks in each.
@@ -312,6 +324,32 @@ class Blocks:
     def rows_of(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the rows in use of some blocks, in any order."""
         return np.concatenate([self._ascending[self._begin[b] : self._end[b]] for b in blocks])
+
+
+class ReusedArrays:
+    """Arrays that are filled again once nothing looks into them: new memory costs twice the time.
+
+    Args:
+        make: Returns arrays by the name of the field, with room for the largest buffer.
+    """
+
+    def __init__(self, make: Callable[[], dict[str, NDArray[Any]]]) -> None:
+        self._make = make
+        self._made: list[dict[str, NDArray[Any]]] = []
+
+    def unused(self, num_rows: int) -> dict[str, NDArray[Any]]:
+        """Return views of arrays that no tensor and no other view shares memory with."""
+        found = next((arrays for arrays in self._made if _nothing_looks_into(arrays)), None)
+        if found is None:
+            found = self._make()
+            self._made.append(found)
+        return {name: array[:num_rows] for name, array in found.items()}
+
+
+def _nothing_looks_into(arrays: dict[str, NDArray[Any]]) -> bool:
+    # Views and tensors keep a reference to the array whose memory they use. Two are left: that of
+    # the dictionary, and that of this call.
+    return all(sys.getrefcount(arrays[name]) == 2 for name in arrays)
 
 
 def prefetched(make: Callable[[], Iterator[_Item]], depth: int) -> Generator[_Item, None, None]:

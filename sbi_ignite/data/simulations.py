@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sbi_ignite.data.files.base import FIELDS, Source
+from sbi_ignite.data.files.base import FIELDS, Source, is_run
 from sbi_ignite.data.files.table import open_source
 from sbi_ignite.exceptions import ArgumentError, DataError
 
@@ -154,26 +154,33 @@ class Simulations(Dataset[tuple[Tensor, Tensor]]):
         """
         numbers = np.asarray(rows, dtype=np.int64).reshape(-1)
         numbers = np.where(numbers < 0, numbers + self.num_rows, numbers)
-        if len(numbers) and not (numbers.min() >= 0 and numbers.max() < self.num_rows):
-            raise IndexError(f"{self.name}: expected rows below {self.num_rows}, got {rows}")
-        order = np.argsort(numbers, kind="stable")
-        ascending = numbers[order]
-        found = self._take(ascending, fields)
-        if np.array_equal(ascending, numbers):
-            return found
-        back = torch.empty(len(order), dtype=torch.int64)
-        back[torch.from_numpy(order)] = torch.arange(len(order))
-        return tuple(tensor[back] for tensor in found)
+        if is_run(numbers) and 0 <= numbers[0] <= numbers[-1] < self.num_rows:
+            return self.slice(int(numbers[0]), int(numbers[-1]) + 1, fields)
+        into = {f: np.empty((len(numbers), *self._shape(f)), dtype=np.float32) for f in fields}
+        self.put(numbers, np.arange(len(numbers)), into)
+        return tuple(map(torch.from_numpy, into.values()))
 
-    def _take(self, ascending: NDArray[np.int64], fields: Sequence[str]) -> tuple[Tensor, ...]:
-        with self._alone:
-            source = self._opened()
-            if len(ascending) and ascending[-1] - ascending[0] + 1 == len(ascending):
-                first = int(ascending[0])
-                arrays = source.read(first, first + len(ascending), fields)
-            else:
-                arrays = source.take(ascending, fields)
-        return tuple(map(as_float32, arrays))
+    def put(
+        self,
+        rows: NDArray[np.int64],
+        places: NDArray[np.int64],
+        into: Mapping[str, NDArray[np.float32]],
+    ) -> None:
+        """Put rows with these numbers, in any order, into arrays.
+
+        Args:
+            rows: Row numbers, shape (num_read,).
+            places: Where each row goes, shape (num_read,).
+            into: An array for each field, with rows of its shape.
+
+        Raises:
+            IndexError: If there is no such row.
+        """
+        if len(rows) and not (rows.min() >= 0 and rows.max() < self.num_rows):
+            raise IndexError(f"{self.name}: expected rows below {self.num_rows}, got {rows}")
+        order = np.argsort(rows, kind="stable")
+        with self._alone, np.errstate(over="ignore"):  # see as_float32
+            self._opened().put(rows[order], places[order], into)
 
     def slice(self, start: int, stop: int, fields: Sequence[str] = FIELDS) -> tuple[Tensor, ...]:
         """Return rows `start` to `stop`, shape (stop - start, ...) per field."""

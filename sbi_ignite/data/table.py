@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sbi_ignite.data.files.base import BLOCK_BYTES
 from sbi_ignite.data.fingerprint import fingerprint_data
 from sbi_ignite.data.simulations import PIECE, Simulations, inside_rows, row_numbers
 from sbi_ignite.exceptions import DataError
@@ -54,14 +55,17 @@ class StoredPart:
         sims = self.simulations
         return sims.theta_shape if field == "theta" else sims.x_shape
 
-    def read(self, rows: NDArray[np.int64], fields: Sequence[str]) -> dict[str, Tensor]:
-        """Return rows of fields."""
-        wanted = tuple(field for field in fields if field != MASKS)
+    def put(
+        self,
+        rows: NDArray[np.int64],
+        places: NDArray[np.int64],
+        into: Mapping[str, NDArray[Any]],
+    ) -> None:
+        """Put rows into arrays, one for each field, at these places."""
         in_file = rows if self.valid is None else self.valid[rows]
-        found = dict(zip(wanted, self.simulations.read(in_file, wanted), strict=True))
-        if MASKS in fields:
-            found[MASKS] = torch.full((len(rows), 1), self.from_prior)
-        return found
+        self.simulations.put(in_file, places, {f: a for f, a in into.items() if f != MASKS})
+        if MASKS in into:
+            into[MASKS][places] = self.from_prior
 
     def starts(self) -> NDArray[np.int64]:
         """Return the first row of every block."""
@@ -100,19 +104,22 @@ class PartInMemory:
         """Return the shape of a row of a field."""
         return tuple(self.tensors[field].shape[1:])
 
-    def read(self, rows: NDArray[np.int64], fields: Sequence[str]) -> dict[str, Tensor]:
-        """Return rows of fields."""
+    def put(
+        self,
+        rows: NDArray[np.int64],
+        places: NDArray[np.int64],
+        into: Mapping[str, NDArray[Any]],
+    ) -> None:
+        """Put rows into arrays, one for each field, at these places."""
         numbers = torch.from_numpy(rows)
-        found = {}
-        for field in fields:
-            tensor = self.tensors[field]
-            found[field] = tensor.index_select(0, numbers.to(tensor.device)).cpu()
-        return found
+        for field, array in into.items():
+            tensor = self.tensors[field].detach()
+            array[places] = tensor.index_select(0, numbers.to(tensor.device)).cpu().numpy()
 
     def starts(self) -> NDArray[np.int64]:
         """Return the first row of every block."""
         size = sum(t[:1].numel() * t.element_size() for t in self.tensors.values())
-        return np.arange(0, max(1, len(self)), max(1, 2**18 // max(1, size)), dtype=np.int64)
+        return np.arange(0, max(1, len(self)), max(1, BLOCK_BYTES // max(1, size)), dtype=np.int64)
 
     def fingerprint(self) -> list[dict[str, Any]]:
         """Return what identifies the rows."""
@@ -174,30 +181,36 @@ class Table:
         return self.parts[0].shape(field)
 
     def read(
-        self, rows: NDArray[np.int64], fields: Sequence[str] | None = None
+        self,
+        rows: NDArray[np.int64],
+        fields: Sequence[str] | None = None,
+        into: Mapping[str, NDArray[Any]] | None = None,
     ) -> tuple[Tensor, ...]:
         """Return rows with these numbers, in this order, as they are stored.
 
         Args:
             rows: Row numbers, shape (num_read,).
             fields: What to read; None for all fields.
+            into: Arrays to read into, as `empty` makes them, whose memory is that of the tensors
+                that are returned; None makes new ones.
         """
         fields = self.fields if fields is None else tuple(fields)
+        arrays = self.empty(len(rows), fields) if into is None else into
         if len(self.parts) == 1:
-            found = self.parts[0].read(rows, fields)
-            return tuple(found[field] for field in fields)
-        of_part = self._part_of(rows)
-        out: dict[str, Tensor] = {}
-        for i, part in enumerate(self.parts):
-            here = np.flatnonzero(of_part == i)
-            if not len(here) and len(rows):
-                continue
-            found = part.read(rows[here] - self._begin[i], fields)
-            for field, values in found.items():
-                if field not in out:
-                    out[field] = torch.empty((len(rows), *values.shape[1:]), dtype=values.dtype)
-                out[field][torch.from_numpy(here)] = values
-        return tuple(out[field] for field in fields)
+            self.parts[0].put(rows, np.arange(len(rows)), arrays)
+        else:
+            of_part = self._part_of(rows)
+            for i in np.unique(of_part).tolist():
+                here = np.flatnonzero(of_part == i)
+                self.parts[i].put(rows[here] - self._begin[i], here, arrays)
+        return tuple(torch.from_numpy(arrays[field]) for field in fields)
+
+    def empty(self, num_rows: int, fields: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Return arrays for rows of these fields, without values."""
+        return {
+            field: np.empty((num_rows, *self.shape(field)), bool if field == MASKS else np.float32)
+            for field in (self.fields if fields is None else fields)
+        }
 
     def transformed(self, rows: NDArray[np.int64], batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Draw a batch anew, from torch's global generator and whatever the transforms use.

@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sbi_ignite import open_simulations
+from sbi_ignite.data import table as table_module
+from sbi_ignite.data.files import arrow, base, dingo, hdf5, swyft
 from sbi_ignite.data.in_memory import ShuffledBatches
 from sbi_ignite.data.on_disk import OnDiskBatches, prefetched
 from sbi_ignite.data.source import Batches
@@ -21,6 +23,15 @@ from sbi_ignite.exceptions import ArgumentError, DataError
 from tests.data import write
 
 ROWS = 211
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks():
+    """Read a few rows at a time: files of tests would be one block otherwise."""
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (base, hdf5, swyft, arrow, dingo, table_module):
+            patched.setattr(module, "BLOCK_BYTES", 200)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +118,39 @@ def test_sources_in_files_keep_the_contract(tables, layout):
     assert len(source.fingerprint()) >= 2
     assert source.select(torch.arange(50, 150))
     assert sorted(chain(*numbers(source))) == list(range(50, 150))
+
+
+@pytest.mark.parametrize("layout", [*write.WRITERS, "shards", "mixed"])
+def test_batches_that_are_kept_keep_their_rows(tables, layout):
+    """Buffers are filled again, but none that a batch looks into."""
+    source = OnDiskBatches(
+        tables[layout], torch.arange(ROWS), 7, seed=1, buffer_bytes=400, random_access=False
+    )
+    kept = [(source.rows, batch) for _ in range(3) for batch in source]
+    assert all(torch.equal(theta[:, 0].long(), rows) for rows, (theta, _) in kept)
+    assert all(torch.equal(x[:, 0], theta[:, 0] + 0.5) for _, (theta, x) in kept)
+
+
+def test_buffers_are_filled_again_once_their_batches_are_gone(tables, monkeypatch):
+    source = OnDiskBatches(tables["ours"], torch.arange(ROWS), 7, seed=1, buffer_bytes=400)
+    made, new = [], source.table.empty
+    monkeypatch.setattr(source.table, "empty", lambda n: made.append(n) or new(n))
+    for _ in range(3):
+        for _ in source:
+            pass
+    assert len(source._blocks.drawn(1, 0)[1]) > 5
+    assert len(made) <= 3
+
+
+@pytest.mark.parametrize("layout", [*write.WRITERS, "shards", "mixed"])
+@pytest.mark.parametrize("rows", [[3, 3, 5], [5, 3, 3], [7], [180, 2, 180, 180, 1], []])
+def test_rows_may_be_asked_for_more_than_once(tables, layout, rows):
+    theta, x = tables[layout].read(np.asarray(rows, dtype=np.int64))
+    assert theta[:, 0].tolist() == rows
+    assert x[:, 0].tolist() == [row + 0.5 for row in rows]
+    simulations = getattr(tables[layout].parts[0], "simulations", None)
+    if layout != "mixed":
+        assert simulations.theta[rows][:, 0].tolist() == rows
 
 
 @pytest.mark.parametrize("layout", ["npy", "arrow", "npz"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -71,23 +71,23 @@ class ArrowSource(Source):
         self, start: int, stop: int, fields: Sequence[str] = FIELDS
     ) -> tuple[NDArray[Any], ...]:
         """Return copies of rows of each field."""
-        return self.take(np.arange(start, stop), fields)
+        rows = np.arange(start, stop)
+        into = {f: np.empty((len(rows), *self.shapes[f]), dtype=self.dtypes[f]) for f in fields}
+        self.put(rows, np.arange(len(rows)), into)
+        return tuple(into.values())
 
-    def take(
-        self, rows: NDArray[np.int64], fields: Sequence[str] = FIELDS
-    ) -> tuple[NDArray[Any], ...]:
-        """Return copies of rows with these numbers."""
-        taken = tuple(np.empty((len(rows), *self.shapes[f]), dtype=self.dtypes[f]) for f in fields)
-        bounds = np.searchsorted(rows, self._starts)
+    def put(
+        self,
+        rows: NDArray[np.int64],
+        places: NDArray[np.int64],
+        into: Mapping[str, NDArray[Any]],
+    ) -> None:
+        """Put copies of rows with these numbers into arrays."""
+        bounds = np.searchsorted(rows, self._starts).tolist()
         for i, (begin, end) in enumerate(pairwise(bounds)):
-            for at in range(begin, end, 1_024):
-                now = slice(at, min(at + 1_024, end))
-                inside = rows[now] - self._starts[i]
-                for field, into in zip(fields, taken, strict=True):
-                    np.take(self._views[field][i], inside, axis=0, out=into[now])
-                    spread = int(inside[-1]) - int(inside[0]) + 1 > 2 * len(inside)
-                    self._file.touched(into[now].nbytes, len(inside) if spread else 1)
-        return taken
+            inside = rows[begin:end] - self._starts[i]
+            for field, array in into.items():
+                self._file.copy_rows(self._views[field][i], inside, places[begin:end], array)
 
 
 def _shape(kind: Any, name: str) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from sbi_ignite.exceptions import DataError
 FIELDS = ("theta", "x")
 """What every source has, in this order."""
 
-BLOCK_BYTES = 2**18
+BLOCK_BYTES = 2**19
 """Bytes to read at a time where a layout has no chunks of its own."""
 
 _SAMPLED_BLOCKS = 64
@@ -58,25 +58,26 @@ class Source(ABC):
             fields: "theta", "x" or both.
         """
 
-    def take(
-        self, rows: NDArray[np.int64], fields: Sequence[str] = FIELDS
-    ) -> tuple[NDArray[Any], ...]:
-        """Return rows with these numbers, which ascend, reading block by block.
+    def put(
+        self,
+        rows: NDArray[np.int64],
+        places: NDArray[np.int64],
+        into: Mapping[str, NDArray[Any]],
+    ) -> None:
+        """Put rows with these numbers into arrays, reading block by block.
 
         Args:
-            rows: Row numbers, shape (num_taken,).
-            fields: "theta", "x" or both.
+            rows: Row numbers in ascending order, shape (num_taken,).
+            places: Where each row goes, shape (num_taken,).
+            into: An array for each field, of any real dtype.
         """
-        taken = tuple(
-            np.empty((len(rows), *self.shapes[field]), dtype=self.dtypes[field].newbyteorder("="))
-            for field in fields
-        )
         for begin, end in runs(rows, self.block_rows):
             first, last = int(rows[begin]), int(rows[end - 1]) + 1
-            for into, piece in zip(taken, self.read(first, last, fields), strict=True):
-                dense = last - first == end - begin
-                into[begin:end] = piece if dense else piece[rows[begin:end] - first]
-        return taken
+            inside = rows[begin:end] - first
+            whole = is_run(inside)
+            pieces = self.read(first, last, tuple(into))
+            for array, piece in zip(into.values(), pieces, strict=True):
+                array[places[begin:end]] = piece if whole else piece[inside]
 
     def starts(self) -> NDArray[np.int64]:
         """Return the first row of every block, shape (num_blocks,)."""
@@ -169,6 +170,11 @@ def runs(rows: NDArray[np.int64], block_rows: int) -> Iterator[tuple[int, int]]:
     cuts = np.flatnonzero(block[1:] != block[:-1]) + 1
     bounds = [0, *cuts.tolist(), len(rows)]
     yield from ((begin, end) for begin, end in pairwise(bounds) if end > begin)
+
+
+def is_run(numbers: NDArray[np.int64]) -> bool:
+    """Return whether these are numbers one after the other."""
+    return len(numbers) > 0 and bool((np.diff(numbers) == 1).all())
 
 
 def rows_of(

@@ -14,6 +14,9 @@ from sbi_ignite.exceptions import DataError
 RESIDENT = 2**27
 """Bytes of a mapped file that may stay in the memory of this process."""
 
+_ROWS, _PIECE = 1_024, 2**18
+"""Rows, and bytes, that are copied at a time: few enough to stay in a processor's cache."""
+
 _PER_ROW = 2**16
 """What the system maps around a page that is touched."""
 
@@ -54,6 +57,22 @@ class MappedFile:
             )
         flat = np.frombuffer(self.map, dtype=dtype, count=count, offset=offset)
         return flat.reshape(shape, order="F" if fortran else "C")
+
+    def copy_rows(
+        self,
+        array: NDArray[Any],
+        rows: NDArray[np.int64],
+        places: NDArray[np.int64],
+        into: NDArray[Any],
+    ) -> None:
+        """Copy rows of an array over this file, which ascend, to places in another array."""
+        step = max(1, min(_ROWS, _PIECE // max(1, into[:1].nbytes)))
+        for begin in range(0, len(rows), step):
+            now = rows[begin : begin + step]
+            piece = array[now]
+            into[places[begin : begin + step]] = piece
+            together = int(now[-1]) - int(now[0]) < 2 * len(now)
+            self.touched(piece.nbytes, 1 if together else len(now))
 
     def touched(self, num_bytes: int, pieces: int = 1) -> None:
         """Note that bytes were read, in so many places; give pages back once there are many."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -37,32 +37,24 @@ class NpySource(ArraySource):
         self, start: int, stop: int, fields: Sequence[str] = FIELDS
     ) -> tuple[NDArray[Any], ...]:
         """Return copies of rows of each field."""
-        return self._copied(slice(start, stop), fields, 1)
-
-    def take(
-        self, rows: NDArray[np.int64], fields: Sequence[str] = FIELDS
-    ) -> tuple[NDArray[Any], ...]:
-        """Return copies of rows with these numbers."""
-        if not self.random_access:
-            return super().take(rows, fields)
-        return self._copied(rows, fields, len(rows))
-
-    def _copied(self, rows: Any, fields: Sequence[str], pieces: int) -> tuple[NDArray[Any], ...]:
         copies = []
         for field in fields:
-            step = max(1, 2**26 // max(1, self.arrays[field][:1].nbytes))
-            if isinstance(rows, slice):
-                copies.append(np.array(self.arrays[field][rows]))
-                self.files[field].touched(copies[-1].nbytes)
-                continue
-            step = min(step, 1_024)
-            into = np.empty((len(rows), *self.shapes[field]), dtype=self.dtypes[field])
-            for begin in range(0, len(rows), step):
-                now = rows[begin : begin + step]
-                np.take(self.arrays[field], now, axis=0, out=into[begin : begin + step])
-                self.files[field].touched(into[begin : begin + step].nbytes, len(now))
-            copies.append(into)
+            copies.append(np.array(self.arrays[field][start:stop]))
+            self.files[field].touched(copies[-1].nbytes)
         return tuple(copies)
+
+    def put(
+        self,
+        rows: NDArray[np.int64],
+        places: NDArray[np.int64],
+        into: Mapping[str, NDArray[Any]],
+    ) -> None:
+        """Put copies of rows with these numbers into arrays."""
+        if not self.random_access:
+            super().put(rows, places, into)
+            return
+        for field, array in into.items():
+            self.files[field].copy_rows(self.arrays[field], rows, places, array)
 
 
 def open_npy_pair(path: Any, theta: Any = None, x: Any = None) -> NpySource:

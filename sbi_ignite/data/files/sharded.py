@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,17 +60,18 @@ class ShardedSource(Source):
                 pieces.append(part.read(*inside, fields))
         return _joined(pieces, self, fields)
 
-    def take(
-        self, rows: NDArray[np.int64], fields: Sequence[str] = FIELDS
-    ) -> tuple[NDArray[Any], ...]:
-        """Return rows with these numbers."""
+    def put(
+        self,
+        rows: NDArray[np.int64],
+        places: NDArray[np.int64],
+        into: Mapping[str, NDArray[Any]],
+    ) -> None:
+        """Put rows with these numbers into arrays."""
         bounds = np.searchsorted(rows, self._begin)
-        pieces = [
-            part.take(rows[bounds[i] : bounds[i + 1]] - self._begin[i], fields)
-            for i, part in enumerate(self.parts)
-            if bounds[i] < bounds[i + 1]
-        ]
-        return _joined(pieces, self, fields)
+        for i, part in enumerate(self.parts):
+            here = slice(int(bounds[i]), int(bounds[i + 1]))
+            if here.start < here.stop:
+                part.put(rows[here] - self._begin[i], places[here], into)
 
     def close(self) -> None:
         """Close all files."""
