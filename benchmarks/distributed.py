@@ -7,7 +7,7 @@ process that a launcher has started; two that train apart, each on its half of t
 the batch, which is what this machine allows without agreeing; and what one exchange of gradients
 takes, by the size of the network.
 
-    python -m benchmarks.distributed [--rounds 3] [--epochs 4] [--rows 8192]
+    python -m benchmarks.distributed [--rounds 3] [--epochs 4] [--rows ROWS]
 
 On a machine with fewer processors than processes, or with other work on it, the ratio says nothing
 about the program.
@@ -43,6 +43,8 @@ from benchmarks.measuring import (
 
 TASKS = ("cnn", "maf")
 BATCHES = {"cnn": 1_024, "maf": 4_096}
+ROWS = {"cnn": 8_192, "maf": 65_536}
+"""Simulations: enough for several steps in an epoch."""
 WANTED = {"cnn": 1.8, "maf": 1.7}
 SIZES = (10_000, 100_000, 1_000_000)
 ALONE, LAUNCHED, TOGETHER, APART = "1 process", "1, launched", "together", "apart"
@@ -52,16 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the comparison and print it."""
     parser = options_of(__doc__, rounds=3)
     parser.add_argument("--epochs", type=int, default=4, help="of a training")
-    parser.add_argument("--rows", type=int, default=8_192, help="simulations")
+    parser.add_argument("--rows", type=int, help="simulations, in place of those of each task")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
     options = parse(parser, arguments)
     rows: list[list[str]] = []
     numbers: dict[str, Any] = {}
     for task in options.tasks:
+        num_rows = options.rows or ROWS[task]
 
-        def epoch(way: str, task: str = task) -> Timing:
-            seconds = train_in(way, options.processes, task, options.epochs, options.rows)
+        def epoch(way: str, task: str = task, num_rows: int = num_rows) -> Timing:
+            seconds = train_in(way, options.processes, task, options.epochs, num_rows)
             return Timing(seconds, seconds)
 
         ways = {way: partial(epoch, way) for way in (ALONE, LAUNCHED, TOGETHER, APART)}
@@ -71,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows.append(
                 [
                     task,
+                    f"{num_rows:,}",
                     f"{BATCHES[task]:,}",
                     way if way in (ALONE, LAUNCHED) else f"{options.processes}, {way}",
                     f"{Spread.of(timing.wall for timing in timings):.3f}",
@@ -80,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
     exchanges = exchange_in(options.processes)
     numbers["exchange_microseconds"] = exchanges
-    heads = ["task", "batch", "processes", "s per epoch", "times as fast", "bound"]
+    heads = ["task", "rows", "batch", "processes", "s per epoch", "times as fast", "bound"]
     exchanged = [[f"{int(size):,}", f"{value:.0f}"] for size, value in exchanges.items()]
     result = Result(
         script="distributed",
@@ -89,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Table(
                 heads,
                 rows,
-                f"Seconds per epoch of {options.rows:,} rows, one thread each",
+                "Seconds per epoch, one thread each",
                 "Apart: each on its part of the rows with its part of the batch, without agreeing.",
             ),
             Table(
