@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -84,18 +85,7 @@ def joined(parts: Sequence[Result]) -> Result:
             )
     numbers: dict[str, Any] = {}
     for part in parts:
-        for name, value in part.numbers.items():
-            if isinstance(value, dict) and isinstance(there := numbers.get(name, {}), dict):
-                new: dict[str, Any] = value
-                twice = there.keys() & new.keys()
-                numbers[name] = there | new
-            else:
-                twice = numbers.keys() & {name}
-                numbers[name] = value
-            if twice:
-                raise ValueError(
-                    f"{part.command} measured {name} once more: name one file for each part"
-                )
+        _add(part.numbers, numbers, part.command)
     tables: dict[tuple[str, ...], Table] = {}
     for table in (table for part in parts for table in part.tables):
         key = (*table.header, table.title, table.note)
@@ -109,6 +99,18 @@ def joined(parts: Sequence[Result]) -> Result:
         command="`, `".join(dict.fromkeys(part.command for part in parts)),
         machine=machine,
     )
+
+
+def _add(new: dict[str, Any], numbers: dict[str, Any], command: str) -> None:
+    """Add numbers of one part to those of the others, at every depth."""
+    for name, value in new.items():
+        there = numbers.get(name)
+        if name not in numbers:
+            numbers[name] = deepcopy(value)
+        elif isinstance(value, dict) and isinstance(there, dict):
+            _add(value, there, command)
+        else:
+            raise ValueError(f"{command} measured {name} once more: name one file for each part")
 
 
 if __name__ == "__main__":
