@@ -75,11 +75,17 @@ def test_parts_of_a_script_are_joined():
     assert both.numbers == {"quality": {"a": [1.0], "b": [1.0]}, "a": 1, "b": 1}
     assert both.notes == ["A note."]
     assert both.command == "a`, `b"
-    with pytest.raises(ValueError, match="measured quality once more"):
+    with pytest.raises(ValueError, match="measured a once more"):
         joined([part("a"), part("a")])
+    deeper = joined([_times({"maf": {"4": [1]}}), _times({"maf": {"8": [2]}, "nsf": {"4": [3]}})])
+    assert deeper.numbers == {"time": {"maf": {"4": [1], "8": [2]}, "nsf": {"4": [3]}}}
     elsewhere = {**both.machine, "processor": "another"}
     with pytest.raises(ValueError, match="another processor than a"):
         joined([part("a"), part("b", machine=elsewhere)])
+
+
+def _times(numbers):
+    return Result("s", "How fast?", [], [], {"time": numbers}, command="time")
 
 
 def test_a_device_that_is_not_there_is_said(monkeypatch):
