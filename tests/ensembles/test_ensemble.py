@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import joblib
 import pytest
 import torch
@@ -110,6 +112,27 @@ def test_random_states_and_threads_are_left_alone(n_jobs):
     ensemble(make, n_jobs=n_jobs)
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == threads
+
+
+class Notes:
+    """Writes down how many threads a member computes with."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_epoch_end(self, state):
+        (self.folder / f"{os.getpid()} {torch.get_num_threads()}").touch()
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_members_compute_with_the_threads_that_were_asked_for(tmp_path, n_jobs, threads):
+    torch_threads = torch.get_num_threads()
+    ensemble(n_jobs=n_jobs, threads=threads, callbacks=[Notes(tmp_path)])
+    noted = [name.split() for name in os.listdir(tmp_path)]
+    assert {number for _, number in noted} == {str(threads)}
+    assert (str(os.getpid()) in {pid for pid, _ in noted}) == (n_jobs == 1)
+    assert torch.get_num_threads() == torch_threads
 
 
 def test_bootstrap_draws_training_rows_and_leaves_validation_rows_alone():
