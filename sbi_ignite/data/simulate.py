@@ -85,6 +85,8 @@ def simulate_to_file(
         raise ArgumentError(f"num_workers: expected a positive integer or -1, got {num_workers!r}.")
     with SimulationWriter(path, chunk_rows=batch_rows) as writer:
         entropy = _entropy(writer, seed, batch_rows)
+        if not writer.num_rows:  # before any row: a file with rows tells how they were drawn
+            writer.annotate(**{_SEED: str(entropy), _BATCH_ROWS: batch_rows})
         begin = writer.num_rows // batch_rows
         num_batches = -(-num_simulations // batch_rows)
         if check_noise and begin < num_batches:
@@ -106,8 +108,6 @@ def simulate_to_file(
         with bar as progress:
             for theta, x in _in_order(jobs, num_workers):
                 writer.append(theta[have:], x[have:])
-                if writer.num_written == 0 or not writer.attributes.get(_BATCH_ROWS):
-                    writer.annotate(**{_SEED: str(entropy), _BATCH_ROWS: batch_rows})
                 if progress is not None:
                     progress.update(len(theta) - have)
                 have = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ class SimulationWriter:
         self._chunk_rows, self._described_as = chunk_rows, source
         self._waiting: list[tuple[NDArray[Any], NDArray[Any]]] = []
         self._num_waiting = self._num_written = 0
+        self._to_annotate: dict[str, Any] = {}
         self._file: Any = None
         self._has_begun = False
         if self.path.exists():
@@ -153,7 +155,10 @@ class SimulationWriter:
         self.close()
 
     def annotate(self, **attributes: Any) -> None:
-        """Write attributes into the file, which must have been made."""
+        """Write attributes into the file; one that is not made yet is made with them."""
+        if self._file is None:
+            self._to_annotate |= attributes
+            return
         for name, value in attributes.items():
             self._file.attrs[name] = value
         self._file.flush()
@@ -183,6 +188,7 @@ class SimulationWriter:
         attributes |= {"written_by": f"sbi_ignite {__version__}", "torch": str(torch.__version__)}
         if self._described_as:
             attributes["source"] = self._described_as
+        attributes |= self._to_annotate
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Made apart and put in place whole: a writer may be killed at any moment.
         made = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
@@ -218,6 +224,7 @@ class SimulationWriter:
                 self._copy_complete_rows()
             self._file.close()
             self._file = self._open("r+")
+            self._remove_leftovers()
             self._rows_per_chunk = int(self._file.attrs["chunk_rows"])
             self._dtype = self._file["theta"].dtype
         except BaseException:
@@ -263,6 +270,11 @@ class SimulationWriter:
             ) from error
         finally:
             made.unlink(missing_ok=True)
+
+    def _remove_leftovers(self) -> None:
+        """Remove copies whose writers were killed: nobody else has the file now."""
+        for copy in self.path.parent.glob(f".{escape(self.path.name)}.*.copy"):
+            copy.unlink(missing_ok=True)
 
     def _check_ours(self) -> None:
         if self._file.attrs.get("format") == FORMAT and all(f in self._file for f in FIELDS):

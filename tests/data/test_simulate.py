@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sbi_ignite import simulate_to_file
+from sbi_ignite import SimulationWriter, simulate_to_file
 from sbi_ignite.exceptions import ArgumentError, DataError
 from tests import forking
 from tests.data.simulators import OwnGenerator, noisy
@@ -35,6 +35,32 @@ def test_batches_depend_on_the_seed_and_their_place_alone(tmp_path):
     del kwargs["seed"]
     other = simulate_to_file(noisy, box(), tmp_path / "d.h5", 20, **kwargs)
     assert not torch.equal(other.theta[:], one.theta[:20])
+
+
+def test_a_file_with_rows_tells_how_they_were_drawn(tmp_path, monkeypatch):
+    """Also one whose first rows were the last thing that its process wrote."""
+    kwargs = {"batch_rows": 20, "seed": 3, "show_progress": False}
+    whole = simulate_to_file(noisy, box(), tmp_path / "a.h5", 60, **kwargs)
+    write = SimulationWriter._write
+
+    def last_words(self, count):
+        write(self, count)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(SimulationWriter, "_write", last_words)
+        simulate_to_file(noisy, box(), tmp_path / "b.h5", 60, **kwargs)
+    found = simulate_to_file(noisy, box(), tmp_path / "b.h5", 60, **kwargs)
+    assert torch.equal(found.x[:], whole.x[:])
+
+
+def test_progress_begins_where_the_file_ends(tmp_path, capsys):
+    for num_simulations in (40, 130):
+        simulate_to_file(noisy, box(), tmp_path / "a.h5", num_simulations, batch_rows=20).close()
+    first, second = capsys.readouterr().err.split("40.0/40.0", 1)
+    assert "0.00/40.0" in first
+    assert "40.0/130" in second
+    assert "130/130" in second
 
 
 def test_the_random_states_of_the_caller_stay_as_they_are(tmp_path):
@@ -75,7 +101,7 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path):
 
 PROGRAM = """
 import sys, time
-from sbi_ignite import simulate_to_file
+from sbi_ignite import SimulationWriter, simulate_to_file
 from tests.data.simulators import noisy
 from tests import forking
 from tests.data.simulators import OwnGenerator, noisy

@@ -133,6 +133,18 @@ def test_a_file_whose_writer_was_killed_is_copied_before_it_is_continued(tmp_pat
     assert [item.name for item in tmp_path.iterdir()] == ["s.h5"]
 
 
+def test_copies_of_killed_writers_are_removed(tmp_path):
+    path = tmp_path / "s[1].h5"
+    with SimulationWriter(path, chunk_rows=4) as writer:
+        writer.append(torch.zeros(4, 1), torch.zeros(4, 2))
+    left, others = tmp_path / ".s[1].h5.123.copy", tmp_path / ".s1.h5.123.copy"
+    left.touch(), others.touch()
+    with SimulationWriter(path) as writer:
+        assert not left.exists()
+        assert others.exists()
+        assert writer.num_rows == 4
+
+
 def test_a_copy_that_the_disk_does_not_take_leaves_the_file_as_it_is(tmp_path, monkeypatch):
     import h5py
 

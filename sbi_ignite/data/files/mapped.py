@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,9 @@ class MappedFile:
             raise DataError(f"{path}: expected a file of simulations, this one is empty (0 bytes).")
         with self.path.open("rb") as file:
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            # A descriptor that is closed before the map could belong to another file.
+            self._file = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._file)
         self._touched = 0
 
     def array(
@@ -58,6 +63,18 @@ class MappedFile:
         flat = np.frombuffer(self.map, dtype=dtype, count=count, offset=offset)
         return flat.reshape(shape, order="F" if fortran else "C")
 
+    def check_size(self) -> None:
+        """Refuse to read a file that has become shorter: touching what is gone ends the process.
+
+        Raises:
+            DataError: If it is shorter than when it was opened.
+        """
+        if (there := os.fstat(self._file).st_size) < self.num_bytes:
+            raise DataError(
+                f"{self.path}: the file has changed since it was opened: expected at least "
+                f"{self.num_bytes} bytes, got {there}. Open it again."
+            )
+
     def copy_rows(
         self,
         array: NDArray[Any],
@@ -69,6 +86,7 @@ class MappedFile:
         step = max(1, min(_ROWS, _PIECE // max(1, into[:1].nbytes)))
         for begin in range(0, len(rows), step):
             now = rows[begin : begin + step]
+            self.check_size()
             piece = array[now]
             into[places[begin : begin + step]] = piece
             together = int(now[-1]) - int(now[0]) < 2 * len(now)

@@ -39,6 +39,7 @@ class NpySource(ArraySource):
         """Return copies of rows of each field."""
         copies = []
         for field in fields:
+            self.files[field].check_size()
             copies.append(np.array(self.arrays[field][start:stop]))
             self.files[field].touched(copies[-1].nbytes)
         return tuple(copies)
