@@ -47,9 +47,10 @@ def test_a_file_with_rows_tells_how_they_were_drawn(tmp_path, monkeypatch):
         write(self, count)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(SimulationWriter, "_write", last_words)
+    monkeypatch.setattr(SimulationWriter, "_write", last_words)
+    with pytest.raises(KeyboardInterrupt):
         simulate_to_file(noisy, box(), tmp_path / "b.h5", 60, **kwargs)
+    monkeypatch.setattr(SimulationWriter, "_write", write)
     found = simulate_to_file(noisy, box(), tmp_path / "b.h5", 60, **kwargs)
     assert torch.equal(found.x[:], whole.x[:])
 

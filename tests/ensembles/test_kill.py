@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sbi_ignite import (
+    Callback,
     CheckpointConfig,
     CheckpointError,
     CheckpointMismatchError,
@@ -21,6 +22,7 @@ from sbi_ignite import (
     load_run,
 )
 from tests import forking
+from tests.ensembles.programs import EPOCHS
 from tests.ensembles.small import CONFIG, ensemble, maker
 from tests.small import same
 
@@ -72,6 +74,11 @@ def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(map(same, one["weights"], other["weights"]))
 
 
+def in_its_middle(resumed: list[int]) -> bool:
+    """Return whether a member has gone on between its first and its last epoch."""
+    return any(0 < epoch < EPOCHS for epoch in resumed)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_a_killed_ensemble_continues_where_each_member_stood(tmp_path, n_jobs):
@@ -89,7 +96,7 @@ def test_a_killed_ensemble_continues_where_each_member_stood(tmp_path, n_jobs):
     assert start(tmp_path / "killed", out, n_jobs, 0.0).wait(600) == 0
     found = torch.load(out, weights_only=True)
     assert equal(found, calm(tmp_path))
-    assert max(found["resumed"]) > 0
+    assert in_its_middle(found["resumed"])
     assert not list((tmp_path / "shared").glob("sbi-ignite-ensemble-*"))
 
 
@@ -104,7 +111,7 @@ def test_a_killed_worker_costs_no_member(tmp_path):
     assert process.wait(600) == 0
     found = torch.load(out, weights_only=True)
     assert equal(found, calm(tmp_path))
-    assert max(found["resumed"]) > 0
+    assert in_its_middle(found["resumed"])
 
 
 @pytest.mark.slow
@@ -186,6 +193,38 @@ def test_two_ensembles_at_once_in_one_directory_are_refused(tmp_path):
     finally:
         lock.release()
     assert len(ensemble(checkpoint=tmp_path / "ens")) == 2
+
+
+class Second(Callback):
+    """Starts an ensemble in the same directory by another process, at the end of some members.
+
+    Args:
+        directory: The directory, beside which is written what the process was told.
+        seeds: The seeds of these members.
+    """
+
+    def __init__(self, directory: Path, seeds: list[int]) -> None:
+        self.directory, self.seeds = directory, seeds
+
+    def on_epoch_end(self, state: Any) -> None:
+        """Start it."""
+        if state.epoch < CONFIG.max_epochs or torch.initial_seed() not in self.seeds:
+            return
+        ran = f"ensemble(checkpoint='{self.directory}')"
+        told = forking.run("-c", f"from tests.ensembles.small import ensemble; {ran}").stderr
+        self.directory.with_suffix(".told").write_text(told)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_second_process_is_refused_as_long_as_a_member_trains(tmp_path, stacked):
+    from tests.ensembles.test_summary import seeds
+
+    directory = tmp_path / "ens"
+    second = Second(directory, seeds(1))
+    found = ensemble(checkpoint=directory, stacked=stacked, callbacks=[second])
+    told = directory.with_suffix(".told").read_text()
+    assert f"CheckpointError: {directory} is in use by process {os.getpid()}" in told
+    assert all(map(same, found.trainers, ensemble(stacked=stacked).trainers))
 
 
 def test_nothing_to_continue_is_an_error_if_it_must_be_continued(tmp_path):

@@ -17,6 +17,7 @@ from torch import Tensor
 from sbi_ignite import (
     Callback,
     EarlyStopping,
+    LRSchedule,
     SbiIgniteWarning,
     SettingsError,
     TrainConfig,
@@ -160,6 +161,49 @@ def test_any_optimizer_steps_on_stacked_gradients(optimizer):
 # --- each member for itself
 
 
+@pytest.mark.parametrize(
+    ("asked", "rates"),
+    [
+        ({"lr_schedule": "cosine"}, 8),
+        ({"lr_schedule": LRSchedule("plateau", patience=0), "learning_rate": 0.02}, 2),
+        ({"ema_decay": 0.9}, 1),
+    ],
+    ids=["cosine", "plateau", "ema"],
+)
+def test_members_keep_schedules_and_averages_of_their_own(asked, rates):
+    config = FEW.model_copy(update={"max_epochs": 8, **asked})
+    alone, together = (ensemble(members=3, config=config, stacked=s) for s in (False, True))
+    assert were_stacked(together)
+    assert_close(together, alone, 1e-3)
+    pairs = list(zip(alone.summary.summaries, together.summary.summaries, strict=True))
+    for one, other in pairs:
+        assert other.learning_rate == pytest.approx(one.learning_rate, rel=1e-6)
+        assert other.validation_loss == pytest.approx(one.validation_loss, rel=1e-3)
+    assert max(len(set(other.learning_rate)) for _, other in pairs) >= rates
+    if "learning_rate" in asked:  # each has a plateau of its own
+        assert len({other.learning_rate for _, other in pairs}) > 1
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_each_member_returns_the_weights_of_its_own_best_epoch(ema_decay):
+    config = TrainConfig(max_epochs=20, batch_size=36, learning_rate=0.1, ema_decay=ema_decay)
+    found = ensemble(members=3, config=config, stacked=True, early_stopping=EarlyStopping.never())
+    assert were_stacked(found)
+    summaries = found.summary.summaries
+    best = {summary.best_epoch for summary in summaries}
+    assert len(best) > 1
+    assert min(best) < 20
+    for trainer, summary in zip(found.trainers, summaries, strict=True):
+        losses = summary.validation_loss
+        assert len(losses) == summary.epochs_trained == 20
+        assert summary.best_validation_loss == min(losses) == losses[summary.best_epoch - 1]
+        theta, x, _ = trainer.get_simulations()
+        rows = trainer.val_indices
+        with torch.no_grad():
+            loss = trainer._neural_net.loss(theta[rows], x[rows]).mean().item()
+        assert loss == pytest.approx(summary.best_validation_loss, rel=1e-5)
+
+
 def test_members_stop_by_their_own_rules_and_leave_the_stack(monkeypatch):
     sizes: list[int] = []
     step = module.Stack.step
@@ -286,6 +330,27 @@ def test_auto_measures_and_says_what_it_chose(caplog):
     assert any(" ms stacked and " in record.message for record in caplog.records)
     assert f"trained {said}" in str(found.summary)
     assert said.startswith("stacked") == were_stacked(found)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "stacked"), [((1.0, 2.0), True), ((2.0, 1.0), False), ((0.95, 1.0), False)]
+)
+def test_auto_does_what_the_measurement_says(monkeypatch, seconds, stacked):
+    measured: list[int] = []
+
+    def measure(stack: Any, waiting: Any, batches: Any) -> tuple[float, float]:
+        measured.append(len(waiting))
+        return seconds
+
+    monkeypatch.setattr(module, "_measured", measure)
+    config = TrainConfig(max_epochs=40, batch_size=50)
+    asked = {"members": 3, "config": config, "early_stopping": EarlyStopping.never()}
+    found = ensemble(stacked="auto", **asked)
+    assert measured == [3]
+    assert were_stacked(found) == stacked
+    assert found.summary.stacked.startswith("stacked" if stacked else "one after the other")
+    together, alone = (f"{1e3 * each:.2f} ms" for each in seconds)
+    assert f"takes {together} stacked and {alone} one after the other" in found.summary.stacked
 
 
 def test_auto_that_does_not_pay_gives_bit_for_bit_single_training(monkeypatch):

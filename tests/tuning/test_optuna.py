@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import warnings
 
 import optuna
@@ -22,8 +23,10 @@ from sbi_ignite import (
 )
 from sbi_ignite.loggers.memory import Memory
 from sbi_ignite.runs.requeue import decide
+from tests import forking
+from tests.examples.test_tune_optuna import output, start
 from tests.loggers import read
-from tests.small import ready, same, train
+from tests.small import ROOT, ready, same, train
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -80,7 +83,11 @@ def test_a_pruned_run_is_saved_and_called_pruned(tmp_path):
     assert run.summary is not None
     assert (run.summary.status, run.summary.epochs_trained) == ("pruned", 2)
     assert same(load_estimator(tmp_path), trainers[0])
-    assert decide(tmp_path, "1", status=138, ran_for=60.0).requeue in (True, False)
+    # It excuses no error, as an interrupted one would, and it is no step that is still to come.
+    assert [decide(tmp_path, "1", code, 60.0).requeue for code in (0, 1)] == [False, False]
+    answers = [decide(tmp_path, "1", 138, 60.0).requeue for _ in range(4)]
+    assert answers == [True, True, True, False]
+    assert json.loads((tmp_path / "requeue.json").read_text())["progress"] == {".": "complete"}
 
 
 def test_a_pruned_run_that_is_called_again_is_pruned_again(tmp_path):
@@ -106,6 +113,49 @@ def test_a_resumed_training_reports_the_epochs_behind_it(tmp_path):
         warnings.simplefilter("error")
         callback._report(2.0, 1)
     assert found.trials[-1].intermediate_values == {1: 1.0}
+
+
+@pytest.mark.slow
+def test_a_trial_that_takes_up_a_killed_one_ends_as_if_undisturbed(tmp_path):
+    budget = {"NUM_TRIALS": "1", "MAX_EPOCHS": "40", "MEMBERS": "0", "NUM_SIMULATIONS": "2000"}
+    asked = {**budget, "HEARTBEAT": "1"}
+    first = start(tmp_path, **asked)
+    metrics = tmp_path / "runs" / "tune" / "trial-0" / "metrics.jsonl"
+    limit = time.monotonic() + 200
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    first.kill()
+    first.communicate()
+    time.sleep(5)  # more than its heartbeat may be late
+    output(start(tmp_path, **asked))
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'tune.db'}")
+    dead, heir = study.trials
+    assert heir.params == dead.params
+    summary = load_run(metrics.parent).summary
+    assert summary is not None
+    assert 0 < summary.resumed_from_epoch < summary.epochs_trained
+
+    script = CALM.format(examples=str(ROOT / "examples"), params=heir.params)
+    calm = forking.run("-c", script, cwd=tmp_path, **budget)
+    assert calm.returncode == 0, calm.stderr
+    losses = json.loads(calm.stdout.splitlines()[-1])
+    assert list(summary.validation_loss) == losses
+    assert heir.intermediate_values == dict(enumerate(losses, start=1))
+    assert heir.value == min(losses)
+
+
+CALM = """
+import json, sys
+sys.path.insert(0, "{examples}")
+import torch, tune_optuna
+torch.set_num_threads(1)
+torch.manual_seed(0)
+theta = tune_optuna.PRIOR.sample((2000,))
+trainer = tune_optuna.make_trainer({params}, theta, tune_optuna.simulate(theta))
+trainer.train(tune_optuna.config_of({params}))
+print(json.dumps(list(trainer.training_summary.validation_loss)))
+"""
 
 
 def test_trackers_say_pruned(tmp_path):
