@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sbi_ignite import DataError, TrainConfig, run_training
+from sbi_ignite.world import local_card
 from tests.distributed import programs
 from tests.distributed.ranks import start, together
 
@@ -124,3 +127,67 @@ def test_every_method_ends_within_noise_of_one_process(tmp_path):
             allowed = 0.3 * abs(first - last) + 0.05
             assert result["world_size"] == 2
             assert abs(result["validation_loss"][-1] - last) < allowed, name
+
+
+def test_a_single_process_that_a_launcher_started_gives_the_numbers_of_one_that_none_did(tmp_path):
+    known = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    known |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    (alone,) = together(programs.train, 1, tmp_path / "alone", "FMPE")
+    (launched,) = together(programs.train, 1, tmp_path / "launched", "FMPE", **known)
+    assert launched["world_size"] == 1
+    assert launched["training_loss"] == alone["training_loss"]
+    assert launched["validation_loss"] == alone["validation_loss"]
+    assert torch.equal(launched["next_random"], alone["next_random"])
+
+
+@pytest.mark.parametrize(("known", "threads"), [({"SLURM_CPUS_PER_TASK": "3"}, 3), ({}, None)])
+def test_threads_are_shared_out_among_the_processes_of_a_machine(tmp_path, known, threads):
+    if threads is None:
+        threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert together(_threads, 2, tmp_path, **known) == [threads, threads]
+    said = (tmp_path / "output-0").read_text()
+    assert f"each has {threads} thread" in said
+    assert ("SLURM_CPUS_PER_TASK" if known else "processors / processes") in said
+
+
+def _threads():
+    del os.environ["OMP_NUM_THREADS"]
+    programs.train("NPE:mdn")
+    return torch.get_num_threads()
+
+
+class Draws:
+    """Looks at the noise that comes next, and leaves it there."""
+
+    def __init__(self):
+        self.drawn = []
+
+    def on_epoch_end(self, state):
+        with torch.random.fork_rng():
+            self.drawn.append(torch.rand(3))
+
+
+def test_noise_is_another_one_in_every_process_and_the_same_in_every_run(tmp_path):
+    first, second = (together(_drawn, 2, tmp_path / name) for name in ("first", "second"))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+    assert not torch.equal(first[0], first[1])
+
+
+def _drawn():
+    draws = Draws()
+    programs.train("FMPE", callbacks=[draws])
+    return draws.drawn[0]
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_cuda_is_the_card_of_the_local_rank(monkeypatch, launched):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    known = {"RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "3"}
+    known |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in known.items() if launched else ():
+        monkeypatch.setenv(name, value)
+    assert str(local_card("cuda")) == ("cuda:1" if launched else "cuda")
+    assert str(local_card("cuda:0")) == "cuda:0"
+    assert str(local_card("cpu")) == "cpu"

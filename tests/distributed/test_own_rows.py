@@ -75,7 +75,8 @@ def test_a_run_on_parts_continues_exactly(tmp_path):
 
 
 def test_different_rows_by_accident_are_an_error_that_names_the_processes(tmp_path):
-    errors = [rank.end() for rank in start(_unseeded, 3, tmp_path)]
+    errors = [rank.end() for rank in start(_unseeded, 3, tmp_path / "shapes")]
+    errors += [rank.end() for rank in start(_shifted, 3, tmp_path / "values")]
     for error in errors:
         assert isinstance(error, DataError)
         assert "expected the same rows in all 3 processes" in str(error)
@@ -85,6 +86,11 @@ def test_different_rows_by_accident_are_an_error_that_names_the_processes(tmp_pa
 
 def _unseeded():
     return own_trainer(parts={0: slice(9), 1: slice(9), 2: slice(8)}).train(TrainConfig())
+
+
+def _shifted():
+    everything = dict.fromkeys(PARTS, slice(None))
+    return own_trainer(parts=everything, shift=float(programs.rank() == 2)).train(TrainConfig())
 
 
 def test_each_process_may_train_by_itself(tmp_path):
