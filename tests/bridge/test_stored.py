@@ -90,6 +90,29 @@ def test_sbis_own_classes_train_on_files_under_the_patch(tmp_path):
     assert not hasattr(sbi.inference.NPE_C, "append_simulations_from")
 
 
+def moments(rows, z_score):
+    """Return mean and standard deviation as sbi defines them, in float64."""
+    rows = rows.double()
+    if z_score == "structured":
+        return rows.mean(), rows.std(dim=1).mean()
+    return rows.mean(dim=0), rows.std(dim=0)
+
+
+def z_scores(method, theta, x):
+    """Return what estimators of a method hold, from mean and deviation of theta and of x."""
+    embedded, other = (theta, x) if method == "NLE" else (x, theta)
+    mean, std = other
+    names = {"_embedding_net.0._mean": embedded[0], "_embedding_net.0._std": embedded[1]}
+    if method == "NPE":
+        names = {f"net.{name}": value for name, value in names.items()}
+        transform = "net._transform._transforms.0"
+        return {**names, f"{transform}._shift": -mean / std, f"{transform}._scale": 1 / std}
+    shift, scale = "_transform_shift", "_transform_scale"
+    if method == "FMPE":
+        shift, scale = "mean_0", "std_0"
+    return {**names, shift: mean, scale: std}
+
+
 @pytest.mark.parametrize("z_score", ["independent", "structured"])
 @pytest.mark.parametrize("method", ["NPE", "NLE", "FMPE"])
 def test_z_scoring_is_that_of_all_training_rows(tmp_path, method, z_score):
@@ -121,6 +144,10 @@ def test_z_scoring_is_that_of_all_training_rows(tmp_path, method, z_score):
     assert buffers[0].keys() == buffers[1].keys()
     for name, value in buffers[0].items():
         torch.testing.assert_close(buffers[1][name], value, rtol=1e-6, atol=1e-6)
+    of_training = (moments(rows[trainer.train_indices], z_score) for rows in (theta, x))
+    for name, value in z_scores(method, *of_training).items():
+        found = buffers[1][name].detach().double()
+        assert found.numpy() == pytest.approx(value.expand_as(found).numpy(), rel=1e-6, abs=0), name
 
 
 def test_trainers_hold_no_rows(tmp_path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import multiprocessing
 import pickle
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from sbi_ignite import SimulationWriter, convert_simulations, open_simulations
-from sbi_ignite.data.files.table import FORMATS
+from sbi_ignite.data.files.table import FORMATS, open_source
 from sbi_ignite.exceptions import (
     ArgumentError,
     DataError,
@@ -63,6 +65,35 @@ def test_numbers_of_every_kind_become_float32(tmp_path, layout, dtype, caplog):
     assert "read as float32" in caplog.text
 
 
+@pytest.mark.parametrize("dtype", [">i2", ">i4", ">f8", "float64"])
+@pytest.mark.parametrize(
+    ("layout", "order"),
+    [("npy", "C"), ("npy", "F"), ("npz", "C"), ("npz", "F"), ("hdf5", "C"), ("arrow", "C")],
+)
+def test_theta_and_x_of_any_byte_order_and_layout_are_read_exactly(tmp_path, layout, order, dtype):
+    numbers = np.arange(-300, 301)
+    theta = np.stack([numbers, numbers[::-1]], axis=1)
+    x = np.stack([numbers, -numbers, abs(numbers)], axis=1)
+    stored = [np.asarray(values, dtype=dtype, order=order) for values in (theta, x)]
+    if layout == "hdf5":
+        import h5py
+
+        path = tmp_path / "a.h5"
+        with h5py.File(path, "w") as file:
+            file["theta"], file["x"] = stored
+    else:
+        if layout == "arrow":  # which has no big-endian numbers
+            stored = [values.astype(values.dtype.newbyteorder("=")) for values in stored]
+        path = write.WRITERS[layout](tmp_path, *stored)
+    found = open_simulations(path)
+    rows = np.random.default_rng(0).permutation(601)
+    for values, read in ((theta, found.theta), (x, found.x)):
+        expected = torch.from_numpy(values.astype(np.float32))
+        assert read[:].dtype == torch.float32
+        assert torch.equal(read[:], expected)
+        assert torch.equal(read[rows], expected[rows])
+
+
 def test_fortran_order_and_strided_arrays_are_read_right(tmp_path):
     theta, x = write.simulations(60, (4, 5))
     np.save(tmp_path / "theta.npy", np.asfortranarray(theta))
@@ -89,6 +120,36 @@ def test_a_store_of_swyft_gives_complete_rows_alone(tmp_path):
     rows = [80, 3, 9, 10]
     assert torch.equal(found.theta[rows], torch.from_numpy(theta[status == 1][rows]))
     assert (found.x[:] != 0).all()
+
+
+@pytest.mark.parametrize("mix", [[1, 0, 2, -1], [2, 1], [-1, 0, 1, 1, 1], [0] * 20 + [1, 2]])
+def test_rows_of_swyft_with_any_status_but_1_are_not_read(tmp_path, mix):
+    theta, x = write.simulations(100)
+    status = np.resize(mix, 100)
+    kept = torch.from_numpy(theta[status == 1]), torch.from_numpy(x[status == 1])
+    found = open_simulations(write.swyft(tmp_path, theta, x, status))
+    assert len(found) == len(kept[0])
+    rows = np.random.default_rng(0).permutation(len(found))
+    assert all(map(torch.equal, (found.theta[:], found.x[:]), kept))
+    assert all(torch.equal(read, k[rows]) for read, k in zip(found.read(rows), kept, strict=True))
+
+
+def test_rows_at_random_are_the_default_where_they_are_cheap(tmp_path):
+    expected = dict.fromkeys(("ours", "lampe", "swyft"), False)
+    expected |= dict.fromkeys(("npy", "npz", "arrow"), True)
+    found = {}
+    for layout, writer in write.WRITERS.items():
+        found[layout] = open_simulations(writer(tmp_path, *write.simulations(20))).random_access
+    assert found == expected
+
+
+@pytest.mark.parametrize("layout", ["npy", "npz"])
+def test_arrays_of_numpy_are_the_mapped_file_itself(tmp_path, layout):
+    source = open_source(write.WRITERS[layout](tmp_path, *write.simulations(50)))
+    for field, array in source.arrays.items():
+        mapped = np.frombuffer(source.files[field].map, dtype=np.uint8)
+        assert np.shares_memory(array, mapped)
+        assert not array.flags.writeable
 
 
 def test_rows_that_lampe_announced_and_never_wrote_are_left_out(tmp_path, caplog):
@@ -121,6 +182,24 @@ def test_names_can_be_given_and_a_wrong_one_shows_which_there_are(tmp_path):
         open_simulations(tmp_path / "a.npz", theta="parameters")
 
 
+@pytest.mark.parametrize("layout", ["lampe", "swyft", "npz", "arrow", "npy"])
+def test_every_layout_with_names_takes_others_by_argument(tmp_path, layout):
+    theta, x = write.simulations(40)
+    names = {"theta": "z", "x": "obs"}
+    if layout == "npy":
+        for name, values in (("z.npy", theta), ("obs.npy", x)):
+            np.save(tmp_path / name, values)
+        path = tmp_path
+        names = {"theta": "z.npy", "x": "obs.npy", "format": "npy"}
+    else:
+        path = write.WRITERS[layout](tmp_path, theta, x, names=("z", "obs"))
+    found = open_simulations(path, **names)
+    assert torch.equal(found.theta[:], torch.from_numpy(theta))
+    assert torch.equal(found.x[:], torch.from_numpy(x))
+    with pytest.raises(DataError, match=r"theta"):
+        open_simulations(path, format=names.get("format"))
+
+
 @pytest.mark.parametrize("layout", ["ours", "npz", "arrow", "npy"])
 def test_shards_are_joined_in_sorted_order(tmp_path, layout):
     theta, x = write.simulations(100)
@@ -138,6 +217,45 @@ def test_shards_are_joined_in_sorted_order(tmp_path, layout):
     assert torch.equal(found.theta[rows], torch.from_numpy(theta[rows]))
     assert torch.equal(found.x[20:95], torch.from_numpy(x[20:95]))
     assert (np.diff(found.starts()) > 0).all()
+
+
+@pytest.mark.parametrize("how", ["list", "pattern"])
+@pytest.mark.parametrize("layout", ["ours", "npz", "arrow", "npy"])
+def test_shards_are_sorted_in_whatever_order_they_are_found(tmp_path, monkeypatch, layout, how):
+    if layout == "npy" and how == "list":
+        pytest.skip("a list has files, a pair of .npy is two")
+    theta, x = write.simulations(60)
+    for i, cut in enumerate(np.array_split(np.arange(60), 3)):
+        (tmp_path / f"part-{i}").mkdir()
+        path = write.WRITERS[layout](tmp_path / f"part-{i}", theta[cut], x[cut])
+    names = [Path(one).name for one in path] if layout == "npy" else [path.name]
+    patterns = [str(tmp_path / "part-*" / name) for name in names]
+    asked, found_by = [], glob.glob
+
+    def reversed_glob(pattern):
+        asked.append(pattern)
+        return sorted(found_by(pattern), reverse=True)
+
+    if how == "list":
+        where = reversed_glob(patterns[0])
+        assert where[0] > where[-1]
+    else:
+        monkeypatch.setattr(glob, "glob", reversed_glob)
+        where = tuple(patterns) if layout == "npy" else patterns[0]
+    found = open_simulations(where)
+    assert asked == patterns
+    assert torch.equal(found.theta[:], torch.from_numpy(theta))
+    assert torch.equal(found.x[:], torch.from_numpy(x))
+
+
+@pytest.mark.parametrize("field", ["theta", "x"])
+def test_shards_with_different_dtypes_are_refused(tmp_path, field):
+    for name, dtype in (("a", "float32"), ("b", "float64")):
+        arrays = {"theta": np.ones((5, 2), "float32"), "x": np.ones((5, 3), "float32")}
+        np.savez(tmp_path / f"{name}.npz", **arrays | {field: arrays[field].astype(dtype)})
+    expected = rf"same dtype of {field} in all files, got float32 .*a.npz and float64 .*b.npz"
+    with pytest.raises(DataError, match=expected):
+        open_simulations(str(tmp_path / "*.npz"))
 
 
 def test_shards_that_do_not_fit_together_are_refused(tmp_path):
@@ -233,7 +351,7 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 @pytest.mark.parametrize("layout", ["ours", "npz", "swyft"])
 def test_a_dataloader_yields_every_row_once_with_any_number_of_workers(

@@ -24,6 +24,9 @@ from tests.data import write
 
 ROWS = 211
 
+OTHER_CHUNKS = (1, 40)
+"""Rows in a chunk of files of ours, beside the 7 of `write.ours`."""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def small_blocks():
@@ -42,6 +45,10 @@ def tables(tmp_path_factory):
     for layout, writer in write.WRITERS.items():
         folder = tmp_path_factory.mktemp(layout)
         found[layout] = Table([StoredPart(open_simulations(writer(folder, theta, x)))])
+    for chunk_rows in OTHER_CHUNKS:
+        folder = tmp_path_factory.mktemp("chunks")
+        path = write.ours(folder, theta, x, chunk_rows=chunk_rows)
+        found[f"ours-{chunk_rows}"] = Table([StoredPart(open_simulations(path))])
     folder = tmp_path_factory.mktemp("shards")
     for i, cut in enumerate(np.array_split(np.arange(ROWS), 3)):
         (folder / str(i)).mkdir()
@@ -61,7 +68,9 @@ def numbers(batches):
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    layout=st.sampled_from([*write.WRITERS, "shards", "mixed"]),
+    layout=st.sampled_from(
+        [*write.WRITERS, *(f"ours-{n}" for n in OTHER_CHUNKS), "shards", "mixed"]
+    ),
     batch_size=st.integers(1, 80),
     buffer_bytes=st.sampled_from([1, 100, 700, 2_000, 10**6]),
     num_rows=st.integers(1, ROWS),
@@ -202,6 +211,27 @@ def test_a_buffer_mixes_rows_from_all_over_the_file(tables):
 def test_sbis_sizes_leave_out_what_fills_no_batch(tables):
     source = OnDiskBatches(tables["ours"], torch.arange(100), 16, seed=1, drop_last=True)
     assert [len(batch) for batch in numbers(source)] == [16] * 6
+
+
+@pytest.mark.parametrize("random_access", [True, False])
+def test_the_next_rows_are_read_while_a_batch_is_in_use(tables, monkeypatch, random_access):
+    source = OnDiskBatches(
+        tables["ours"], torch.arange(ROWS), 7, 1, buffer_bytes=400, random_access=random_access
+    )
+    reads, second, whole = [], threading.Event(), source.table.read
+
+    def watched(*args, **kwargs):
+        reads.append(threading.current_thread())
+        if len(reads) == 2:
+            second.set()
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(source.table, "read", watched)
+    passing = iter(source)
+    next(passing)
+    assert second.wait(5)
+    assert threading.current_thread() not in reads
+    passing.close()
 
 
 def test_a_pass_that_is_left_ends_its_thread(tables):

@@ -10,6 +10,9 @@ import numpy as np
 
 from sbi_ignite import SimulationWriter
 
+NAMES = ("theta", "x")
+"""Of theta and x in files, unless others are given."""
+
 
 def simulations(num_rows: int = 100, x_shape: tuple[int, ...] = (3,)) -> tuple[Any, Any]:
     """Return theta (num_rows, 2) and x whose first numbers are those of the row."""
@@ -26,24 +29,34 @@ def ours(folder: Path, theta: Any, x: Any, chunk_rows: int = 7) -> Any:
     return folder / "ours.h5"
 
 
-def lampe(folder: Path, theta: Any, x: Any) -> Any:
+def lampe(folder: Path, theta: Any, x: Any, names: tuple[str, str] = NAMES) -> Any:
     """What `lampe.data.H5Dataset.store` writes: contiguous float32."""
     import h5py
 
     with h5py.File(folder / "lampe.h5", "w") as file:
-        for name, values in (("theta", theta), ("x", x)):
+        for name, values in zip(names, (theta, x), strict=True):
             file.create_dataset(name, data=np.asarray(values, np.float32))
     return folder / "lampe.h5"
 
 
-def swyft(folder: Path, theta: Any, x: Any, status: Any = None, chunk_rows: int = 7) -> Any:
+def swyft(
+    folder: Path,
+    theta: Any,
+    x: Any,
+    status: Any = None,
+    chunk_rows: int = 7,
+    names: tuple[str, str] = NAMES,
+) -> Any:
     """The version 2 layout of swyft's ZarrStore."""
     import zarr
 
     group = zarr.open_group(str(folder / "swyft.zarr"), mode="w", zarr_format=2)
-    for name, values in (("data/theta", theta), ("data/x", x)):
+    for name, values in zip(names, (theta, x), strict=True):
         chunks = (chunk_rows, *values.shape[1:])
-        group.create_array(name, shape=values.shape, chunks=chunks, dtype=values.dtype)[:] = values
+        array = group.create_array(
+            f"data/{name}", shape=values.shape, chunks=chunks, dtype=values.dtype
+        )
+        array[:] = values
     status = np.ones(len(theta), np.int32) if status is None else np.asarray(status, np.int32)
     meta = group.create_array(
         "meta/sim_status", shape=status.shape, chunks=status.shape, dtype="int32"
@@ -58,12 +71,14 @@ def npy(folder: Path, theta: Any, x: Any) -> Any:
     return str(folder / "theta.npy"), str(folder / "x.npy")
 
 
-def npz(folder: Path, theta: Any, x: Any) -> Any:
-    np.savez(folder / "pair.npz", theta=theta, x=x)
+def npz(folder: Path, theta: Any, x: Any, names: tuple[str, str] = NAMES) -> Any:
+    np.savez(folder / "pair.npz", **dict(zip(names, (theta, x), strict=True)))
     return folder / "pair.npz"
 
 
-def arrow(folder: Path, theta: Any, x: Any, batch_rows: int = 17) -> Any:
+def arrow(
+    folder: Path, theta: Any, x: Any, batch_rows: int = 17, names: tuple[str, str] = NAMES
+) -> Any:
     import pyarrow as pa
 
     def lists(values: Any) -> Any:
@@ -72,7 +87,7 @@ def arrow(folder: Path, theta: Any, x: Any, batch_rows: int = 17) -> Any:
             array = pa.FixedSizeListArray.from_arrays(array, size)
         return array
 
-    table = pa.table({"theta": lists(theta), "x": lists(x)})
+    table = pa.table(dict(zip(names, (lists(theta), lists(x)), strict=True)))
     with pa.ipc.new_file(str(folder / "s.arrow"), table.schema) as writer:
         writer.write_table(table, max_chunksize=batch_rows)
     return folder / "s.arrow"
