@@ -346,7 +346,7 @@ def layout_part(result: Result, folder: Path, rounds: int, num_rows: int) -> Non
             rows,
             f"Rows per second by layout and order, {num_rows:,} rows of {ROW_BYTES:,} bytes",
             "Rows at random are the default where even so more than a gigabyte is read in a "
-            "second: a pass then has the very order of rows in memory, and no training waits for it.",
+            "second: a pass then has the order of rows in memory, and no training waits for it.",
         )
     )
 
