@@ -226,10 +226,24 @@ def test_a_file_of_somebody_else_is_not_written_to(tmp_path):
         SimulationWriter(tmp_path / "t.h5")
 
 
+READING = """
+import sys, torch
+from sbi_ignite import open_simulations
+
+simulations = open_simulations(sys.argv[1])
+rows = torch.arange(20, dtype=torch.float32) + 1
+for line in sys.stdin:
+    order = torch.randperm(20)
+    theta, x = simulations.read(order.numpy())
+    same = torch.equal(theta[:, 0], rows[order]) and torch.equal(x[:, 3], rows[order])
+    print("same" if same else "other", flush=True)
+"""
+
+
 def test_a_file_that_another_process_is_writing_is_refused_and_its_shards_are_read(
     tmp_path, writers
 ):
-    """Two readers of a finished shard while a third process writes the next."""
+    """Two processes read a finished shard while a third writes the next."""
     rows = np.arange(20, dtype=np.float32) + 1
     with SimulationWriter(tmp_path / "s-0.h5") as writer:
         writer.append(np.stack([rows, -rows], 1), np.tile(rows[:, None], (1, 50)))
@@ -237,8 +251,19 @@ def test_a_file_that_another_process_is_writing_is_refused_and_its_shards_are_re
     try:
         while int(writers.stdout.readline()) < 32:
             pass
-        readers = [open_simulations(tmp_path / "s-0.h5") for _ in range(2)]
-        assert all(torch.equal(r.theta[:, 0], torch.from_numpy(rows)) for r in readers)
+        begun = (tmp_path / "s-1.h5").stat().st_size
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        command = [sys.executable, "-c", READING, str(tmp_path / "s-0.h5")]
+        readers = [subprocess.Popen(command, env=environment(), **pipes) for _ in range(2)]
+        for _ in range(10):
+            for reader in readers:
+                print(file=reader.stdin, flush=True)
+            assert [reader.stdout.readline() for reader in readers] == ["same\n"] * 2
+        for reader in readers:
+            assert reader.communicate() == ("", None)
+            assert reader.returncode == 0
+        while (tmp_path / "s-1.h5").stat().st_size == begun:
+            assert int(writers.stdout.readline()) >= 32
         with pytest.raises(DataError, match="another process has it open"):
             open_simulations(tmp_path / "s-1.h5")
         with pytest.raises(DataError, match="another process has it open"):
