@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from copy import copy
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -189,7 +190,7 @@ class OnDiskBatches:
         skipped = int(np.searchsorted(begins, start, side="right")) - 1
 
         if self._arrays is None:
-            self._arrays = ReusedArrays(lambda: self.table.empty(blocks.most_rows))
+            self._arrays = ReusedArrays(partial(self.table.empty, blocks.most_rows))
         arrays = self._arrays
 
         def read() -> Iterator[_Batch]:
@@ -337,19 +338,29 @@ class ReusedArrays:
         self._make = make
         self._made: list[dict[str, NDArray[Any]]] = []
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ReusedArrays, (self._make,)
+
     def unused(self, num_rows: int) -> dict[str, NDArray[Any]]:
         """Return views of arrays that no tensor and no other view shares memory with."""
-        found = next((arrays for arrays in self._made if _nothing_looks_into(arrays)), None)
+        found = next((made for made in self._made if _references(made) <= _UNSEEN), None)
         if found is None:
             found = self._make()
-            self._made.append(found)
+            # Whoever keeps all batches keeps their arrays too; here they are forgotten.
+            self._made = [*self._made[1 - _KEPT_ARRAYS :], found]
         return {name: array[:num_rows] for name, array in found.items()}
 
 
-def _nothing_looks_into(arrays: dict[str, NDArray[Any]]) -> bool:
-    # Views and tensors keep a reference to the array whose memory they use. Two are left: that of
-    # the dictionary, and that of this call.
-    return all(sys.getrefcount(arrays[name]) == 2 for name in arrays)
+_KEPT_ARRAYS = 3
+"""Buffers in use: one is being filled, one is cut into batches, the last batch is in another."""
+
+
+def _references(arrays: dict[str, NDArray[Any]]) -> int:
+    # A view or tensor keeps a reference to the array whose memory it uses.
+    return max(sys.getrefcount(arrays[name]) for name in arrays)
+
+
+_UNSEEN = _references({"": np.empty(0)})
 
 
 def prefetched(make: Callable[[], Iterator[_Item]], depth: int) -> Generator[_Item, None, None]:

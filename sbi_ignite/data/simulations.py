@@ -153,7 +153,8 @@ class Simulations(Dataset[tuple[Tensor, Tensor]]):
             IndexError: If there is no such row.
         """
         numbers = np.asarray(rows, dtype=np.int64).reshape(-1)
-        numbers = np.where(numbers < 0, numbers + self.num_rows, numbers)
+        from_end = (numbers < 0) & (numbers >= -self.num_rows)
+        numbers = np.where(from_end, numbers + self.num_rows, numbers)
         if is_run(numbers) and 0 <= numbers[0] <= numbers[-1] < self.num_rows:
             return self.slice(int(numbers[0]), int(numbers[-1]) + 1, fields)
         into = {f: np.empty((len(numbers), *self._shape(f)), dtype=np.float32) for f in fields}

@@ -42,8 +42,9 @@ def test_every_layout_gives_back_the_rows_that_were_written(tmp_path, layout, x_
         assert torch.equal(found[5][1], torch.from_numpy(np.asarray(x[5])))
         pieces = list(found.pieces())
         assert torch.equal(torch.cat([x for _, (_, x) in pieces]), torch.from_numpy(x))
-        with pytest.raises(IndexError, match="expected rows below 100"):
-            found.read([100])
+        for row in (100, -101):
+            with pytest.raises(IndexError, match=rf"expected rows below 100, got \[{row}\]"):
+                found.read([row])
 
 
 @pytest.mark.parametrize("dtype", [">f4", "<f8", ">f8", "i2", "u1", "f2", "?"])

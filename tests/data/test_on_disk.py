@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import threading
 from itertools import chain
 
@@ -138,6 +139,17 @@ def test_batches_that_are_kept_keep_their_rows(tables, layout):
     kept = [(source.rows, batch) for _ in range(3) for batch in source]
     assert all(torch.equal(theta[:, 0].long(), rows) for rows, (theta, _) in kept)
     assert all(torch.equal(x[:, 0], theta[:, 0] + 0.5) for _, (theta, x) in kept)
+
+
+def test_no_more_than_three_buffers_outlive_their_batches(tables):
+    """Also where somebody has kept all batches of a pass; and none is copied with its source."""
+    source = OnDiskBatches(tables["ours"], torch.arange(ROWS), 7, seed=1, buffer_bytes=400)
+    kept = list(source)
+    assert len(source._arrays._made) == 3
+    again = pickle.loads(pickle.dumps(source._arrays))
+    assert not again._made
+    assert len(again.unused(2)["theta"]) == 2
+    assert sum(len(theta) for theta, _ in kept) == ROWS
 
 
 def test_buffers_are_filled_again_once_their_batches_are_gone(tables, monkeypatch):
